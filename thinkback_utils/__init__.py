@@ -1,0 +1,1 @@
+"""Thinkback: task-specific out-of-distribution detection, in closed form."""

@@ -1,0 +1,110 @@
+"""The classifier f(x): a pre-activation Wide Residual Network, split where the detector needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
+CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
+
+
+class _Block(nn.Module):
+    """BN-ReLU-conv-BN-ReLU-dropout-conv with a residual connection (Zagoruyko & Komodakis 2016, Fig. 1d)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.dropout = dropout
+        same = in_channels == out_channels and stride == 1
+        self.shortcut = None if same else nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.relu(self.bn1(x))
+        residual = F.relu(self.bn2(self.conv1(a)))
+        if self.dropout:
+            residual = F.dropout(residual, self.dropout, self.training)
+        # The projection reads the activated input, the identity the raw one: the convention of the authors' code.
+        return self.conv2(residual) + (x if self.shortcut is None else self.shortcut(a))
+
+
+class WideResNet(nn.Module):
+    """Wide residual network WRN-depth-width for 32x32 images (any size divisible by 4 works).
+
+    The network normalises its own input, so the weights file holds everything that turns pixels into logits.
+
+    Args:
+        depth: number of convolutions plus one; depth - 4 must be divisible by 6.
+        width: widening factor of the three stages (16, 32 and 64 channels times width).
+        num_classes: K, the number of logits.
+        dropout: probability inside each block, active in training mode only.
+        mean, std: per-channel statistics of the training images, in [0, 1].
+
+    Raises:
+        ValueError: if no network has that depth.
+
+    Source: Zagoruyko & Komodakis, "Wide Residual Networks" (2016).
+
+    >>> net = WideResNet(depth=10, width=1)
+    >>> net(torch.zeros(2, 3, 32, 32)).shape, net.get_classifier().in_features
+    (torch.Size([2, 10]), 64)
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        depth: int = 40,
+        width: int = 2,
+        num_classes: int = 10,
+        dropout: float = 0.3,
+        mean: Sequence[float] = CIFAR10_MEAN,
+        std: Sequence[float] = CIFAR10_STD,
+    ) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"thinkback: WideResNet depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40), got {depth}")
+        self.config = {"depth": depth, "width": width, "num_classes": num_classes, "dropout": dropout}
+        blocks, channels = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width]
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+        self.stem = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        self.stages = nn.Sequential(
+            *(
+                _Block(c_in if i == 0 else c_out, c_out, stride if i == 0 else 1, dropout)
+                for c_in, c_out, stride in zip(channels[:-1], channels[1:], (1, 2, 2), strict=True)
+                for i in range(blocks)
+            )
+        )
+        self.bn = nn.BatchNorm2d(channels[-1])
+        self.fc = nn.Linear(channels[-1], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.fc.bias)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Penultimate features h, shape (N, D), of images in [0, 1], shape (N, 3, H, W)."""
+        x = self.stem((x - self.mean) / self.std)
+        x = F.relu(self.bn(self.stages(x)))
+        return x.mean(dim=(2, 3))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Logits z = h W^T + b, shape (N, K)."""
+        logits: Tensor = self.fc(features)
+        return logits
+
+    def get_classifier(self) -> nn.Linear:
+        """The last linear layer, whose weight the score is about."""
+        return self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, shape (N, K), of images in [0, 1], shape (N, 3, H, W)."""
+        return self.forward_head(self.forward_features(x))
