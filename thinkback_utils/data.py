@@ -1,14 +1,62 @@
-"""Image sets as uint8 arrays."""
+"""Image sets as uint8 arrays: cached, downloaded and verified, or made from images that installed packages carry."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
-from dataclasses import dataclass
-from pathlib import Path
+import posixpath
+import string
+import sys
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from tqdm import tqdm
+
+SIDE = 32  # pixels: every set comes at the size of CIFAR-10
+
+PAPER_SETS = ("textures", "svhn", "lsun_crop", "lsun_resize", "isun")
+STAND_INS = ("textures10", "places9_crop", "places9_resize", "sun_resize")
+EMBEDDED_SETS = ("embedded_textures", "photo_crops", "photo_resizes", "letters")
+TWO_SPLITS = ("cifar10", "cifar100", "digits")  # every other set has a test split only
+
+TITLES: dict[str, str] = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "textures": "Textures",
+    "svhn": "SVHN",
+    "lsun_crop": "LSUN-Crop",
+    "lsun_resize": "LSUN-Resize",
+    "isun": "iSUN",
+    "textures10": "Textures-10",
+    "places9_crop": "Places9-Crop",
+    "places9_resize": "Places9-Resize",
+    "sun_resize": "SUN-Resize",
+    "digits": "Digits",
+    "embedded_textures": "Embedded textures",
+    "photo_crops": "Photo crops",
+    "photo_resizes": "Photo resizes",
+    "letters": "Letters",
+}
+
+_KEYS = ("images", "labels", "classes")
+Arrays = Mapping[str, Any]  # NumPy arrays under those keys: images uint8 (N, 32, 32, 3), the others where known
+
+
+class UnavailableError(FileNotFoundError):
+    """A set is neither in the data root nor to be had; the message says what was tried and what to do."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +69,7 @@ class ImageSet:
     name: str = "images"
 
     def __len__(self) -> int:
+        """Number of images."""
         return len(self.images)
 
 
@@ -29,14 +78,400 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("THINKBACK_DATA") or "~/.cache/thinkback").expanduser()
 
 
-def load(name: str, split: str = "test", root: str | Path | None = None) -> ImageSet:
-    """Load a set from the data root."""
+def load(name: str, split: str = "test", root: str | Path | None = None, progress: bool = True) -> ImageSet:
+    """Load an image set; one that is absent from the data root is downloaded, verified and cached there first.
+
+    The cache is ``<name>-<split>.npz``, or ``<name>.npz``, which counts as the test split. Any other set laid
+    there in the same form loads by its file name. The embedded sets are made in memory and need no file.
+
+    Args:
+        name: A key of ``TITLES``, or the name of a file in the data root.
+        split: "test" or, for the sets in ``TWO_SPLITS``, "train".
+        root: Data root; see ``data_root``.
+        progress: Show a bar while downloading.
+
+    Returns:
+        The set: images uint8 (N, 3, 32, 32), labels int64 (N,) or None.
+
+    Raises:
+        ValueError: Unknown name or split, or a file that does not hold such a set.
+        UnavailableError: The set is absent and could not be downloaded.
+
+    >>> digits = load("digits")
+    >>> digits.images.shape, digits.classes[:3]
+    (torch.Size([450, 3, 32, 32]), ('0', '1', '2'))
+    """
+    if name in _EMBEDDED:
+        _check_known(name, split)
+        return _image_set(_EMBEDDED[name](split), name, source=f"the embedded set {name!r}")
     folder = data_root(root)
-    path = next((p for p in (folder / f"{name}-{split}.npz", folder / f"{name}.npz") if p.exists()), None)
-    if path is None:
-        raise FileNotFoundError(f"thinkback: no set {name!r} ({split}) in {folder}")
-    with np.load(path, allow_pickle=False) as arrays:
-        images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous()
-        labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
-        classes = tuple(str(c) for c in arrays["classes"]) if "classes" in arrays else ()
-    return ImageSet(images, labels, classes, name)
+    if (path := _find(name, split, folder)) is None:
+        _check_known(name, split)
+        _build(name, split, folder, progress)
+        path = folder / _cache_file(name, split)
+    return _read(path, name)
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file in hexadecimal, as provenance records it; the file is streamed."""
+    return _digest(Path(path), "sha256")
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_known(name: str, split: str) -> None:
+    if name not in TITLES:
+        raise ValueError(f"thinkback: unknown set {name!r}; known sets: {', '.join(TITLES)}")
+    splits = ("train", "test") if name in TWO_SPLITS else ("test",)
+    if split not in splits:
+        raise ValueError(f"thinkback: set {name!r} has no split {split!r}; it has {' and '.join(splits)}")
+
+
+def _cache_file(name: str, split: str) -> str:
+    return f"{name}-{split}.npz" if name in TWO_SPLITS else f"{name}.npz"
+
+
+def _find(name: str, split: str, folder: Path) -> Path | None:
+    files = [f"{name}-{split}.npz", *([f"{name}.npz"] if split == "test" else [])]
+    return next((folder / file for file in files if (folder / file).exists()), None)
+
+
+def _read(path: Path, name: str) -> ImageSet:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in _KEYS if key in file}
+    except Exception as error:  # NumPy lets through what zipfile, zlib and lzma raise on a damaged file
+        raise ValueError(f"thinkback: {path} cannot be read as an .npz file without pickles: {error}") from error
+    return _image_set(arrays, name, source=path)
+
+
+def _image_set(arrays: Arrays, name: str, source: str | Path) -> ImageSet:
+    """Check the arrays of a set at the boundary, (N, 32, 32, 3), and hand them over as tensors, (N, 3, 32, 32)."""
+    images, labels = arrays.get("images"), arrays.get("labels")
+    if images is None or images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
+        found = "none" if images is None else f"{images.dtype} {images.shape}"
+        raise ValueError(f"thinkback: {source} must hold 'images' uint8 (N, {SIDE}, {SIDE}, 3), found {found}")
+    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
+        found = f"{labels.dtype} {labels.shape}"
+        raise ValueError(f"thinkback: {source} must hold 'labels' as integers ({len(images)},), found {found}")
+    return ImageSet(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+        classes=tuple(str(c) for c in arrays.get("classes", ())),
+        name=name,
+    )
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    """Write a cache file whole or not at all; uncompressed, since photographs hardly shrink and then load at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The original archive of a set, and how to read it; torchvision knows file, address and md5 of its own sets."""
+
+    read: Callable[[Archive, Path, Path], dict[str, Arrays]]  # (archive, its path, scratch folder) -> arrays by split
+    size: int  # images of the test split: a check that the right part of the archive was read
+    file: str = ""
+    url: str = ""
+    md5: str = ""
+    dataset: str = ""  # name of the torchvision class
+    folder: str = ""  # folder of the images inside the archive
+    sides: tuple[int, ...] = (SIDE,)  # pixels: the image sizes it may hold, larger ones to be centre-cropped
+
+    def torchvision_class(self) -> Any:
+        """The torchvision dataset class of this archive."""
+        return getattr(import_torchvision().datasets, self.dataset)
+
+    def located(self) -> Archive:
+        """The same archive with file, address and md5 filled in."""
+        if not self.dataset:
+            return self
+        kind = self.torchvision_class()
+        if self.dataset == "SVHN":
+            url, file, md5 = kind.split_list["test"]
+        elif self.dataset == "DTD":
+            url, file, md5 = kind._URL, posixpath.basename(kind._URL), kind._MD5
+        else:
+            url, file, md5 = kind.url, kind.filename, kind.tgz_md5
+        return replace(self, url=url, file=file, md5=md5)
+
+
+def _build(name: str, split: str, folder: Path, progress: bool) -> None:
+    """Make the cache files of a set from its archive: every split that is absent, so that one download is enough.
+
+    A downloaded archive is removed afterwards, as the cache holds all that is used of it; one that was laid in the
+    folder by hand is its owner's and stays.
+    """
+    if name not in ARCHIVES:
+        reason = "it has no address to download from"
+        raise _unavailable(name, split, folder, reason, f"Put {_cache_file(name, split)} in that folder")
+    archive = ARCHIVES[name].located()
+    by_hand = (folder / archive.file).exists()
+    path = _fetch(name, split, archive, folder, progress)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
+        splits = archive.read(archive, path, Path(scratch))
+    if (found := len(splits["test"]["images"])) != archive.size:
+        raise ValueError(f"thinkback: {path} holds {found:,} test images of {name}, not {archive.size:,}")
+    for each, arrays in splits.items():
+        if _find(name, each, folder) is None:
+            _write(folder / _cache_file(name, each), arrays)
+    if not by_hand:
+        path.unlink()
+
+
+def _unavailable(name: str, split: str, folder: Path, reason: str, remedy: str) -> UnavailableError:
+    file = _cache_file(name, split)
+    return UnavailableError(
+        f"thinkback: set {name!r} ({split}) is not in {folder} (looked for {file}), and {reason}. "
+        f"{remedy}, or set THINKBACK_DATA to a folder that holds {file}."
+    )
+
+
+def _fetch(name: str, split: str, archive: Archive, folder: Path, progress: bool) -> Path:
+    """Path of the verified archive, downloaded unless it lies in the folder; a partial file waits as ``*.part``."""
+    path, part = folder / archive.file, folder / f"{archive.file}.part"
+
+    def unavailable(reason: str) -> UnavailableError:
+        return _unavailable(name, split, folder, reason, f"Put {archive.file} from {archive.url} in that folder")
+
+    if path.exists():
+        if (md5 := _digest(path, "md5")) != archive.md5:
+            raise unavailable(f"the {archive.file} there has md5 {md5}, not {archive.md5}")
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _download(archive.url, part, progress)
+    except (OSError, HTTPException) as error:
+        kept = "; what arrived is kept, and the next call goes on from there" if part.exists() else ""
+        raise unavailable(f"the download from {archive.url} failed ({error!r}){kept}") from error
+    if (md5 := _digest(part, "md5")) != archive.md5:
+        part.unlink()
+        raise unavailable(f"what came from {archive.url} has md5 {md5}, not {archive.md5}; it was deleted")
+    return part.replace(path)
+
+
+def _download(url: str, part: Path, progress: bool) -> None:
+    """Fetch an address into a partial file, going on from the bytes already there if the server can do so."""
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "thinkback", **({"Range": f"bytes={start}-"} if start else {})}
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
+    except urllib.error.HTTPError as error:
+        if start and error.code == 416:  # no byte left to send: the checksum decides whether the file is whole
+            return
+        raise
+    with response:
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            start = 0  # the server sends the file from its beginning
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        with (
+            part.open("ab" if start else "wb") as file,
+            tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, disable=not progress) as bar,
+        ):
+            while chunk := response.read(1 << 16):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and (size := part.stat().st_size) < total:
+        raise ConnectionError(f"the connection broke after {size:,} of {total:,} bytes")
+
+
+def _files(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Name and content of each regular file in a tar archive; links are never followed, paths never leave it."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = PurePosixPath(posixpath.normpath(member.name.replace("\\", "/")))
+            if path.is_absolute() or ".." in path.parts or PureWindowsPath(path).drive:
+                raise ValueError(f"thinkback: {archive} holds {member.name!r}, a path outside its folder; not unpacked")
+            if member.isfile() and (content := tar.extractfile(member)) is not None:
+                yield path, content.read()
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    for name, content in _files(archive):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _read_cifar(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
+    _unpack(path, scratch)
+    sets = {split: archive.torchvision_class()(scratch, train=split == "train") for split in ("train", "test")}
+    return {
+        split: {"images": each.data, "labels": np.array(each.targets, np.int64), "classes": np.array(each.classes)}
+        for split, each in sets.items()
+    }
+
+
+def _read_svhn(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
+    svhn = archive.torchvision_class()(path.parent, split="test")
+    classes = np.array(list(string.digits))
+    return {"test": {"images": svhn.data.transpose(0, 2, 3, 1), "labels": svhn.labels, "classes": classes}}
+
+
+def _read_textures(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
+    """All images of the three splits of DTD: shorter side to 32 (bilinear, antialiased by PIL), centre crop 32."""
+    _unpack(path, scratch / "dtd")
+    transforms = import_torchvision().transforms
+    square = transforms.Compose([transforms.Resize(SIDE), transforms.CenterCrop(SIDE)])
+    parts = [archive.torchvision_class()(scratch, split, transform=square) for split in ("train", "val", "test")]
+    pairs = [part[i] for part in parts for i in range(len(part))]
+    images = np.stack([np.asarray(image) for image, _ in pairs])
+    labels = np.array([label for _, label in pairs], np.int64)
+    return {"test": {"images": images, "labels": labels, "classes": np.array(parts[0].classes)}}
+
+
+def _read_photos(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
+    """The images of one folder of the archive, by name; LSUN-Crop's are 36x36 and lose a border of 2 pixels."""
+    photos: dict[PurePosixPath, NDArray[np.uint8]] = {}
+    for name, content in _files(path):
+        if name.parent.name != archive.folder or name.suffix not in (".jpg", ".jpeg", ".png") or name.name[0] == ".":
+            continue
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        if image.width != image.height or image.width not in archive.sides:
+            sides = " or ".join(f"{side}x{side}" for side in archive.sides)
+            raise ValueError(f"thinkback: {name} in {path} is {image.width}x{image.height} pixels, not {sides}")
+        border = (image.width - SIDE) // 2
+        photos[name] = np.asarray(image)[border : border + SIDE, border : border + SIDE]
+    images = np.array([photos[name] for name in sorted(photos)], np.uint8).reshape(-1, SIDE, SIDE, 3)
+    return {"test": {"images": images}}
+
+
+def _odin(stem: str, key: str, md5: str, folder: str, size: int, sides: tuple[int, ...] = (SIDE,)) -> Archive:
+    """An archive that ODIN's authors share; dl=1 asks for the file itself, not for a page about it."""
+    url = f"https://www.dropbox.com/s/{key}/{stem}.tar.gz?dl=1"
+    return Archive(_read_photos, size, f"{stem}.tar.gz", url, md5, folder=folder, sides=sides)
+
+
+ARCHIVES: dict[str, Archive] = {
+    "cifar10": Archive(_read_cifar, 10_000, dataset="CIFAR10"),
+    "cifar100": Archive(_read_cifar, 10_000, dataset="CIFAR100"),
+    "svhn": Archive(_read_svhn, 26_032, dataset="SVHN"),
+    "textures": Archive(_read_textures, 5_640, dataset="DTD"),
+    "lsun_crop": _odin("LSUN", "fhtsw1m3qxlwj6h", "458a0a0ab8e5f1cb4516d7400568e460", "test", 10_000, (32, 36)),
+    "lsun_resize": _odin("LSUN_resize", "moqh2wh8696c3yl", "278b7b31c8cb7e804a1465a8ce03a2dc", "LSUN_resize", 10_000),
+    "isun": _odin("iSUN", "ssz7qxfqae0cca5", "be77b0f2c26fda898afac5f99645ee70", "iSUN_patches", 8_925),
+}
+
+_SCHEMAS: list[Any] = []  # a Library takes its schemas away when it is collected
+
+
+def import_torchvision() -> Any:
+    """Import torchvision, also where its compiled operators do not fit the installed torch.
+
+    A torchvision built for CUDA beside a CPU-only torch cannot load its operators and stops at declaring two of
+    them. Datasets, transforms and models need neither, so the two schemas are declared here and the import repeated;
+    where the builds match nothing is done.
+    """
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        for module in [module for module in sys.modules if module.partition(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        library: Any = torch.library  # untyped in torch
+        _SCHEMAS.append(library.Library("torchvision", "FRAGMENT"))
+        for operator in ("nms", "qnms"):
+            _SCHEMAS[-1].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+    return torchvision
+
+
+def _enlarge(coarse: NDArray[Any]) -> NDArray[np.uint8]:
+    """Grey images (N, 8, 8) of levels 0 to 16 as smooth RGB ones, uint8 (N, 32, 32, 3)."""
+    grey = np.round(coarse * (255 / 16)).astype(np.uint8)
+    large = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for image in grey]
+    return np.repeat(np.stack(large)[..., None], 3, axis=3)
+
+
+def _digits(split: str) -> Arrays:
+    """scikit-learn's 1,797 handwritten digits, 1,347 to train on and 450 to test on, drawn with a fixed seed."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.images))
+    chosen = order[450:] if split == "train" else order[:450]
+    classes = np.array(list(string.digits))
+    return {"images": _enlarge(digits.images[chosen]), "labels": digits.target[chosen], "classes": classes}
+
+
+def _letters(split: str) -> Arrays:
+    """510 printed capitals, brought to the 8x8 pixels and 17 grey levels of the digits: only the shapes are new.
+
+    B, D, G, I, J, O, Q, S and Z are left out: at this size they can be read as 8, 0, 6, 1, 1, 0, 0, 5 and 2.
+    """
+    import matplotlib
+
+    letters = [letter for letter in string.ascii_uppercase if letter not in "BDGIJOQSZ"]
+    faces = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    fonts = [ImageFont.truetype(str(folder / f"{face}.ttf"), size) for face in faces for size in range(32, 44, 2)]
+    rng = np.random.default_rng(4)
+    labels = np.repeat(np.arange(len(letters)), 30)
+    coarse = []
+    for label in labels:
+        canvas = Image.new("L", (SIDE, SIDE))
+        centre = tuple(SIDE / 2 + rng.uniform(-2, 2, size=2))
+        font = fonts[rng.integers(len(fonts))]
+        ImageDraw.Draw(canvas).text(centre, letters[label], fill=255, font=font, anchor="mm")
+        pixels = np.asarray(canvas.reduce(4))
+        coarse.append(np.round(pixels * (16 / pixels.max())))  # full contrast: thin strokes are not dimmer ones
+    return {"images": _enlarge(np.stack(coarse)), "labels": labels, "classes": np.array(letters)}
+
+
+def _regions(photos: dict[str, Image.Image], smallest: int, largest: int | None, seed: int) -> Arrays:
+    """200 random squares of each photo, sides from smallest to largest (None: all that fits) pixels, brought to 32."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for photo in photos.values():
+        for _ in range(200):
+            side = int(rng.integers(smallest, largest or min(photo.size), endpoint=True))
+            x, y = (int(rng.integers(length - side, endpoint=True)) for length in photo.size)
+            box = (x, y, x + side, y + side)
+            images.append(np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box)))
+    labels = np.repeat(np.arange(len(photos)), 200)
+    return {"images": np.stack(images), "labels": labels, "classes": np.array(list(photos))}
+
+
+def _photos() -> dict[str, Image.Image]:
+    import matplotlib
+    from sklearn.datasets import load_sample_image
+
+    photos = {name: Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("china", "flower")}
+    hopper = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
+    return {**photos, "grace_hopper": Image.open(hopper).convert("RGB")}
+
+
+def _embedded_textures(split: str) -> Arrays:
+    try:
+        from skimage import data
+    except ImportError as error:
+        remedy = 'pip install "thinkback-utils[embedded]"'
+        raise ImportError(f"thinkback: set 'embedded_textures' needs scikit-image: {remedy}") from error
+
+    surfaces = {name: Image.fromarray(getattr(data, name)()).convert("RGB") for name in ("brick", "grass", "gravel")}
+    return _regions(surfaces, SIDE, SIDE, seed=1)
+
+
+_EMBEDDED: dict[str, Callable[[str], Arrays]] = {  # split -> arrays; a fixed seed each
+    "digits": _digits,
+    "embedded_textures": _embedded_textures,
+    "photo_crops": lambda split: _regions(_photos(), SIDE, SIDE, seed=2),
+    "photo_resizes": lambda split: _regions(_photos(), 96, None, seed=3),
+    "letters": _letters,
+}

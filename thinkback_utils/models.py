@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
@@ -31,7 +35,8 @@ class _Block(nn.Module):
         if self.dropout:
             residual = F.dropout(residual, self.dropout, self.training)
         # The projection reads the activated input, the identity the raw one: the convention of the authors' code.
-        return self.conv2(residual) + (x if self.shortcut is None else self.shortcut(a))
+        output: Tensor = self.conv2(residual) + (x if self.shortcut is None else self.shortcut(a))
+        return output
 
 
 class WideResNet(nn.Module):
@@ -70,7 +75,9 @@ class WideResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"thinkback: WideResNet depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40), got {depth}")
+            raise ValueError(
+                f"thinkback: WideResNet depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40), got {depth}"
+            )
         self.config = {"depth": depth, "width": width, "num_classes": num_classes, "dropout": dropout}
         blocks, channels = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
@@ -108,3 +115,24 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (N, K), of images in [0, 1], shape (N, 3, H, W)."""
         return self.forward_head(self.forward_features(x))
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights as float16 safetensors, with the arguments of the constructor in its header."""
+        state = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous().cpu() for k, v in state.items()}, path, {"config": json.dumps(self.config)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> WideResNet:
+        """A network in evaluation mode, float32, from a file that :meth:`save` wrote."""
+        if not Path(path).exists():
+            raise FileNotFoundError(
+                f"thinkback: no weights at {path}; train some with `python -m thinkback_utils.train`"
+            )
+        with safe_open(path, "pt") as file:
+            config = (file.metadata() or {}).get("config")
+        if config is None:
+            raise ValueError(f"thinkback: {path} does not name its network; only files written by WideResNet.save do")
+        model = cls(**json.loads(config))
+        model.load_state_dict(load_file(path))
+        return model.eval()

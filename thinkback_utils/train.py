@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import math
 import os
@@ -13,11 +15,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import ImageSet
+from .data import ImageSet, load
+from .models import WideResNet
+from .provenance import describe, write_json
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class TrainConfig:
     anneal: Literal["cosine", "linear"] = "cosine"  # to zero, per step
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 5e-4
-    flip: Literal["random", "alternating"] = "random"  # alternating: each image mirrored every second epoch
+    flip: Literal["random", "alternating", "off"] = "random"  # alternating: mirrored every second epoch; off: digits
     resolutions: tuple[tuple[int, int], ...] = ((0, 0),)  # (first epoch, image side); side 0 is the full size
     amp: Literal["auto", "off"] = "auto"  # mixed precision where the hardware has it
     compile: bool = False  # pays on a GPU only
@@ -77,7 +82,18 @@ RECIPES: dict[str, TrainConfig] = {
         flip="alternating",
         resolutions=((0, 16), (6, 24), (11, 0)),
     ),
-    "smoke": TrainConfig(depth=10, width=1, dropout=0.0, epochs=8, peak_lr=0.2, warmup=0.2, anneal="linear"),
+    # Seconds, on scikit-learn's digits, which a mirror would turn into other signs.
+    "smoke": TrainConfig(
+        depth=10,
+        width=1,
+        dropout=0.0,
+        epochs=8,
+        batch_size=32,
+        warmup=0.2,
+        anneal="linear",
+        flip="off",
+        resolutions=((0, 16), (6, 0)),
+    ),
 }
 
 
@@ -154,10 +170,8 @@ def _epoch(
     history: History,
     bar: tqdm[Any],
 ) -> None:
-    start, seen = time.perf_counter(), 0
-    device = optimizer.param_groups[0]["params"][0].device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct
-    dtype = _amp_dtype(config, device)
+    device, start, seen = optimizer.param_groups[0]["params"][0].device, time.perf_counter(), 0
+    sums, dtype = torch.zeros(2, dtype=torch.float64, device=device), _amp_dtype(config, device)  # loss, correct
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed * 100_003 + epoch)  # dropout
         for step, (x, y) in enumerate(batches):
@@ -167,7 +181,7 @@ def _epoch(
                 logits = forward(x)
             loss = F.cross_entropy(logits.float(), y)
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
             sums += torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()]).double()
@@ -198,6 +212,8 @@ def _batches(images: Tensor, labels: Tensor, config: TrainConfig, epoch: int) ->
     if config.flip == "alternating":
         coin = torch.randint(2, (n,), generator=torch.Generator().manual_seed(config.seed)).to(device)
         mirrored = (coin + epoch) % 2 == 1
+    elif config.flip == "off":
+        mirrored = torch.zeros_like(mirrored)
     span = torch.arange(side, device=device)
     for index in order.split(config.batch_size):
         rows = (top[index, None] + span)[:, :, None]  # (B, s, 1)
@@ -219,7 +235,7 @@ def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
         return None
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot say
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot say
     return torch.bfloat16 if capabilities.get("avx512_bf16") else None
 
 
@@ -268,30 +284,54 @@ def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, c
     return History(**json.loads(metadata["history"]))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of ``python -m thinkback_utils.train``: a recipe, any field of it, and where to put the result."""
-    import argparse
-    import dataclasses
+def train_network(
+    config: TrainConfig, dataset: str, folder: Path, device: str | None = None, command: dict[str, Any] | None = None
+) -> tuple[WideResNet, dict[str, Any]]:
+    """Train a WideResNet on a named set and keep it: weights and ``training.json`` in ``folder``.
 
-    from .data import load
-    from .models import WideResNet
+    A run that was killed goes on from its checkpoint when it is called again.
 
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.train", description=main.__doc__)
+    Returns:
+        The network as read back from its float16 weights file, in evaluation mode, and the training record.
+    """
+    train, record_path = load(dataset, "train"), folder / "training.json"
+    if not record_path.exists():  # the first start describes the run, resumptions keep it
+        write_json(record_path, command or describe())
+    torch.manual_seed(config.seed)  # initial weights
+    classes = int(train.labels.max()) + 1 if train.labels is not None else 0
+    model = WideResNet(config.depth, config.width, classes, config.dropout)
+    history = fit(model, train, config, folder / "checkpoint.safetensors", device)
+    model.save(folder / "weights.safetensors")
+    record = json.loads(record_path.read_text()) | {"config": asdict(config), "history": asdict(history)}
+    write_json(record_path, record)
+    return WideResNet.load(folder / "weights.safetensors"), record
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--recipe`` and an option for each field of :class:`TrainConfig`."""
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="reference")
-    parser.add_argument("--dataset", default="cifar10", help="a set with a train and a test split")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint.safetensors, weights and provenance")
-    parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     for field in dataclasses.fields(TrainConfig):
         if field.name != "resolutions":
-            parser.add_argument(f"--{field.name}", type=type(field.default), default=argparse.SUPPRESS)
-    options = vars(parser.parse_args(arguments))
-    recipe, dataset, out, device = (options.pop(name) for name in ("recipe", "dataset", "out", "device"))
-    config = dataclasses.replace(RECIPES[recipe], **options)
-    train = load(dataset, "train")
-    torch.manual_seed(config.seed)  # initial weights
-    model = WideResNet(config.depth, config.width, dropout=config.dropout)
-    history = fit(model, train, config, out / "checkpoint.safetensors", device)
-    print(f"accuracy {accuracy(model, load(dataset, 'test')):.4f}, {sum(history.seconds) / 60:.1f} minutes")
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=None)
+
+
+def config_from(options: argparse.Namespace) -> TrainConfig:
+    """The recipe that the parsed options name, with the fields that they set."""
+    fields = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(TrainConfig)}
+    return dataclasses.replace(RECIPES[options.recipe], **{k: v for k, v in fields.items() if v is not None})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train a network: a recipe, any field of it, and the folder that keeps the result."""
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.train", description=main.__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--dataset", default="cifar10", help="a set with a train and a test split")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, weights and training record")
+    parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
+    options = parser.parse_args(arguments)
+    model, record = train_network(config_from(options), options.dataset, options.out, options.device)
+    minutes = sum(record["history"]["seconds"]) / 60
+    print(f"test accuracy {accuracy(model, load(options.dataset, 'test')):.4f} after {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,135 @@
+"""Extraction from any classifier, and the bundle."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from thinkback_utils.data import ImageSet
+from thinkback_utils.features import Bundle, Features, extract
+from thinkback_utils.models import WideResNet
+
+IMAGES = torch.randint(256, (10, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+
+
+class Net(nn.Module):
+    """A trunk and two heads; ``returns`` decides what forward gives."""
+
+    def __init__(self, returns="first"):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Dropout(0.5))
+        self.first, self.second, self.returns = nn.Linear(6, 4), nn.Linear(6, 2), returns
+
+    def forward(self, x):
+        h = self.trunk(x)
+        first, second = self.first(h), self.second(h)
+        return {
+            "first": first,
+            "tuple": (first, h),
+            "dict": {"logits": first},
+            "both": (first, second),
+            "log": first.log_softmax(1),
+        }[self.returns]
+
+
+def expected(net):
+    net.eval()
+    with torch.inference_mode():
+        h = net.trunk(IMAGES.float() / 255)
+        return h, net.first(h)
+
+
+@pytest.mark.parametrize("returns", ["first", "tuple", "dict"])
+def test_head_is_found_by_what_the_model_returns(returns):
+    net = Net(returns)
+    out = extract(net, IMAGES, batch_size=4)
+    h, z = expected(net)
+    torch.testing.assert_close(out.features, h)
+    torch.testing.assert_close(out.logits, z)
+
+
+@pytest.mark.parametrize("returns", ["both", "log"])
+def test_ambiguous_head_lists_candidates_and_a_name_settles_it(returns):
+    net = Net(returns)
+    with pytest.raises(ValueError, match=r"'first' \(6 -> 4\), 'second' \(6 -> 2\)"):
+        extract(net, IMAGES)
+    torch.testing.assert_close(extract(net, IMAGES, head="second").logits.shape, (10, 2))
+    with pytest.raises(ValueError, match=r"no nn.Linear named 'third'.*'first'"):
+        extract(net, IMAGES, head="third")
+
+
+def test_every_form_of_images_gives_the_same():
+    net, labels = Net(), torch.arange(10)
+    whole = extract(net, IMAGES)
+    floats = IMAGES.float() / 255
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(floats, labels), batch_size=3)
+    for images in (IMAGES.numpy(), floats, [IMAGES[:6], IMAGES[6:]], loader, ImageSet(IMAGES, labels)):
+        out = extract(net, images)
+        torch.testing.assert_close(out.logits, whole.logits)
+        if isinstance(images, ImageSet) or images is loader:
+            assert torch.equal(out.labels, labels)
+        else:
+            assert out.labels is None
+
+
+def test_model_is_given_back_in_training_mode_without_hooks():
+    net = Net().train()
+    first, second = extract(net, IMAGES), extract(net, IMAGES)
+    assert torch.equal(first.logits, second.logits)  # dropout was off
+    assert net.training
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_unusable_models_and_images_are_named():
+    with pytest.raises(ValueError, match=r"the model has no nn\.Linear"):
+        extract(nn.Flatten(), IMAGES)
+    with pytest.raises(ValueError, match="images is empty"):
+        extract(Net(), [])
+    with pytest.raises(ValueError, match=re.escape("expected one row for each of 10 images")):
+        extract(nn.Linear(8, 2), IMAGES)
+
+
+def test_half_precision_model_gives_float32():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).bfloat16()
+    assert extract(net, (IMAGES.float() / 255).bfloat16()).features.dtype == torch.float32
+
+
+def test_wide_resnet_split_is_its_forward_pass():
+    net = WideResNet(10, 1).eval()
+    out = extract(net, torch.randint(256, (4, 3, 32, 32)).byte())
+    assert out.features.shape == (4, 64)
+    torch.testing.assert_close(net.forward_head(out.features), out.logits)
+
+
+def test_bundle_round_trip_is_exact_but_for_float16(tmp_path):
+    net = Net()
+    bundle = Bundle(
+        {"a": extract(net, ImageSet(IMAGES, torch.arange(10))), "b": extract(net, IMAGES)},
+        net.first.weight.detach(),
+        net.first.bias.detach(),
+    )
+    bundle.save(tmp_path / "bundle.npz")
+    again = Bundle.load(tmp_path / "bundle.npz")
+    assert list(again.sets) == ["a", "b"]
+    assert torch.equal(again.weight, bundle.weight)
+    for name, item in bundle.sets.items():
+        assert torch.equal(again.sets[name].logits, item.logits)
+        assert torch.equal(again.sets[name].features, item.half().features)
+    assert torch.equal(again.sets["a"].labels, torch.arange(10))
+    assert again.sets["b"].labels is None
+    with np.load(tmp_path / "bundle.npz", allow_pickle=False) as arrays:
+        assert arrays["a.features"].dtype == np.float16
+    first = (tmp_path / "bundle.npz").read_bytes()
+    bundle.save(tmp_path / "bundle.npz")
+    assert (tmp_path / "bundle.npz").read_bytes() == first
+
+
+def test_missing_bundle_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no feature bundle at .*python -m thinkback_utils.reproduce"):
+        Bundle.load(tmp_path / "bundle.npz")
+
+
+def test_length():
+    assert len(Features(torch.zeros(3, 2), torch.zeros(3, 2))) == 3

@@ -1,0 +1,92 @@
+"""Metrics against scikit-learn, SciPy and counting pairs."""
+
+import numpy as np
+import pytest
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from thinkback_utils import metrics
+
+GENERATOR = np.random.default_rng(0)
+CASES = {
+    "continuous": (GENERATOR.normal(0, 1, 1000), GENERATOR.normal(1, 1, 200)),
+    "ties": (GENERATOR.integers(0, 6, 500).astype(float), GENERATOR.integers(2, 8, 200).astype(float)),
+    "constant": (np.ones(300), np.ones(200)),
+    "perfect": (np.arange(100.0), np.arange(200.0) + 100),
+    "reversed": (np.arange(100.0) + 200, np.arange(200.0)),
+}
+
+
+def counted(ids, oods):
+    """The four definitions, straight from the words: every threshold, every pair."""
+    points = [((ids >= t).mean(), (oods >= t).mean()) for t in np.r_[np.inf, np.unique(np.r_[ids, oods])[::-1]]]
+    pairs = (oods[:, None] > ids).mean() + (oods[:, None] == ids).mean() / 2
+    return (
+        max(tpr for fpr, tpr in points if fpr <= 0.10),
+        next(fpr for fpr, tpr in points if tpr >= 0.95),
+        pairs,
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_against_counting_and_scikit_learn(case):
+    ids, oods = CASES[case]
+    labels, values = np.r_[np.zeros(len(ids)), np.ones(len(oods))], np.r_[ids, oods]
+    for prevalence in (1 / 6, 0.5):
+        ours = metrics.ood_metrics(ids, oods, prevalence)
+        np.testing.assert_allclose([ours["tpr10"], ours["fpr95"], ours["auroc"]], counted(ids, oods), atol=1e-12)
+        np.testing.assert_allclose(ours["auroc"], roc_auc_score(labels, values), atol=1e-12)
+        weight = np.r_[np.full(len(ids), (1 - prevalence) / len(ids)), np.full(len(oods), prevalence / len(oods))]
+        oracle = average_precision_score(labels, values, sample_weight=weight)
+        np.testing.assert_allclose(ours["aupr"], oracle, atol=1e-12)
+    np.testing.assert_allclose(ours["auroc"], mannwhitneyu(oods, ids).statistic / len(ids) / len(oods), atol=1e-12)
+
+
+def test_rates_are_exact_at_200_ood():
+    """190 of 200 is exactly 95 %: the threshold that finds 190 must be the one that counts."""
+    oods, ids = np.arange(200.0), np.array([9.5, 10.5])
+    assert metrics.ood_metrics(ids, oods)["fpr95"] == 0.5
+    assert metrics.ood_metrics(np.arange(10.0), np.array([8.5]))["tpr10"] == 1
+
+
+def test_nearest_rule_may_stop_below_95():
+    ids, oods = np.array([0.5, 1.5]), np.r_[0.0, 1.0, np.full(18, 2.0)]
+    curve = metrics.roc(ids, oods)  # true-positive rates 0.9, 0.95, 1
+    assert metrics.fpr_at_tpr(curve) == 0.5
+    assert metrics.fpr_at_tpr(curve, 0.92, rule="nearest") == 0.0
+    assert metrics.fpr_at_tpr(curve, 0.92) == 0.5
+
+
+def test_draws_are_seeded_subsets():
+    scores = np.arange(100.0)
+    first, again = (list(metrics.draws(scores, 30, 4, seed=1)) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(len(set(draw)) == 30 for draw in first)
+    assert not np.array_equal(np.sort(first[0]), np.sort(first[1]))
+    assert len(next(metrics.draws(scores, 2000))) == 100
+
+
+def test_bootstrap_interval_covers_the_truth():
+    """AUROC of two unit normals one apart is Phi(1 / sqrt 2) = 0.7602; 95 % intervals cover it nearly always."""
+    covered = 0
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        ids, oods = generator.normal(0, 1, 300), generator.normal(1, 1, 300)
+        low, high = metrics.bootstrap(ids, oods, resamples=100, seed=seed)["auroc"]
+        assert 0.02 < high - low < 0.15
+        covered += low <= 0.7602 <= high
+    assert covered >= 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], [1.0]), r"id_scores must be a non-empty vector, got shape \(0,\)"),
+        (([1.0], [[1.0]]), r"ood_scores must be a non-empty vector, got shape \(1, 1\)"),
+        (([1.0, np.nan], [1.0]), r"id_scores holds nan at position 1"),
+        (([1.0], [1.0], 1.0), r"prevalence is a fraction between 0 and 1, got 1.0"),
+    ],
+)
+def test_bad_scores_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.ood_metrics(*arguments)

@@ -1,0 +1,282 @@
+"""The runner is strict where papermill is lenient; tiny notebooks show each refusal."""
+
+from __future__ import annotations
+
+import ast
+import html
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import yaml
+
+from thinkback_utils import runner
+
+ROOT = Path(__file__).parents[1]
+PARAMETERS = """\
+seed: int = 0  # of everything random
+device: str = "cpu"  # cpu or cuda
+eps: float = 1e-16  # added to the Fisher
+sets: list[str] = ["svhn"]  # image sets"""
+
+
+def write(path: Path, *code: str, kernel: str = "python3", tag: str = "parameters") -> Path:
+    """A notebook with a title, a parameters cell, and these code cells."""
+    v4 = nbformat.v4
+    cells = [v4.new_markdown_cell(f"# Chapter {path.stem}")]
+    cells += [v4.new_code_cell(text, metadata={"tags": [tag]} if i == 0 else {}) for i, text in enumerate(code)]
+    notebook = v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": kernel, "display_name": "Python 3"}})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A book of two chapters in the working directory."""
+    write(tmp_path / "notebooks" / "01_one.ipynb", PARAMETERS, "print('seed', seed, sets)")
+    write(tmp_path / "notebooks" / "02_two.ipynb", "seed: int = 0  # seed", "seed + 1")
+    contents = {"format": "jb-book", "root": "book/intro", "chapters": []}
+    contents["chapters"] = [{"file": "notebooks/01_one"}, {"file": "notebooks/02_two"}]
+    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
+    (tmp_path / "_config.yml").touch()
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "intro.md").write_text("# Tiny\n\nOn to [one](../notebooks/01_one.ipynb), $x^2$.\n")
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "smoke.yml").write_text("profile: smoke\nseed: 3\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refusal(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which the command line refuses."""
+    capsys.readouterr()
+    assert runner.main(arguments) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("thinkback: ")
+    return last
+
+
+@pytest.mark.parametrize(
+    ("hint", "good", "bad"),
+    [
+        ("int", [0, -3], [True, 1.0, "1"]),
+        ("float", [0, 0.5], [False, "0.5"]),
+        ("bool", [True], [1, "true"]),
+        ("str", ["", "x"], [1, None]),
+        ("list[float]", [[], [1, 2.5]], [(1.0,), ["a"], 1]),
+        ("dict[str, int]", [{}, {"a": 1}], [{"a": "b"}, {1: 1}]),
+    ],
+)
+def test_types(hint: str, good: list[Any], bad: list[Any]) -> None:
+    node = ast.parse(hint, mode="eval").body
+    assert all(runner.fits(value, node) for value in good)
+    assert not any(runner.fits(value, node) for value in bad)
+
+
+def test_types_that_papermill_cannot_show_are_refused() -> None:
+    with pytest.raises(runner.BookError, match=r"annotated 'int \| None'"):
+        runner.fits(None, ast.parse("int | None", mode="eval").body)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint", "value"),
+    [("5", "int", 5), ("1e-16", "float", 1e-16), ("5", "str", "5"), ("[a, b]", "list[str]", ["a", "b"])],
+)
+def test_command_line_values(text: str, hint: str, value: Any) -> None:
+    assert runner.parse(text, ast.parse(hint, mode="eval").body) == value
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("seed = 0", "not 'seed = 0'"),
+        ("import os", "not 'import os'"),
+        ("seed: int = 1 + len('a')", "is no literal"),
+        ("seed: int = '1'", "of another type"),
+        ("seed: tuple = ()", "annotated 'tuple'"),
+    ],
+)
+def test_parameters_cell_holds_typed_literals_alone(tmp_path: Path, cell: str, message: str) -> None:
+    with pytest.raises(runner.BookError, match=re.escape(message)):
+        runner.declared(write(tmp_path / "a.ipynb", cell))
+
+
+def test_exactly_one_tagged_cell(tmp_path: Path) -> None:
+    with pytest.raises(runner.BookError, match="has 0 cells tagged 'parameters'"):
+        runner.declared(write(tmp_path / "none.ipynb", PARAMETERS, tag="params"))
+    two = write(tmp_path / "two.ipynb", PARAMETERS, "1")
+    notebook = nbformat.read(two, as_version=4)
+    notebook.cells[-1].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, two)
+    with pytest.raises(runner.BookError, match="has 2 cells"):
+        runner.declared(two)
+
+
+def test_only_the_python3_kernel(tmp_path: Path) -> None:
+    with pytest.raises(runner.BookError, match="asks for the kernel 'ir'"):
+        runner.declared(write(tmp_path / "a.ipynb", PARAMETERS, kernel="ir"))
+
+
+def test_common_parameters_reach_only_chapters_that_declare_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ipynb", PARAMETERS)
+    values = runner.choose(path, {"profile": "smoke", "seed": 3}, {"eps": 0.1}, {"sets": "[lsun_crop]"})
+    assert values == {"seed": 3, "eps": 0.1, "sets": ["lsun_crop"]}
+    with pytest.raises(runner.BookError, match=r"seed='x' is no int"):
+        runner.choose(path, {"seed": "x"}, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "sead", "1"], "none of one, two has a parameter 'sead'"),
+        (["--only", "two", "-p", "eps", "1"], "none of two has a parameter 'eps'"),
+        (["-p", "seed", "one"], "seed='one' is no int"),
+        (["-p", "sets", "svhn"], "sets='svhn' is no list[str]"),
+        (["--only", "three"], "there is no chapter 'three'; the chapters are one, two"),
+        (["--profile", "huge"], "the profiles are smoke"),
+        (
+            ["run", "notebooks/01_one.ipynb", "-o", "out.ipynb", "-p", "sead", "1"],
+            "it declares seed, device, eps, sets",
+        ),
+        (["run", "notebooks/09_nine.ipynb", "-o", "out.ipynb"], "there is no notebooks/09_nine.ipynb"),
+    ],
+)
+def test_command_line_refuses(
+    book: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in refusal(*arguments, capsys=capsys)
+    assert not (book / "_build").exists()
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        ("epochs: 2", "'epochs' is not one of profile, seed"),
+        ("notebooks: {one: {epochs: 2}}", "01_one.ipynb has no parameter 'epochs'"),
+        ("notebooks: {three: {seed: 2}}", "there is no chapter 'three'"),
+        ("notebooks: {two: {seed: two}}", "seed='two' is no int"),
+    ],
+)
+def test_profiles_are_held_to_the_chapters(
+    book: Path, capsys: pytest.CaptureFixture[str], profile: str, message: str
+) -> None:
+    (book / "profiles" / "smoke.yml").write_text(profile)
+    assert message in refusal("execute", "--only", "two", capsys=capsys)  # also for chapters that would not run now
+
+
+def test_contents_must_exist(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (book / "notebooks" / "02_two.ipynb").unlink()
+    assert "_toc.yml lists notebooks/02_two" in refusal(capsys=capsys)
+    (book / "_toc.yml").unlink()
+    assert "run this from the root of the repository" in refusal(capsys=capsys)
+
+
+def test_raising_cell_stops_everything(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = book / "notebooks" / "01_one.ipynb"
+    write(one, PARAMETERS, "print('before')", "raise RuntimeError('no\\nway')", "print('after')")
+    cell = nbformat.read(one, as_version=4).cells[3]
+    last = refusal(capsys=capsys)
+    copy = Path("_build", "executed", "01_one.ipynb")
+    assert last == (
+        f"thinkback: {Path('notebooks/01_one.ipynb')}, cell 4 (id {cell.id}): RuntimeError: no; partial copy: {copy}"
+    )
+    outputs = [cell.outputs for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
+    assert [len(output) for output in outputs] == [0, 0, 1, 1, 0]  # parameters, injected, printed, raised, not run
+    assert not (book / "_build" / "executed" / "02_two.ipynb").exists()
+    assert not (book / "_build" / "html").exists()
+    write(book / "notebooks" / "02_two.ipynb", "seed: int = 0")
+    assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
+
+
+def test_run_executes_one_notebook_in_its_own_folder(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = book / "share" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    (foreign / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(foreign.parents[1]))
+    path = write(
+        book / "notebooks" / "01_one.ipynb", PARAMETERS, "import os, sys; print(os.getcwd(), sys.executable, eps)"
+    )
+    assert runner.main(["run", str(path), "-o", "out/copy.ipynb", "-p", "eps", "1e-3"]) == 0
+    printed = nbformat.read(Path("out/copy.ipynb"), as_version=4).cells[-1].outputs[0].text.split()
+    assert [Path(printed[0]), printed[1], printed[2]] == [path.parent, sys.executable, "0.001"]
+
+
+def test_kernel_of_another_python_is_refused(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = book / "share" / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    (foreign / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    monkeypatch.setattr(sys, "prefix", str(book))
+    with pytest.raises(runner.BookError, match="the kernel 'python3' starts /bin/false"):
+        runner.use_own_kernel()
+
+
+def test_scrub_leaves_no_trace_of_the_machine() -> None:
+    v4 = nbformat.v4
+    injected = v4.new_code_cell("# Parameters\nseed = 1\n", metadata={"tags": ["injected-parameters"]})
+    streams = [("stderr", "\r 10%"), ("stderr", "\r100%\n"), ("stderr", "careful\n"), ("stdout", "out\n")]
+    cell = v4.new_code_cell(
+        "f()", metadata={"papermill": {"start_time": "now"}, "execution": {}, "tags": ["hide-input"]}
+    )
+    cell.outputs = [v4.new_output("stream", name=name, text=text) for name, text in streams]
+    notebook = v4.new_notebook(cells=[injected, cell], metadata={"papermill": {"input_path": "/a/b"}, "colab": {}})
+    clean = runner.scrub(notebook)
+    assert dict(clean.metadata) == {"colab": {}}
+    assert clean.cells[0].source.startswith("# This page was rendered with:\nseed = 1")
+    assert clean.cells[1].metadata == {"tags": ["hide-input"]}
+    assert [output.text for output in clean.cells[1].outputs] == ["careful\n", "out\n"]
+
+
+def test_front_page_is_a_moved_copy(tmp_path: Path) -> None:
+    (tmp_path / "book").mkdir()
+    page = '<html data-content_root="../"><a href="#a"><a href="../n/x.html#b"><img src="../_images/i.svg">'
+    page += '<a href="https://example.org/x"><a href="limits.html"><script src="../_static/../mathjax/m.js?v=1">'
+    (tmp_path / "book" / "intro.html").write_text(page)
+    runner.front_page(tmp_path, "book/intro.html")
+    moved = (tmp_path / "index.html").read_text()
+    assert re.findall('="([^"]*)"', moved) == [
+        *("./", "#a", "n/x.html#b", "_images/i.svg", "https://example.org/x", "book/limits.html", "mathjax/m.js?v=1")
+    ]
+
+
+def test_whole_book(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Execute, stage, build, check; then each thing the check is there for."""
+    config = yaml.safe_load(shutil.copyfile(ROOT / "_config.yml", book / "_config.yml").read_text(encoding="utf-8"))
+    (book / "book" / "references.bib").touch()
+    for name in ("_static", "vendor"):
+        shutil.copytree(ROOT / "book" / name, book / "book" / name)
+    for name in (config["logo"], config["html"]["favicon"]):
+        shutil.copyfile(ROOT / name, book / name)
+    before = {path for path in book.rglob("*") if "_build" not in path.parts}
+    assert runner.main(["-p", "sets", "[isun]"]) == 0
+    assert {path for path in book.rglob("*") if "_build" not in path.parts} == before
+    site = book / "_build" / "html"
+    assert str(site / "index.html") in capsys.readouterr().out
+    page = (site / "notebooks" / "01_one.html").read_text(encoding="utf-8")
+    text = html.unescape(re.sub("<[^>]+>", "", page))
+    assert "seed 3 ['isun']" in text
+    assert "# This page was rendered with:" in text
+    assert (site / "_sources" / "notebooks" / "01_one.ipynb").read_text().count(str(book)) == 0
+    assert 'href="notebooks/01_one.html"' in (site / "index.html").read_text(encoding="utf-8")
+    wrong = {
+        "names a folder of this machine": f"<p>{book}{os.sep}data</p>",
+        "shows a traceback": '<div class="output traceback">',
+        "has an empty output": '<div class="cell_output docutils container">\n</div>',
+        "shows an image without a file": '<img alt="" src="../none.svg">',
+    }
+    for message, insert in wrong.items():
+        (site / "notebooks" / "01_one.html").write_text(page + insert, encoding="utf-8")
+        with pytest.raises(runner.BookError, match=message):
+            runner.check(Path(), site)
+    (site / "notebooks" / "01_one.html").write_text(page.replace("Chapter", ""), encoding="utf-8")
+    with pytest.raises(runner.BookError, match="does not carry the title"):
+        runner.check(Path(), site)
+    (site / "notebooks" / "01_one.html").unlink()
+    with pytest.raises(runner.BookError, match=r"are not those of _toc\.yml"):
+        runner.check(Path(), site)

@@ -1,0 +1,124 @@
+"""How well a score separates: OOD is the positive class, and a sample is called OOD when score >= threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import auc, roc_curve
+
+METRICS = ("tpr10", "fpr95", "auroc", "aupr")
+TITLES = {"tpr10": "TPR10 ↑", "fpr95": "FPR95 ↓", "auroc": "AUROC ↑", "aupr": "AUPR ↑"}
+
+
+class Roc(NamedTuple):
+    """Operating points by falling threshold, from (0, 0) to (1, 1); tied scores share one point."""
+
+    fpr: NDArray[np.float64]
+    tpr: NDArray[np.float64]
+    threshold: NDArray[np.float64]
+
+
+def roc(id_scores: ArrayLike, ood_scores: ArrayLike, sample_weight: NDArray[np.integer] | None = None) -> Roc:
+    """ROC curve of the scores, (N_id,) and (N_ood,), higher = more OOD.
+
+    ``sample_weight`` counts each sample, in-distribution first: a bootstrap resample without copying it.
+
+    Raises:
+        ValueError: if a side is empty, not one-dimensional, or holds a value that is not finite.
+    """
+    sides = [_vector(n, s) for n, s in (("id_scores", id_scores), ("ood_scores", ood_scores))]
+    positive = np.repeat([0, 1], [len(side) for side in sides])
+    return Roc(*roc_curve(positive, np.concatenate(sides), sample_weight=sample_weight, drop_intermediate=False))
+
+
+def tpr_at_fpr(curve: Roc, fpr: float = 0.10) -> float:
+    """Largest true-positive rate among the points whose false-positive rate is at most ``fpr``."""
+    return float(curve.tpr[curve.fpr <= fpr].max())
+
+
+def fpr_at_tpr(curve: Roc, tpr: float = 0.95, rule: Literal["first", "nearest"] = "first") -> float:
+    """False-positive rate at the first threshold that reaches ``tpr``.
+
+    ``rule="nearest"`` takes the point whose true-positive rate is closest instead, as Outlier Exposure's code does.
+    """
+    if rule == "nearest":
+        return float(curve.fpr[np.abs(curve.tpr - tpr).argmin()])
+    return float(curve.fpr[(curve.tpr >= tpr).argmax()])
+
+
+def average_precision(curve: Roc, prevalence: float) -> float:
+    """Average precision (step rule) if a fraction ``prevalence`` of all samples were OOD.
+
+    Precision at a point is ``pi TPR / (pi TPR + (1 - pi) FPR)``, so the mix is a weight and nothing is resampled.
+    """
+    if not 0 < prevalence < 1:
+        raise ValueError(f"thinkback: prevalence is a fraction between 0 and 1, got {prevalence}")
+    tpr, fpr = curve.tpr[1:], curve.fpr[1:]
+    precision = prevalence * tpr / (prevalence * tpr + (1 - prevalence) * fpr)
+    return float(np.sum(np.diff(curve.tpr) * precision))
+
+
+def summary(curve: Roc, prevalence: float = 1 / 6) -> dict[str, float]:
+    """The paper's four metrics of one ROC curve, in [0, 1]."""
+    return {
+        "tpr10": tpr_at_fpr(curve),
+        "fpr95": fpr_at_tpr(curve),
+        "auroc": float(auc(curve.fpr, curve.tpr)),
+        "aupr": average_precision(curve, prevalence),
+    }
+
+
+def ood_metrics(id_scores: ArrayLike, ood_scores: ArrayLike, prevalence: float = 1 / 6) -> dict[str, float]:
+    """TPR10, FPR95, AUROC and AUPR of a score, exact and tie-aware.
+
+    Args:
+        id_scores, ood_scores: float (N_id,) and (N_ood,), higher = more OOD.
+        prevalence: fraction of OOD samples for the AUPR; 1/6 is 2,000 OOD against 10,000 ID images.
+
+    Returns:
+        ``{"tpr10", "fpr95", "auroc", "aupr"}`` in [0, 1]; higher is better but for fpr95. AUROC counts ties one half.
+
+    Raises:
+        ValueError: on an empty side, values that are not finite, or a prevalence outside (0, 1).
+
+    >>> ood_metrics([0.1, 0.2], [0.2, 0.9])["auroc"]
+    0.875
+    """
+    return summary(roc(id_scores, ood_scores), prevalence)
+
+
+def draws(ood_scores: ArrayLike, size: int = 2000, count: int = 10, seed: int = 0) -> Iterator[NDArray[np.float64]]:
+    """The protocol's random subsets: ``count`` draws of min(size, N) scores without replacement, seeded."""
+    scores, generator = _vector("ood_scores", ood_scores), np.random.default_rng(seed)
+    for _ in range(count):
+        yield generator.choice(scores, min(size, len(scores)), replace=False)
+
+
+def bootstrap(
+    id_scores: ArrayLike, ood_scores: ArrayLike, prevalence: float = 1 / 6, resamples: int = 500, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of the four metrics over the images, both sides resampled.
+
+    Returns:
+        ``{metric: (low, high)}``.
+    """
+    sides = _vector("id_scores", id_scores), _vector("ood_scores", ood_scores)
+    generator, values = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        weight = [generator.multinomial(len(s), np.full(len(s), 1 / len(s))) for s in sides]
+        values.append(list(summary(roc(*sides, sample_weight=np.concatenate(weight)), prevalence).values()))
+    low, high = np.quantile(values, [0.025, 0.975], axis=0)
+    return {metric: (float(a), float(b)) for metric, a, b in zip(METRICS, low, high, strict=True)}
+
+
+def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or not len(vector):
+        raise ValueError(f"thinkback: {name} must be a non-empty vector, got shape {vector.shape}")
+    if not np.isfinite(vector).all():
+        where = int(np.flatnonzero(~np.isfinite(vector))[0])
+        raise ValueError(f"thinkback: {name} holds {vector[where]} at position {where}; scores must be finite")
+    return vector

@@ -1,0 +1,142 @@
+"""Figures from arrays: every function draws on the axes it is given and returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
+
+from .metrics import Roc
+
+INK = "#7c7f86"  # reads on white and on near-black
+ID_COLOR, OOD_COLOR = "#3d8fd1", "#d9622b"
+METHOD_COLORS = {
+    "msp": "#8a8f98",
+    "energy": "#1f9e89",
+    "thinkback": "#b4529c",
+    "max_logit": "#b59a2c",
+    "gradnorm": "#3d8fd1",
+    "thinkback_eq5": "#d9622b",
+}
+
+
+def use_style() -> None:
+    """Switch matplotlib to the book's style and notebooks to vector graphics."""
+    plt.style.use(Path(__file__).with_name("book.mplstyle"))
+    try:
+        from IPython.core.getipython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    if get_ipython() is not None:
+        set_matplotlib_formats("svg", metadata={"Date": None})
+
+
+def plot_scores(
+    id_scores: ArrayLike,
+    ood_scores: ArrayLike,
+    *,
+    threshold: float | None = None,
+    xlabel: str = "score",
+    ax: Axes | None = None,
+) -> Axes:
+    """Two normalised histograms, in-distribution and OOD, (N_id,) and (N_ood,), with the threshold as a line."""
+    ax = ax or plt.subplots()[1]
+    ids, oods = np.asarray(id_scores), np.asarray(ood_scores)
+    bins = np.linspace(min(ids.min(), oods.min()), max(ids.max(), oods.max()), 50)
+    for values, color, label in ((ids, ID_COLOR, "in-distribution"), (oods, OOD_COLOR, "OOD")):
+        sns.histplot(x=values, bins=bins, stat="density", element="step", color=color, alpha=0.35, ax=ax, label=label)
+    if threshold is not None:
+        ax.axvline(threshold, color=INK, linestyle="--", linewidth=1.2)
+        ax.annotate(" called OOD →", (threshold, 1), xycoords=("data", "axes fraction"), va="top", color=INK)
+    ax.set(xlabel=xlabel, ylabel="density")
+    ax.legend()
+    return ax
+
+
+def plot_roc(curves: Mapping[str, Roc], *, ax: Axes | None = None) -> Axes:
+    """ROC curves by label; a label that names a method takes the method's colour."""
+    ax = ax or plt.subplots(figsize=(4.2, 4.0))[1]
+    for label, curve in curves.items():
+        ax.plot(curve.fpr, curve.tpr, label=label, color=METHOD_COLORS.get(label))
+    ax.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+    ax.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    ax.legend(loc="lower right")
+    return ax
+
+
+def plot_iso_scores(
+    residual2: Mapping[str, ArrayLike], norm2: Mapping[str, ArrayLike], *, levels: int = 9, ax: Axes | None = None
+) -> Axes:
+    """Clouds of (squared feature norm, squared residual) per set over lines of equal ``||r||^2 ||h||^2`` (log-log)."""
+    ax = ax or plt.subplots(figsize=(6.4, 4.4))[1]
+    for (name, y), color in zip(residual2.items(), (ID_COLOR, OOD_COLOR, *METHOD_COLORS.values()), strict=False):
+        ax.scatter(np.asarray(norm2[name]), np.asarray(y), s=5, alpha=0.35, linewidths=0, color=color, label=name)
+    ax.set(xscale="log", yscale="log", xlabel=r"squared feature norm $\|h\|^2$", ylabel=r"squared residual $\|r\|^2$")
+    x, y_range = np.array(ax.get_xlim()), ax.get_ylim()
+    for score in np.geomspace(x[0] * y_range[0], x[1] * y_range[1], levels + 2)[1:-1]:
+        ax.plot(x, score / x, color=INK, linewidth=0.7, linestyle=":", scalex=False, scaley=False)
+    ax.set(xlim=tuple(x), ylim=y_range)
+    ax.legend(markerscale=3, loc="lower left")
+    return ax
+
+
+def plot_training(loss: Sequence[float], accuracy: Sequence[float], *, ax: Axes | None = None) -> Axes:
+    """Training loss (left scale) and accuracy (right scale) by epoch."""
+    ax = ax or plt.subplots()[1]
+    epochs = np.arange(1, len(loss) + 1)
+    ax.plot(epochs, loss, color=OOD_COLOR, marker="o", markersize=3)
+    ax.set(xlabel="epoch", ylabel="mean training loss", ylim=(0, None))
+    ax.yaxis.label.set_color(OOD_COLOR)
+    twin = ax.twinx()
+    twin.plot(epochs, accuracy, color=ID_COLOR, marker="o", markersize=3)
+    twin.set(ylabel="training accuracy", ylim=(0, 1))
+    twin.yaxis.label.set_color(ID_COLOR)
+    twin.spines["right"].set_visible(True)
+    return ax
+
+
+def plot_dumbbells(
+    rows: Sequence[Mapping[str, Any]], paper: Sequence[Mapping[str, Any]], metric: str, *, ax: Axes | None = None
+) -> Axes:
+    """One line per set: the methods' values of a metric, filled where measured, hollow where the paper printed them.
+
+    Args:
+        rows: records with ``title`` (of the set), ``method`` and the metric, in [0, 1].
+        paper: the same for printed values.
+        metric: the field that is drawn.
+    """
+    ax = ax or plt.subplots()[1]
+    titles = list(dict.fromkeys(row["title"] for row in [*rows, *paper]))
+    place = {title: -i for i, title in enumerate(titles)}
+    for records, filled in ((rows, True), (paper, False)):
+        for title in titles:
+            values = [100 * r[metric] for r in records if r["title"] == title]
+            if values:
+                y = place[title] + (0 if filled or not any(r["title"] == title for r in rows) else -0.28)
+                ax.plot([min(values), max(values)], [y, y], color=INK, linewidth=1, alpha=0.5, zorder=1)
+                for r in (r for r in records if r["title"] == title):
+                    color = METHOD_COLORS[r["method"]]
+                    ax.scatter(100 * r[metric], y, s=42, zorder=2, edgecolors=color, color=color if filled else "none")
+    ax.set_yticks(list(place.values()), titles)
+    ax.set(xlabel="%")
+    ax.grid(axis="x")
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def legend_of_methods(ax: Axes, titles: Mapping[str, str], *, printed: bool = True) -> None:
+    """A key for :func:`plot_dumbbells`: a colour per method, filled ours, hollow the paper's."""
+    handles = [Line2D([], [], marker="o", linestyle="", color=METHOD_COLORS[m], label=t) for m, t in titles.items()]
+    if printed:
+        for label, face in (("measured here", INK), ("paper", "none")):
+            handles.append(Line2D([], [], marker="o", linestyle="", color=INK, markerfacecolor=face, label=label))
+    ax.figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))

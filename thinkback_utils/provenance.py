@@ -1,0 +1,83 @@
+"""What produced a result: written beside everything under results/."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def describe(module: str | None = None) -> dict[str, Any]:
+    """Command, commit, time, device and versions of the running process, as JSON types."""
+    program = ["python", "-m", module] if module else [Path(sys.argv[0]).name]
+    return {
+        "command": shlex.join([*program, *sys.argv[1:]]),
+        "commit": _commit(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": _device(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, with a closing newline."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class Box:
+    """The reproducibility box at the end of a chapter: the parameters it ran with, and on what.
+
+    >>> clock = Box(profile="smoke", seed=0)  # at the top; showing it later adds the time in between
+    """
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters, self.start = parameters, time.perf_counter()
+
+    def _repr_markdown_(self) -> str:
+        facts, seconds = describe(), time.perf_counter() - self.start
+        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        parameters = ", ".join(f"`{name} = {value!r}`" for name, value in self.parameters.items())
+        rows = {
+            "Parameters": parameters,
+            "Commit": f"`{facts['commit'][:12]}`",
+            "Device": facts["device"],
+            "Versions": versions,
+            "Run time": f"{seconds:.0f} s",
+        }
+        return "\n".join(["| Reproduce this page | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
+def _commit() -> str:
+    """Commit of this package's checkout, with a mark when the package differs from it; "unknown" without git."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", str(here)]).returncode == 0
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit if clean else f"{commit}+changes"
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+    return f"{cpu}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,0 +1,145 @@
+"""The whole chain of one network: train, extract, score, measure; each step is skipped when its file is there."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import data, metrics, scores
+from .features import Bundle, Features, extract, save_arrays
+from .fisher import DiagonalFisher
+from .provenance import describe, write_json
+from .train import TrainConfig, add_config_arguments, config_from, train_network
+
+ID_TRAIN, ID_TEST = "cifar10-train", "cifar10-test"
+FAR, NEAR = (*data.STAND_INS, "svhn"), ("cifar100",)
+SETS = ("svhn", *data.STAND_INS, *NEAR)
+
+METHODS: dict[str, Callable[[Features, Tensor], Tensor]] = {
+    "msp": lambda x, fisher: scores.msp(x.logits),
+    "energy": lambda x, fisher: scores.energy(x.logits),
+    "thinkback": lambda x, fisher: scores.thinkback(x.features, x.logits, fisher),
+    "max_logit": lambda x, fisher: scores.max_logit(x.logits),
+    "gradnorm": lambda x, fisher: scores.gradnorm(x.features, x.logits),
+    "thinkback_eq5": lambda x, fisher: scores.thinkback(x.features, x.logits),
+}
+TITLES = {
+    "msp": "Softmax",
+    "energy": "Energy",
+    "thinkback": "Thinkback",
+    "max_logit": "MaxLogit",
+    "gradnorm": "GradNorm",
+    "thinkback_eq5": "Thinkback, Eq. 5",
+}
+
+Scores = dict[str, dict[str, NDArray[np.float64]]]  # set -> method -> (N,)
+
+
+def score_bundle(bundle: Bundle, methods: Iterable[str] = METHODS, sets: Iterable[str] | None = None) -> Scores:
+    """Every method on every set of a bundle; the Fisher is fitted on the training features in it."""
+    train = bundle.sets[ID_TRAIN]
+    fisher = DiagonalFisher().update(train.features, train.logits).compute()
+    names = [name for name in bundle.sets if name != ID_TRAIN] if sets is None else list(sets)
+    return {name: {m: METHODS[m](bundle.sets[name], fisher).numpy() for m in methods} for name in names}
+
+
+def table(
+    scored: Scores, n_ood: int = 2000, draws: int = 10, seed: int = 0, prevalence: float = 1 / 6, resamples: int = 0
+) -> list[dict[str, Any]]:
+    """One record per OOD set and method: the four metrics, mean and standard deviation over seeded draws.
+
+    With ``resamples``, each record also has 95 % bootstrap intervals over all images of the set.
+    """
+    records = []
+    for name, by_method in scored.items():
+        if name == ID_TEST:
+            continue
+        for method, ood in by_method.items():
+            ids = scored[ID_TEST][method]
+            values = [metrics.ood_metrics(ids, draw, prevalence) for draw in metrics.draws(ood, n_ood, draws, seed)]
+            record: dict[str, Any] = {"set": name, "method": method, "draw_seed": seed, "draws": draws}
+            record |= {"n_id": len(ids), "n_ood": min(n_ood, len(ood)), "prevalence": prevalence}
+            for metric in metrics.METRICS:
+                column = [value[metric] for value in values]
+                record |= {metric: float(np.mean(column)), f"{metric}_std": float(np.std(column))}
+            if resamples:
+                record["interval95"] = metrics.bootstrap(ids, ood, prevalence, resamples, seed)
+            records.append(record)
+    return records
+
+
+def float16_error(bundle: Bundle, exact: Mapping[str, Features]) -> float:
+    """Largest change of any metric of Thinkback when the features are rounded to float16, on the sets of ``exact``."""
+    rounded = table(score_bundle(Bundle({k: v.half() for k, v in exact.items()}, bundle.weight, bundle.bias)), draws=1)
+    precise = table(score_bundle(Bundle(dict(exact), bundle.weight, bundle.bias)), draws=1)
+    return max(float(abs(a[m] - b[m])) for a, b in zip(rounded, precise, strict=True) for m in metrics.METRICS)
+
+
+def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | None = None) -> dict[str, Any]:
+    """Train (or finish training) one network; write bundle, weights, scores and provenance into ``folder``.
+
+    Returns:
+        The provenance record, as saved in ``provenance.json``.
+    """
+    start, provenance = time.perf_counter(), describe("thinkback_utils.reproduce")
+    model, training = train_network(config, "cifar10", folder, device)
+    model.to(device=device or "cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    exact, hashes = {}, {}
+    for name, (set_name, split) in _splits(sets).items():
+        images = data.load(set_name, split)
+        exact[name] = extract(model, images)
+        hashes[name] = hashlib.sha256(images.images.numpy().tobytes()).hexdigest()
+    head = model.get_classifier()
+    bundle = Bundle(exact, head.weight.detach().cpu(), head.bias.detach().cpu())
+    bundle.save(folder / "bundle.npz")
+    scored = score_bundle(Bundle.load(folder / "bundle.npz"))
+    flat = {f"{name}.{method}": s.astype(np.float32) for name, row in scored.items() for method, s in row.items()}
+    save_arrays(folder / "scores.npz", flat)
+    provenance |= {
+        "seed": config.seed,
+        "accuracy": {name: _accuracy(exact[name]) for name in (ID_TRAIN, ID_TEST)},
+        "training": training,
+        "float16_metric_error": float16_error(bundle, exact),
+        "images_sha256": hashes,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    write_json(folder / "provenance.json", provenance)
+    return provenance
+
+
+def _splits(sets: Iterable[str]) -> dict[str, tuple[str, str]]:
+    return {ID_TRAIN: ("cifar10", "train"), ID_TEST: ("cifar10", "test"), **{name: (name, "test") for name in sets}}
+
+
+def _accuracy(item: Features) -> float:
+    return float(item.logits.argmax(1).eq(item.labels).float().mean()) if item.labels is not None else float("nan")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train one network, extract its features, score every set and write the table, resuming where it was killed."""
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.reproduce", description=main.__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder that is filled")
+    parser.add_argument("--sets", nargs="*", default=[*SETS], help="OOD sets, by their names in thinkback_utils.data")
+    parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
+    options = parser.parse_args(arguments)
+    config = config_from(options)
+    folder = options.results / "wrn40-2-cifar10" / f"seed{config.seed}"
+    provenance = run(config, folder, options.sets, options.device)
+    bundle = Bundle.load(folder / "bundle.npz")
+    records = table(score_bundle(bundle), resamples=200)
+    write_json(options.results / "table1.json", [{"seed": config.seed, **record} for record in records])
+    print(f"test accuracy {provenance['accuracy'][ID_TEST]:.4f}, results in {folder}")
+
+
+if __name__ == "__main__":
+    main()

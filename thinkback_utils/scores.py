@@ -1,0 +1,254 @@
+"""Scores g(x) as pure functions of penultimate features and logits: one forward pass feeds them all.
+
+Shapes: N samples, D features, K classes. Every score is float64 (N,), higher = more out-of-distribution, and comes back
+as the kind of array that went in (torch or NumPy).
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = TypeVar("Array", Tensor, NDArray[np.floating])
+
+
+def msp(logits: Array, temperature: float = 1.0) -> Array:
+    """Maximum softmax probability, negated: ``-max_k softmax(z / T)_k``.
+
+    Args:
+        logits: z, float (N, K).
+        temperature: T > 0; 1 is the published baseline.
+
+    Returns:
+        float64 (N,) in [-1, -1/K], higher = more OOD.
+
+    Raises:
+        ValueError: on an empty, integer, non-finite or wrongly shaped array, or T <= 0.
+
+    Source: Hendrycks & Gimpel (2017), the row "Softmax" of the paper.
+
+    >>> msp(np.array([[0.0, 0.0], [9.0, 0.0]])).round(3)
+    array([-0.5, -1. ])
+    """
+    z = _matrix("logits", logits) / _temperature(temperature)
+    return _like(-z.softmax(1).amax(1), logits)
+
+
+def max_logit(logits: Array) -> Array:
+    """Largest logit, negated: ``-max_k z_k``, float64 (N,), higher = more OOD (Hendrycks et al. 2022)."""
+    return _like(-_matrix("logits", logits).amax(1), logits)
+
+
+def energy(logits: Array, temperature: float = 1.0) -> Array:
+    """Free energy ``-T log sum_k exp(z_k / T)``, float64 (N,), higher = more OOD.
+
+    Arguments and errors as in :func:`msp`. Source: Liu et al. (2020), the row "Energy" of the paper.
+
+    >>> energy(np.array([[0.0, 0.0]])).round(4)  # -log 2
+    array([-0.6931])
+    """
+    z = _matrix("logits", logits) / _temperature(temperature)
+    return _like(-temperature * z.logsumexp(1), logits)
+
+
+def gradnorm(features: Array, logits: Array, temperature: float = 1.0) -> Array:
+    """GradNorm in closed form: ``-||h||_1 ||p - 1/K||_1 / T``, float64 (N,), higher = more OOD.
+
+    The L1 norm of the gradient that the *uniform* label causes in the last layer's weight. In-distribution inputs have
+    the larger norm, hence the sign. Source: Huang et al. (2021), Eq. 8; see :func:`gradnorm_autograd`.
+    """
+    h, z = _pair(features, logits)
+    u = (z / _temperature(temperature)).softmax(1) - 1 / z.shape[1]
+    return _like(-h.abs().sum(1) * u.abs().sum(1) / temperature, logits)
+
+
+def gradnorm_autograd(features: Tensor, weight: Tensor, bias: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """What :func:`gradnorm` must equal: backpropagate the uniform label's loss, sample by sample."""
+    uniform = torch.full((len(weight),), 1 / len(weight), dtype=torch.float64)
+    gradients = head_gradients(features, weight, bias, uniform.expand(len(features), -1), temperature)
+    return -gradients[:, :, :-1].abs().sum((1, 2))
+
+
+def thinkback(
+    features: Array,
+    logits: Array,
+    fisher: Tensor | NDArray[np.floating] | None = None,
+    temperature: float = 5.0,
+    eps: float = 1e-16,
+    damping: float = 0.0,
+) -> Array:
+    """Squared gradient of the network's own decision, weighed by what training data causes.
+
+    The gradient of ``-log softmax(z / T)_yhat`` in the last layer's weight is the outer product ``r h^T`` with
+    ``r = (softmax(z / T) - onehot(yhat)) / T``, so no backward pass is needed:
+
+    - without ``fisher`` (Eq. 5): ``sum_kd r_k^2 h_d^2 = ||r||^2 ||h||^2``;
+    - with it (Eq. 6-7): ``sum_kd r_k^2 h_d^2 / (eps + E_kd)``, E the expected squared gradient on training data.
+
+    Args:
+        features: h, float (N, D), the input of the last linear layer.
+        logits: z, float (N, K).
+        fisher: E, (K, D), or (K, D + 1) with the bias column last; from ``DiagonalFisher(...).compute()``.
+        temperature: T > 0; the paper lands on 5.
+        eps: absolute floor under E, 1e-16 in the paper. A feature that is silent on the fit data but not at test time
+            multiplies the score by 1 / eps.
+        damping: relative floor, in units of mean(E); 0 in the paper, 1e-3 tames silent features.
+
+    Returns:
+        float64 (N,), non-negative, higher = more OOD.
+
+    Raises:
+        ValueError: on arrays that are empty, integer, non-finite or disagree on N, D or K; T <= 0; a negative floor.
+
+    Source: Yang & Rossi (2021), Eq. 5-7; see :func:`thinkback_autograd`.
+
+    >>> h, z = np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]])
+    >>> thinkback(h, z, temperature=1.0)  # ||(-1/2, 1/2)||^2 times 5^2
+    array([12.5])
+    """
+    h, z = _pair(features, logits)
+    r2, h2 = residual(z, temperature).square(), h.square()
+    if fisher is None:
+        return _like(r2.sum(1) * h2.sum(1), logits)
+    importance = 1 / _damped(fisher, h, z, eps, damping)  # (K, D[+1])
+    score = ((r2 @ importance[:, : h.shape[1]]) * h2).sum(1)
+    if importance.shape[1] > h.shape[1]:
+        score = score + r2 @ importance[:, -1]
+    return _like(score, logits)
+
+
+def thinkback_autograd(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    fisher: Tensor | None = None,
+    temperature: float = 5.0,
+    eps: float = 1e-16,
+    damping: float = 0.0,
+) -> Tensor:
+    """What :func:`thinkback` must equal: one backward pass per sample, as the paper's text says it.
+
+    Args:
+        features: h, float (N, D).
+        weight, bias: of the last linear layer, (K, D) and (K,).
+        fisher, temperature, eps, damping: as in :func:`thinkback`.
+    """
+    logits = features.double() @ weight.double().T + (0 if bias is None else bias.double())
+    squared = head_gradients(features, weight, bias, logits.argmax(1), temperature).square()  # (N, K, D + 1)
+    if fisher is None:
+        return squared[:, :, :-1].sum((1, 2))
+    floor = _damped(fisher, features.double(), logits, eps, damping)
+    return (squared[:, :, : fisher.shape[1]] / floor).sum((1, 2))
+
+
+def head_gradients(
+    features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float = 5.0
+) -> Tensor:
+    """Per-sample gradients of ``-log softmax(z / T)_label`` in the last layer, by plain autograd.
+
+    The loss of a class is written as ``-log sigmoid(z_y / T - logsumexp of the others)``, which is the same function:
+    through ``log softmax`` autograd itself would subtract 1 from a probability near 1 and lose digits.
+
+    Args:
+        features: h, float (N, D).
+        weight, bias: of the last linear layer, (K, D) and (K,); no bias counts as zero.
+        labels: classes int64 (N,), or label distributions float (N, K).
+        temperature: T.
+
+    Returns:
+        float64 (N, K, D + 1), the bias's gradient in the last column.
+    """
+    w = weight.detach().double().requires_grad_()
+    b = (torch.zeros(len(w)) if bias is None else bias.detach()).double().requires_grad_()
+    gradients = []
+    for h, label in zip(features.double(), labels, strict=True):
+        z = (w @ h + b) / temperature
+        if label.ndim:
+            loss = F.cross_entropy(z, label)
+        else:
+            loss = -F.logsigmoid(z[label] - torch.cat([z[:label], z[label + 1 :]]).logsumexp(0))
+        gradient_w, gradient_b = torch.autograd.grad(loss, (w, b))
+        gradients.append(torch.cat([gradient_w, gradient_b[:, None]], 1))
+    return torch.stack(gradients)
+
+
+def residual(logits: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+    """Gradient of the loss in the logits, ``(softmax(z / T) - onehot(label)) / T``, float64 (N, K).
+
+    The label's own entry is minus the sum of the others: subtracting 1 from a probability near 1 would lose every digit
+    of a confident sample's residual, and training samples are confident.
+
+    Args:
+        logits: z, float (N, K).
+        temperature: T > 0.
+        labels: int64 (N,); the network's own decision ``argmax z`` when None.
+    """
+    z = logits.double()
+    y = (z.argmax(1) if labels is None else labels)[:, None]
+    others = (z / _temperature(temperature)).softmax(1).scatter(1, y, 0.0)
+    return others.scatter(1, y, -others.sum(1, keepdim=True)) / temperature
+
+
+def _damped(
+    fisher: Tensor | NDArray[np.floating], features: Tensor, logits: Tensor, eps: float, damping: float
+) -> Tensor:
+    expected = _matrix("fisher", fisher).to(features.device)
+    (classes, columns), width = expected.shape, features.shape[1]
+    if classes != logits.shape[1]:
+        raise ValueError(
+            f"thinkback: logits {tuple(logits.shape)} and fisher {tuple(expected.shape)} disagree on K; "
+            "was the Fisher fitted on another model?"
+        )
+    if columns not in (width, width + 1):
+        raise ValueError(
+            f"thinkback: features {tuple(features.shape)} and fisher {tuple(expected.shape)} disagree on D; "
+            "was the Fisher fitted on another model?"
+        )
+    if eps < 0 or damping < 0 or bool((expected < 0).any()):
+        raise ValueError(
+            f"thinkback: eps, damping and fisher must not be negative, got eps={eps}, damping={damping}, "
+            f"smallest fisher entry {expected.min().item():.3g}"
+        )
+    floor = eps + damping * expected.mean() + expected
+    if bool((floor == 0).any()):
+        raise ValueError("thinkback: fisher has entries that are 0 and eps and damping are 0 too; set one of them")
+    return floor
+
+
+def _temperature(temperature: float) -> float:
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"thinkback: temperature must be positive and finite, got {temperature}")
+    return temperature
+
+
+def _matrix(name: str, values: object) -> Tensor:
+    """A float64 matrix, or the reason why ``values`` is none."""
+    tensor = torch.as_tensor(values)
+    if not tensor.is_floating_point():
+        raise ValueError(f"thinkback: {name} must be floating point, got {tensor.dtype}; convert with .float()")
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise ValueError(f"thinkback: {name} must be a non-empty matrix (N, ·), got shape {tuple(tensor.shape)}")
+    bad = ~torch.isfinite(tensor)
+    if bad.any():
+        row, column = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"thinkback: {name} has {int(bad.sum())} values that are not finite, "
+            f"the first is {tensor[row, column].item()} at row {row}, column {column}"
+        )
+    return tensor.double()
+
+
+def _pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
+    h, z = _matrix("features", features), _matrix("logits", logits)
+    if len(h) != len(z):
+        raise ValueError(f"thinkback: features {tuple(h.shape)} and logits {tuple(z.shape)} disagree on N")
+    return h, z
+
+
+def _like(score: Tensor, given: Array) -> Array:
+    return score if isinstance(given, Tensor) else score.cpu().numpy()
