@@ -1,4 +1,4 @@
-# Needs make and Python 3.11 or newer with venv; everything else is installed into .venv at the versions of constraints.txt.
+# Needs make and Python 3.10 or newer with venv; everything else is installed into .venv at the versions of constraints.txt.
 PYTHON ?= python3
 PORT ?= 8000
 PIP_DISABLE_PIP_VERSION_CHECK := 1

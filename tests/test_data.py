@@ -195,12 +195,6 @@ def test_a_split_that_a_set_lacks_is_an_error_that_names_it(tmp_path: Path, name
         load(name, split=split, root=tmp_path)
 
 
-def test_sha256(tmp_path: Path) -> None:
-    content = bytes(3 << 20)
-    (tmp_path / "file").write_bytes(content)
-    assert data.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
-
-
 def test_a_stand_in_must_lie_in_the_data_root(tmp_path: Path) -> None:
     with pytest.raises(
         UnavailableError, match=r"'textures10'.*no address.*Put textures10\.npz in that folder"

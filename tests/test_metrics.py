@@ -50,11 +50,13 @@ def test_rates_are_exact_at_200_ood():
 
 
 def test_nearest_rule_may_stop_below_95():
-    ids, oods = np.array([0.5, 1.5]), np.r_[0.0, 1.0, np.full(18, 2.0)]
-    curve = metrics.roc(ids, oods)  # true-positive rates 0.9, 0.95, 1
-    assert metrics.fpr_at_tpr(curve) == 0.5
-    assert metrics.fpr_at_tpr(curve, 0.92, rule="nearest") == 0.0
-    assert metrics.fpr_at_tpr(curve, 0.92) == 0.5
+    ids, oods = np.array([0.5, 1.5, 1.6]), np.r_[0.0, 1.0, np.full(18, 2.0)]
+    curve = metrics.roc(ids, oods)  # true-positive rate 0.9 at false-positive rates 0, 1/3 and 2/3; 0.95 at 2/3; 1
+    assert metrics.fpr_at_tpr(curve) == metrics.fpr_at_tpr(curve, 0.92) == 2 / 3
+    assert metrics.fpr_at_tpr(curve, 0.9) == 0
+    assert metrics.fpr_at_tpr(curve, 0.9, rule="nearest") == 2 / 3
+    assert metrics.fpr_at_tpr(metrics.roc([0.5, 2.5], oods), 0.92, rule="nearest") == 0.5
+    assert metrics.fpr_at_tpr(metrics.roc([0.5, 2.5], oods), 0.92) == 0.5
 
 
 def test_draws_are_seeded_subsets():

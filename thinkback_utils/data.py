@@ -52,6 +52,19 @@ TITLES: dict[str, str] = {
 }
 
 _KEYS = ("images", "labels", "classes")
+ABOUT: dict[str, str] = {
+    "svhn": "house numbers, a draw from the SVHN test split",
+    "textures": "all of the Describable Textures Dataset (DTD)",
+    "lsun_crop": "the paper's archive of LSUN crops",
+    "lsun_resize": "the paper's archive of resized LSUN photos",
+    "isun": "the paper's archive of resized iSUN photos",
+    "textures10": "10 of DTD's 47 classes: a subset of Textures with another mix",
+    "places9_crop": "crops of scene photos from 9 of LSUN's 10 classes: stands in for LSUN-Crop",
+    "places9_resize": "the same photos, resized whole: stands in for LSUN-Resize",
+    "sun_resize": "resized photos of 23 SUN categories: stands in for iSUN",
+    "cifar100": "near-OOD: classes that resemble CIFAR-10's; not in the paper",
+}
+
 Arrays = Mapping[str, Any]  # NumPy arrays under those keys: images uint8 (N, 32, 32, 3), the others where known
 
 
@@ -112,13 +125,8 @@ def load(name: str, split: str = "test", root: str | Path | None = None, progres
     return _read(path, name)
 
 
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file in hexadecimal, as provenance records it; the file is streamed."""
-    return _digest(Path(path), "sha256")
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -249,7 +257,7 @@ def _fetch(name: str, split: str, archive: Archive, folder: Path, progress: bool
         return _unavailable(name, split, folder, reason, f"Put {archive.file} from {archive.url} in that folder")
 
     if path.exists():
-        if (md5 := _digest(path, "md5")) != archive.md5:
+        if (md5 := _md5(path)) != archive.md5:
             raise unavailable(f"the {archive.file} there has md5 {md5}, not {archive.md5}")
         return path
     try:
@@ -258,7 +266,7 @@ def _fetch(name: str, split: str, archive: Archive, folder: Path, progress: bool
     except (OSError, HTTPException) as error:
         kept = "; what arrived is kept, and the next call goes on from there" if part.exists() else ""
         raise unavailable(f"the download from {archive.url} failed ({error!r}){kept}") from error
-    if (md5 := _digest(part, "md5")) != archive.md5:
+    if (md5 := _md5(part)) != archive.md5:
         part.unlink()
         raise unavailable(f"what came from {archive.url} has md5 {md5}, not {archive.md5}; it was deleted")
     return part.replace(path)

@@ -42,10 +42,12 @@ def tpr_at_fpr(curve: Roc, fpr: float = 0.10) -> float:
 def fpr_at_tpr(curve: Roc, tpr: float = 0.95, rule: Literal["first", "nearest"] = "first") -> float:
     """False-positive rate at the first threshold that reaches ``tpr``.
 
-    ``rule="nearest"`` takes the point whose true-positive rate is closest instead, as Outlier Exposure's code does.
+    ``rule="nearest"`` takes the point whose true-positive rate is closest instead, as Outlier Exposure's code does: it
+    walks from full recall to stricter thresholds, so among equal rates the largest false-positive rate wins.
     """
     if rule == "nearest":
-        return float(curve.fpr[np.abs(curve.tpr - tpr).argmin()])
+        last = curve.tpr.argmax()
+        return float(curve.fpr[last::-1][np.abs(curve.tpr[last::-1] - tpr).argmin()])
     return float(curve.fpr[(curve.tpr >= tpr).argmax()])
 
 

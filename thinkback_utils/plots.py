@@ -77,7 +77,9 @@ def plot_iso_scores(
 ) -> Axes:
     """Clouds of (squared feature norm, squared residual) per set over lines of equal ``||r||^2 ||h||^2`` (log-log)."""
     ax = ax or plt.subplots(figsize=(6.4, 4.4))[1]
-    for (name, y), color in zip(residual2.items(), (ID_COLOR, OOD_COLOR, *METHOD_COLORS.values()), strict=False):
+    for (name, y), color in zip(
+        residual2.items(), (ID_COLOR, OOD_COLOR, "#1f9e89", "#b4529c", "#b59a2c"), strict=False
+    ):
         ax.scatter(np.asarray(norm2[name]), np.asarray(y), s=5, alpha=0.35, linewidths=0, color=color, label=name)
     ax.set(xscale="log", yscale="log", xlabel=r"squared feature norm $\|h\|^2$", ylabel=r"squared residual $\|r\|^2$")
     x, y_range = np.array(ax.get_xlim()), ax.get_ylim()
@@ -104,28 +106,37 @@ def plot_training(loss: Sequence[float], accuracy: Sequence[float], *, ax: Axes 
 
 
 def plot_dumbbells(
-    rows: Sequence[Mapping[str, Any]], paper: Sequence[Mapping[str, Any]], metric: str, *, ax: Axes | None = None
+    rows: Sequence[Mapping[str, Any]],
+    paper: Sequence[Mapping[str, Any]],
+    metric: str,
+    order: Sequence[str],
+    *,
+    ax: Axes | None = None,
 ) -> Axes:
     """One line per set: the methods' values of a metric, filled where measured, hollow where the paper printed them.
 
     Args:
-        rows: records with ``title`` (of the set), ``method`` and the metric, in [0, 1].
+        rows: records with ``set``, its ``title``, ``method`` and the metric, in [0, 1].
         paper: the same for printed values.
         metric: the field that is drawn.
+        order: sets from top to bottom.
     """
     ax = ax or plt.subplots()[1]
-    titles = list(dict.fromkeys(row["title"] for row in [*rows, *paper]))
-    place = {title: -i for i, title in enumerate(titles)}
+    titles = {row["set"]: row["title"] for row in [*rows, *paper]}
+    names = [name for name in order if name in titles]
+    both = {row["set"] for row in rows} & {row["set"] for row in paper}
     for records, filled in ((rows, True), (paper, False)):
-        for title in titles:
-            values = [100 * r[metric] for r in records if r["title"] == title]
-            if values:
-                y = place[title] + (0 if filled or not any(r["title"] == title for r in rows) else -0.28)
-                ax.plot([min(values), max(values)], [y, y], color=INK, linewidth=1, alpha=0.5, zorder=1)
-                for r in (r for r in records if r["title"] == title):
-                    color = METHOD_COLORS[r["method"]]
-                    ax.scatter(100 * r[metric], y, s=42, zorder=2, edgecolors=color, color=color if filled else "none")
-    ax.set_yticks(list(place.values()), titles)
+        for i, name in enumerate(names):
+            here = [row for row in records if row["set"] == name]
+            if not here:
+                continue
+            y = -i + (0.14 if filled else -0.14) * (name in both)
+            values = [100 * row[metric] for row in here]
+            ax.plot([min(values), max(values)], [y, y], color=INK, linewidth=1, alpha=0.5, zorder=1)
+            colors = [METHOD_COLORS[row["method"]] for row in here]
+            faces = {"color": colors} if filled else {"facecolors": "none", "edgecolors": colors}
+            ax.scatter(values, [y] * len(here), s=42, zorder=2, **faces)
+    ax.set_yticks([-i for i in range(len(names))], [titles[name] for name in names])
     ax.set(xlabel="%")
     ax.grid(axis="x")
     ax.spines["left"].set_visible(False)

@@ -49,11 +49,12 @@ class Box:
 
     def _repr_markdown_(self) -> str:
         facts, seconds = describe(), time.perf_counter() - self.start
+        commit = facts["commit"][:12] + ("-dirty" if facts["commit"].endswith("-dirty") else "")
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
         parameters = ", ".join(f"`{name} = {value!r}`" for name, value in self.parameters.items())
         rows = {
             "Parameters": parameters,
-            "Commit": f"`{facts['commit'][:12]}`",
+            "Commit": f"`{commit}`",
             "Device": facts["device"],
             "Versions": versions,
             "Run time": f"{seconds:.0f} s",
@@ -62,15 +63,12 @@ class Box:
 
 
 def _commit() -> str:
-    """Commit of this package's checkout, with a mark when the package differs from it; "unknown" without git."""
-    here = Path(__file__).parent
+    """Commit of this package's checkout, ``-dirty`` where tracked files differ from it; "unknown" without git."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:
-        git = ["git", "-C", str(here)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", str(here)]).returncode == 0
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit if clean else f"{commit}+changes"
 
 
 def _device() -> str:

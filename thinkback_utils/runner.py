@@ -64,8 +64,7 @@ def fits(value: object, hint: ast.expr) -> bool:
             return isinstance(value, list) and all(fits(element, item) for element in value)
         case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, item])):
             return isinstance(value, dict) and all(fits(k, key) and fits(v, item) for k, v in value.items())
-    known = "bool, int, float, str, list[...] and dict[..., ...]"
-    raise BookError(f"thinkback: a parameter is annotated {ast.unparse(hint)!r}; the types known here are {known}")
+    raise BookError(f"thinkback: {ast.unparse(hint)!r} is none of bool, int, float, str, list[...], dict[..., ...]")
 
 
 def declared(path: Path) -> dict[str, ast.expr]:
@@ -92,10 +91,9 @@ def declared(path: Path) -> dict[str, ast.expr]:
 
 def parse(text: str, hint: ast.expr) -> Any:
     """A command-line value in the annotated type, as YAML: ``5``, ``0.1``, ``true``, ``[svhn, lsun_crop]``."""
-    if ast.unparse(hint) == "str":
-        return text
+    reader: Any = {"str": str, "float": float}.get(ast.unparse(hint), yaml.safe_load)  # YAML reads 1e-16 as text
     try:
-        return float(text) if ast.unparse(hint) == "float" else yaml.safe_load(text)  # YAML reads 1e-16 as text
+        return reader(text)
     except (ValueError, yaml.YAMLError):
         return text
 
@@ -116,8 +114,7 @@ def choose(path: Path, common: Mapping[str, Any], section: Mapping[str, Any], te
 def load_profile(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The common parameters of a profile file, and those of single chapters by slug."""
     if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in path.parent.glob("*.yml")))
-        raise BookError(f"thinkback: there is no {path}; the profiles are {names or 'none'}")
+        raise BookError(f"thinkback: there is no {path}; there are {sorted(p.stem for p in path.parent.glob('*.yml'))}")
     common = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     sections = common.pop("notebooks", None) or {}
     for name in set(common) - set(COMMON):
@@ -138,8 +135,8 @@ def pages(root: Path) -> list[Path]:
 
 def use_own_kernel() -> None:
     """Make ``python3`` the kernel of this interpreter, also where another one is installed for the user."""
-    own = os.path.join(sys.prefix, "share", "jupyter")
-    os.environ["JUPYTER_PATH"] = os.pathsep.join([own, *filter(None, [os.environ.get("JUPYTER_PATH")])])
+    folders = (os.path.join(sys.prefix, "share", "jupyter"), os.environ.get("JUPYTER_PATH"))
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, folders))
     command = KernelSpecManager().get_kernel_spec("python3").argv[0]
     if not (re.fullmatch(r"python[\d.]*", command) or Path(command).resolve() == Path(sys.executable).resolve()):
         raise BookError(f"thinkback: the kernel 'python3' starts {command}; install ipykernel for {sys.executable}")
@@ -154,7 +151,7 @@ def run(path: Path, output: Path, values: Mapping[str, Any]) -> None:
     except PapermillExecutionError as error:
         print(error, file=sys.stderr)
         cells = read(path).cells
-        after = bool(values) and any(tagged(cell, "parameters") for cell in cells[: error.cell_index])
+        after = any(tagged(cell, "parameters") for cell in cells[: error.cell_index]) and bool(values)
         number = error.cell_index - after  # papermill put the injected cell in between
         message = f"{error.ename}: {str(error.evalue).partition(os.linesep)[0]}; partial copy: {output}"
         raise BookError(f"thinkback: {path}, cell {number + 1} (id {cells[number].get('id')}): {message}") from None
@@ -186,8 +183,7 @@ def scrub(notebook: Any) -> Any:
     """Remove what papermill wrote about this machine and this minute; the injected parameters stay to be read."""
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
+        cell.metadata = {key: cell.metadata[key] for key in cell.metadata if key not in ("papermill", "execution")}
         if tagged(cell, "injected-parameters"):
             cell.id = "injected-parameters"
             cell.source = cell.source.replace("# Parameters", "# This page was rendered with:", 1)
@@ -237,21 +233,21 @@ def check(root: Path, html: Path) -> None:
     if found - {"index.html", "genindex.html", "search.html"} != set(expected):
         raise BookError(f"thinkback: the built pages are not those of _toc.yml: {sorted(found ^ set(expected))}")
     for name, source in expected.items():
-        page = (html / name).read_text(encoding="utf-8")
+        page = re.sub(r"<script\b.*?</script>", "", (html / name).read_text(encoding="utf-8"), flags=re.DOTALL)
         text = read(source).cells[0].source if source.suffix == ".ipynb" else source.read_text(encoding="utf-8")
         title = re.search(r"^# (.+)$", text, re.MULTILINE)
         heading = re.sub(r"<[^>]+>", " ", "".join(re.findall(r"<h1>.*?</h1>", page, re.DOTALL)))
-        words = set(re.findall(r"\w+", title[1])) if title else {"no title"}
+        words = re.findall(r"\w+", title[1]) if title else ["no title"]
         faults: dict[str, Any] = {
-            "does not carry the title of its source": words - set(re.findall(r"\w+", heading)),
+            "does not carry the title of its source": set(words) - set(re.findall(r"\w+", heading)),
             "shows a traceback": re.search(r'class="[^"]*\btraceback\b', page),
             "has an empty output": re.search(r'<div class="cell_output[^>]*>\s*</div>', page),
             "names a folder of this machine": re.search(rf"(?<![\w.-]){re.escape(str(root.resolve()))}/", page),
         }
         for image in re.findall(r"<img\b[^>]*>", page):
-            address = re.search(r'\bsrc="([^"]+)"', image)
-            file = address and (html / name).parent / address[1]
-            faults[f"shows an image without a file: {image}"] = not file or not file.is_file()
+            address = re.search(r'\bsrc="(data:|[^"]+)', image)
+            there = address and (address[1] == "data:" or (html / name).parent.joinpath(address[1]).is_file())
+            faults[f"shows an image without a file: {image}"] = not there
         for fault in (fault for fault, holds in faults.items() if holds):
             raise BookError(f"thinkback: the page {name} {fault}")
 
@@ -262,9 +258,8 @@ def make(root: Path, build: Path) -> Path:
     html = build / "html"
     for old in (html, build / ".doctrees"):  # neither pages nor forgotten warnings of an earlier build
         shutil.rmtree(old, ignore_errors=True)
-    code = "from jupyter_book.cli.main import main; main()"
     book = ["build", str(build / "src"), "--path-output", str(build.parent), "-W", "-n", "--keep-going", "-q"]
-    if subprocess.run([sys.executable, "-c", code, *book]).returncode:
+    if subprocess.run([sys.executable, "-c", "from jupyter_book.cli.main import main; main()", *book]).returncode:
         raise BookError("thinkback: the book did not build without warnings; they are printed above")
     front_page(html, pages(root)[0].with_suffix(".html").as_posix())
     check(root, html)
@@ -294,8 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.action in ("all", "execute"):
             execute(root, build, options.profile or "smoke", options.only, texts)
         if options.action in ("all", "build"):
-            page = make(root, build)
-            print(f"{page.resolve()} built in {time.perf_counter() - started:.0f} s")
+            print(f"{make(root, build).resolve()}: ready in {time.perf_counter() - started:.0f} s")
     except BookError as error:
         print(error, file=sys.stderr)
         return 1

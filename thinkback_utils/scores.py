@@ -96,7 +96,7 @@ def thinkback(
         fisher: E, (K, D), or (K, D + 1) with the bias column last; from ``DiagonalFisher(...).compute()``.
         temperature: T > 0; the paper lands on 5.
         eps: absolute floor under E, 1e-16 in the paper. A feature that is silent on the fit data but not at test time
-            multiplies the score by 1 / eps.
+            adds r_k^2 h_d^2 / eps, which drowns every other weight.
         damping: relative floor, in units of mean(E); 0 in the paper, 1e-3 tames silent features.
 
     Returns:

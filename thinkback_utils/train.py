@@ -113,6 +113,7 @@ def fit(
     checkpoint: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
+    stop_after: int | None = None,
 ) -> History:
     """Train ``model`` in place with SGD on cross-entropy; resume from ``checkpoint`` when that file exists.
 
@@ -126,6 +127,7 @@ def fit(
         checkpoint: file written after every epoch, atomically; None keeps nothing.
         device: default is the GPU when there is one.
         progress: show loss, accuracy and time left on standard error.
+        stop_after: leave after so many epochs, with the schedule of the whole run; to be continued from the checkpoint.
 
     Raises:
         ValueError: if the set has no labels, or the checkpoint belongs to another recipe.
@@ -146,7 +148,7 @@ def fit(
     steps = math.ceil(len(labels) / config.batch_size)
     scaler = torch.amp.GradScaler(device.type, enabled=_amp_dtype(config, device) == torch.float16)
     bar = tqdm(total=config.epochs * steps, initial=len(history.loss) * steps, disable=not progress, mininterval=5.0)
-    for epoch in range(len(history.loss), config.epochs):
+    for epoch in range(len(history.loss), min(config.epochs, stop_after or config.epochs)):
         if config.side(epoch, data.images.shape[-1]) != side:
             side = config.side(epoch, data.images.shape[-1])
             images = _resize(data.images, side).to(device)
@@ -270,13 +272,7 @@ def _save_checkpoint(
 def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: TrainConfig) -> History:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    saved, wanted = json.loads(metadata["config"]), json.loads(json.dumps(asdict(config)))
-    different = [f"{key} {saved.get(key)} != {value}" for key, value in wanted.items() if saved.get(key) != value]
-    if different:
-        raise ValueError(
-            f"thinkback: the checkpoint {path} belongs to another recipe ({'; '.join(different)}); "
-            "delete it to start again, or train with its recipe"
-        )
+    _same_recipe(json.loads(metadata["config"]), config, path)
     tensors = load_file(path)
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for name, parameter in model.named_parameters():
@@ -284,27 +280,43 @@ def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, c
     return History(**json.loads(metadata["history"]))
 
 
-def train_network(
-    config: TrainConfig, dataset: str, folder: Path, device: str | None = None, command: dict[str, Any] | None = None
-) -> tuple[WideResNet, dict[str, Any]]:
-    """Train a WideResNet on a named set and keep it: weights and ``training.json`` in ``folder``.
+def _same_recipe(saved: dict[str, Any], config: TrainConfig, where: Path) -> None:
+    wanted = json.loads(json.dumps(asdict(config)))
+    different = [f"{key} {saved.get(key)} != {value}" for key, value in wanted.items() if saved.get(key) != value]
+    if different:
+        raise ValueError(
+            f"thinkback: {where} belongs to another recipe ({'; '.join(different)}); "
+            "delete it to start again, or train with its recipe"
+        )
 
-    A run that was killed goes on from its checkpoint when it is called again.
+
+def train_network(
+    config: TrainConfig, dataset: str, folder: Path, device: str | None = None, progress: bool = True
+) -> tuple[WideResNet, dict[str, Any]]:
+    """Train a WideResNet on a named set and keep it: ``weights.safetensors`` and ``training.json`` in ``folder``.
+
+    A run that was killed goes on from its checkpoint; weights that are there already are read, not trained again.
 
     Returns:
         The network as read back from its float16 weights file, in evaluation mode, and the training record.
+
+    Raises:
+        ValueError: if the folder holds a run of another recipe.
     """
-    train, record_path = load(dataset, "train"), folder / "training.json"
+    weights, record_path = folder / "weights.safetensors", folder / "training.json"
     if not record_path.exists():  # the first start describes the run, resumptions keep it
-        write_json(record_path, command or describe())
-    torch.manual_seed(config.seed)  # initial weights
-    classes = int(train.labels.max()) + 1 if train.labels is not None else 0
-    model = WideResNet(config.depth, config.width, classes, config.dropout)
-    history = fit(model, train, config, folder / "checkpoint.safetensors", device)
-    model.save(folder / "weights.safetensors")
-    record = json.loads(record_path.read_text()) | {"config": asdict(config), "history": asdict(history)}
-    write_json(record_path, record)
-    return WideResNet.load(folder / "weights.safetensors"), record
+        write_json(record_path, describe() | {"dataset": dataset, "config": asdict(config)})
+    record = json.loads(record_path.read_text(encoding="utf-8"))
+    _same_recipe(record["config"], config, folder)
+    if not weights.exists():
+        train = load(dataset, "train")
+        classes = 0 if train.labels is None else int(train.labels.max()) + 1
+        torch.manual_seed(config.seed)  # initial weights
+        model = WideResNet(config.depth, config.width, classes, config.dropout)
+        record["history"] = asdict(fit(model, train, config, folder / "checkpoint.safetensors", device, progress))
+        model.save(weights)
+        write_json(record_path, record)
+    return WideResNet.load(weights).to(device or "cpu"), record
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
