@@ -1,0 +1,58 @@
+"""Every figure function draws what it is given on the axes it is given."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from thinkback_utils import metrics, plots
+
+GENERATOR = np.random.default_rng(0)
+
+
+@pytest.fixture
+def ax():
+    plots.use_style()
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def test_scores_and_threshold(ax):
+    assert plots.plot_scores(GENERATOR.normal(size=99), GENERATOR.normal(1, 1, 99), threshold=0.5, ax=ax) is ax
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"in-distribution", "OOD"}
+    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in ax.lines)
+
+
+def test_roc_takes_the_colour_of_its_method(ax):
+    curve = metrics.roc(GENERATOR.normal(size=50), GENERATOR.normal(1, 1, 50))
+    plots.plot_roc({"energy": curve}, ax=ax)
+    assert ax.lines[0].get_color() == plots.METHOD_COLORS["energy"]
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), curve.tpr)
+
+
+def test_iso_scores_are_lines_of_equal_product(ax):
+    cloud = {"a": GENERATOR.uniform(1, 10, 30)}
+    plots.plot_iso_scores(cloud, {"a": GENERATOR.uniform(1, 10, 30)}, levels=3, ax=ax)
+    assert len(ax.lines) == 3
+    for line in ax.lines:
+        product = line.get_xdata() * line.get_ydata()
+        assert product[0] == pytest.approx(product[-1])
+
+
+def test_training_curves(ax):
+    plots.plot_training([2.0, 1.0], [0.1, 0.8], ax=ax)
+    assert list(ax.lines[0].get_ydata()) == [2.0, 1.0]
+
+
+def test_dumbbells_keep_ours_and_the_papers_apart(ax):
+    row = {"set": "svhn", "title": "SVHN", "method": "msp", "auroc": 0.9}
+    paper = [{**row, "auroc": 0.8}, {**row, "set": "isun", "title": "iSUN"}]
+    plots.plot_dumbbells([row], paper, "auroc", ["isun", "svhn", "absent"], ax=ax)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["iSUN", "SVHN"]
+    ours, *printed = ax.collections
+    assert ours.get_offsets()[0][0] == pytest.approx(90)
+    assert len(ours.get_facecolors()) == 1
+    assert all(len(points.get_facecolors()) == 0 for points in printed)
