@@ -150,4 +150,4 @@ def legend_of_methods(ax: Axes, titles: Mapping[str, str], *, printed: bool = Tr
     if printed:
         for label, face in (("measured here", INK), ("paper", "none")):
             handles.append(Line2D([], [], marker="o", linestyle="", color=INK, markerfacecolor=face, label=label))
-    ax.figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    ax.figure.legend(handles=handles, loc="outside upper center", ncols=3)

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 
-def describe(module: str | None = None) -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Command, commit, time, device and versions of the running process, as JSON types."""
-    program = ["python", "-m", module] if module else [Path(sys.argv[0]).name]
+    program, *arguments = sys.orig_argv
+    in_notebook = any("ipykernel" in argument for argument in arguments)
     return {
-        "command": shlex.join([*program, *sys.argv[1:]]),
+        "command": "a notebook" if in_notebook else shlex.join([Path(program).name, *arguments]),
         "commit": _commit(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": _device(),

@@ -92,7 +92,7 @@ def means(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def float16_error(bundle: Bundle, exact: Mapping[str, Features]) -> float:
-    """Largest change of any metric of Thinkback when the features are rounded to float16, on the sets of ``exact``."""
+    """Largest change of any metric of any method when the features are rounded to float16, on the sets of ``exact``."""
     rounded = table(score_bundle(Bundle({k: v.half() for k, v in exact.items()}, bundle.weight, bundle.bias)), draws=1)
     precise = table(score_bundle(Bundle(dict(exact), bundle.weight, bundle.bias)), draws=1)
     return max(float(abs(a[m] - b[m])) for a, b in zip(rounded, precise, strict=True) for m in metrics.METRICS)
@@ -106,7 +106,7 @@ def run(
     Returns:
         The provenance record, as saved in ``provenance.json``.
     """
-    start, provenance = time.perf_counter(), describe("thinkback_utils.reproduce")
+    start, provenance = time.perf_counter(), describe()
     model, training = train_network(config, "cifar10", folder, device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     exact, hashes = {}, {}

@@ -323,8 +323,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """``--recipe`` and an option for each field of :class:`TrainConfig`."""
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="reference")
     for field in dataclasses.fields(TrainConfig):
-        if field.name != "resolutions":
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=None)
+        option = f"--{field.name.replace('_', '-')}"
+        if isinstance(field.default, bool):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
+        elif field.name != "resolutions":
+            parser.add_argument(option, type=type(field.default), default=None)
 
 
 def config_from(options: argparse.Namespace) -> TrainConfig:
