@@ -9,6 +9,7 @@ import thinkback_utils
 
 PACKAGE = Path(thinkback_utils.__file__).parent
 LAYERS = {
+    "files": -1,
     "provenance": 0,
     "data": 0,
     "models": 0,

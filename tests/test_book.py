@@ -36,8 +36,9 @@ import sys
 if importlib.util.find_spec("thinkback_utils") is None:
     subprocess.run(["git", "clone", "-q", "--depth=1", "{REPOSITORY["url"]}"], check=True)
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-e", "{FOLDER}"], check=True)
-    os.chdir("{FOLDER}/notebooks")
-    sys.path.insert(0, os.path.dirname(os.getcwd()))"""
+    sys.path.insert(0, os.path.abspath("{FOLDER}"))
+if os.path.isdir("{FOLDER}/notebooks"):
+    os.chdir("{FOLDER}/notebooks")"""
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 built = pytest.mark.skipif(not (HTML / "index.html").is_file(), reason="the book is not built: make book")

@@ -64,8 +64,9 @@ def test_every_form_of_images_gives_the_same():
     net, labels = Net(), torch.arange(10)
     whole = extract(net, IMAGES)
     floats = IMAGES.float() / 255
+    unlabelled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(floats), batch_size=3)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(floats, labels), batch_size=3)
-    for images in (IMAGES.numpy(), floats, [IMAGES[:6], IMAGES[6:]], loader, ImageSet(IMAGES, labels)):
+    for images in (IMAGES.numpy(), floats, [IMAGES[:6], IMAGES[6:]], unlabelled, loader, ImageSet(IMAGES, labels)):
         out = extract(net, images)
         torch.testing.assert_close(out.logits, whole.logits)
         if isinstance(images, ImageSet) or images is loader:
@@ -78,6 +79,13 @@ def test_model_is_given_back_in_training_mode_without_hooks():
     net = Net().train()
     first, second = extract(net, IMAGES), extract(net, IMAGES)
     assert torch.equal(first.logits, second.logits)  # dropout was off
+    assert net.training
+    net.trunk.eval()  # as a frozen part would be
+    extract(net, IMAGES)
+    assert net.training
+    assert not net.trunk.training
+    with pytest.raises(ValueError, match=r"no nn\.Linear named"):
+        extract(net, IMAGES, head="third")
     assert net.training
     assert not any(module._forward_hooks for module in net.modules())
 
@@ -94,6 +102,7 @@ def test_unusable_models_and_images_are_named():
 def test_half_precision_model_gives_float32():
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).bfloat16()
     assert extract(net, (IMAGES.float() / 255).bfloat16()).features.dtype == torch.float32
+    assert extract(net, IMAGES).features.dtype == torch.float32
 
 
 def test_wide_resnet_split_is_its_forward_pass():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -78,6 +79,11 @@ def test_bootstrap_interval_covers_the_truth():
         assert 0.02 < high - low < 0.15
         covered += low <= 0.7602 <= high
     assert covered >= 16
+
+
+def test_tensors_of_any_precision_are_scores():
+    ids, oods = torch.arange(8.0, requires_grad=True), torch.arange(4, 12).bfloat16()
+    assert metrics.ood_metrics(ids, oods) == metrics.ood_metrics(np.arange(8.0), np.arange(4.0, 12.0))
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def test_dead_unit_explodes_without_damping_only(head):
         ({"fisher": torch.ones(K + 1, D)}, r"logits \(3, 5\) and fisher \(6, 7\) disagree on K; was the Fisher"),
         ({"fisher": -torch.ones(K, D)}, r"must not be negative.*smallest fisher entry -1"),
         ({"fisher": torch.zeros(K, D), "eps": 0.0}, r"fisher has entries that are 0"),
+        ({"logits": torch.zeros(3, 1)}, r"K = 1 class"),
         ({"temperature": -1.0}, r"temperature must be positive and finite, got -1.0"),
         ({"temperature": 0.0}, r"temperature must be positive"),
         ({"temperature": float("nan")}, r"temperature must be positive"),

@@ -17,8 +17,8 @@ from thinkback_utils.data import ImageSet, load
 from thinkback_utils.models import WideResNet
 from thinkback_utils.train import RECIPES, TrainConfig, fit
 
-TINY = dataclasses.replace(
-    RECIPES["smoke"], epochs=3, dropout=0.1, resolutions=((0, 16), (1, 0)), flip="alternating", batch_size=64
+TINY = RECIPES["smoke"].override(
+    epochs=3, dropout=0.1, resolutions=((0, 16), (1, 0)), flip="alternating", batch_size=64
 )
 
 
@@ -134,11 +134,32 @@ def test_divergence_stops_with_the_place():
         ({"peak_lr": -0.1}, "peak_lr must be positive"),
         ({"warmup": 1.0}, "warmup is a fraction"),
         ({"resolutions": ((1, 16),)}, "must start at epoch 0"),
+        ({"epochs": 3, "resolutions": ((0, 16), (3, 0))}, "end before epoch 3"),
+        ({"anneal": "lineer"}, "anneal is one of"),
+        ({"amp": "false"}, "amp is one of"),
     ],
 )
 def test_impossible_recipes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**change)
+
+
+def test_other_epochs_stretch_the_stages_of_small_images():
+    assert RECIPES["cpu"].override(epochs=30).resolutions == ((0, 16), (12, 24), (22, 0))
+    short = RECIPES["cpu"].override(epochs=1)
+    assert short.side(0, 32) == 32  # the last stage, at full size, is never lost
+    assert train.recipe_name(RECIPES["cpu"].override(seed=3)) == "cpu"
+    assert train.recipe_name(short) == "custom"
+
+
+def test_folder_of_another_set_or_without_a_record_is_refused(tmp_path):
+    tiny = RECIPES["smoke"].override(epochs=1)
+    train.train_network(tiny, "digits", tmp_path, "cpu", progress=False)
+    with pytest.raises(ValueError, match="holds a network of 'digits', not of 'cifar10'"):
+        train.train_network(tiny, "cifar10", tmp_path, "cpu", progress=False)
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(ValueError, match=r"has no training\.json beside it"):
+        train.train_network(tiny, "digits", tmp_path, "cpu", progress=False)
 
 
 def test_unlabelled_set_is_refused():

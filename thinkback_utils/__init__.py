@@ -8,7 +8,31 @@
 torch.Size([100])
 """
 
-from . import data, features, fisher, metrics, models, plots, provenance, reproduce, scores, train
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import data, features, files, fisher, metrics, models, plots, provenance, reproduce, scores, train
 
 __version__ = "0.1.0"
-__all__ = ["data", "features", "fisher", "metrics", "models", "plots", "provenance", "reproduce", "scores", "train"]
+__all__ = [
+    "data",
+    "features",
+    "files",
+    "fisher",
+    "metrics",
+    "models",
+    "plots",
+    "provenance",
+    "reproduce",
+    "scores",
+    "train",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a module when it is first named: a score needs no plotting, and ``python -m`` must run a module once."""
+    if name in __all__:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

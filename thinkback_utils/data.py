@@ -25,6 +25,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
+from .files import replacing
+
 SIDE = 32  # pixels: every set comes at the size of CIFAR-10
 
 PAPER_SETS = ("textures", "svhn", "lsun_crop", "lsun_resize", "isun")
@@ -53,7 +55,7 @@ TITLES: dict[str, str] = {
 
 _KEYS = ("images", "labels", "classes")
 ABOUT: dict[str, str] = {
-    "svhn": "house numbers, a draw from the SVHN test split",
+    "svhn": "house numbers: the SVHN test split, or a draw from it",
     "textures": "all of the Describable Textures Dataset (DTD)",
     "lsun_crop": "the paper's archive of LSUN crops",
     "lsun_resize": "the paper's archive of resized LSUN photos",
@@ -178,13 +180,8 @@ def _image_set(arrays: Arrays, name: str, source: str | Path) -> ImageSet:
 
 def _write(path: Path, arrays: Arrays) -> None:
     """Write a cache file whole or not at all; uncompressed, since photographs hardly shrink and then load at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 @dataclass(frozen=True)

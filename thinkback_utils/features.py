@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .data import ImageSet
+from .files import replacing
 
 Images = Tensor | NDArray[Any] | ImageSet | Iterable[Any]
 
@@ -65,12 +65,12 @@ def extract(
     >>> extract(net, torch.zeros(7, 3, 2, 2, dtype=torch.uint8)).features.shape
     torch.Size([7, 5])
     """
-    parameter = next(model.parameters(), torch.empty(0))
-    device, training = torch.device(device or parameter.device), model.training
-    model.to(device).eval()
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if head is not None and head not in linears:
         raise ValueError(f"thinkback: no nn.Linear named {head!r} in the model; there are {_listed(linears)}")
+    parameter, modes = next(model.parameters(), torch.empty(0)), {m: m.training for m in model.modules()}
+    home, dtype = parameter.device, parameter.dtype
+    model.to(device or home).eval()
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     watched = linears if head is None else {head: linears[head]}
     hooks = [module.register_forward_hook(_remember(name, seen)) for name, module in watched.items()]
@@ -78,8 +78,8 @@ def extract(
     try:
         for x, y in _batches(images, batch_size):
             seen.clear()
-            x = x.to(device)
-            output = model(x.float().div_(255) if x.dtype == torch.uint8 else x)
+            x = x.to(device or home)
+            output = model(x.to(dtype).div_(255) if x.dtype == torch.uint8 else x)
             if head is None:
                 head = _find_head(seen, output, linears)
             h, z = _head_pass(seen, head, len(x))
@@ -87,7 +87,9 @@ def extract(
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(training)
+        model.to(home)
+        for module, training in modes.items():
+            module.training = training
     if not kept:
         raise ValueError("thinkback: there is nothing to extract, images is empty")
     h, z = (torch.cat([batch[i] for batch in kept]) for i in (0, 1))  # type: ignore[misc]
@@ -112,7 +114,7 @@ def _batches(images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor |
             yield x, None
     else:
         for batch in images:
-            x, y = (batch[0], batch[1]) if isinstance(batch, tuple | list) else (batch, None)
+            x, y = (*batch, None)[:2] if isinstance(batch, tuple | list) else (batch, None)
             yield torch.as_tensor(x), None if y is None else torch.as_tensor(y)
 
 
@@ -197,13 +199,9 @@ class Bundle:
 
 def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """An ``.npz`` with LZMA members, written atomically and byte for byte the same from the same arrays."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in arrays.items():
             info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, so that equal arrays make equal files
             info.compress_type = zipfile.ZIP_LZMA
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
-    os.replace(temporary, path)

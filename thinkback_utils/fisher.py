@@ -45,6 +45,7 @@ class DiagonalFisher:
         self.labels, self.bias, self.count = labels, bias, 0
         self._sum: Tensor | None = None  # (K, D[+1]) float64
 
+    @torch.no_grad()
     def update(
         self,
         features: Tensor | NDArray[np.floating],
@@ -71,11 +72,16 @@ class DiagonalFisher:
         return self
 
     def all_reduce(self) -> DiagonalFisher:
-        """Sum over the processes of ``torch.distributed``; alone, do nothing. Call it once, after the last update."""
+        """Sum over the processes of ``torch.distributed``; alone, do nothing.
+
+        Call it once, after the last update, on every process; each must have seen data.
+        """
         if dist.is_available() and dist.is_initialized():
-            total = torch.cat([self._held().flatten(), torch.tensor([self.count], dtype=torch.float64)])
+            held = self._held()
+            total = torch.cat([held.flatten(), held.new_tensor([self.count])])
+            total = total.cuda() if dist.get_backend() == "nccl" else total
             dist.all_reduce(total)
-            self._sum, self.count = total[:-1].view_as(self._held()), int(total[-1])
+            self._sum, self.count = total[:-1].view_as(held).to(held.device), int(total[-1])
         return self
 
     def compute(self) -> Tensor:

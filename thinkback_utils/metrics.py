@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import auc, roc_curve
+from torch import Tensor
 
 METRICS = ("tpr10", "fpr95", "auroc", "aupr")
 TITLES = {"tpr10": "TPR10 ↑", "fpr95": "FPR95 ↓", "auroc": "AUROC ↑", "aupr": "AUPR ↑"}
@@ -117,6 +118,8 @@ def bootstrap(
 
 
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1 or not len(vector):
         raise ValueError(f"thinkback: {name} must be a non-empty vector, got shape {vector.shape}")

@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .files import replacing
+
 CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
@@ -119,8 +121,9 @@ class WideResNet(nn.Module):
     def save(self, path: str | Path) -> None:
         """Write the weights as float16 safetensors, with the arguments of the constructor in its header."""
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous().cpu() for k, v in state.items()}, path, {"config": json.dumps(self.config)})
+        tensors = {k: v.contiguous().cpu() for k, v in state.items()}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {"config": json.dumps(self.config)})
 
     @classmethod
     def load(cls, path: str | Path) -> WideResNet:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import shlex
 import subprocess
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 
 
-def describe() -> dict[str, Any]:
+def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Command, commit, time, device and versions of the running process, as JSON types."""
     program, *arguments = sys.orig_argv
     in_notebook = any("ipykernel" in argument for argument in arguments)
@@ -25,18 +23,9 @@ def describe() -> dict[str, Any]:
         "command": "a notebook" if in_notebook else shlex.join([Path(program).name, *arguments]),
         "commit": _commit(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": _device(),
+        "device": _device(torch.device(device)),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, with a closing newline."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class Box:
@@ -49,7 +38,7 @@ class Box:
         self.parameters, self.start = parameters, time.perf_counter()
 
     def _repr_markdown_(self) -> str:
-        facts, seconds = describe(), time.perf_counter() - self.start
+        facts, seconds = describe(self.parameters.get("device", "cpu")), time.perf_counter() - self.start
         commit = facts["commit"][:12] + ("-dirty" if facts["commit"].endswith("-dirty") else "")
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
         parameters = ", ".join(f"`{name} = {value!r}`" for name, value in self.parameters.items())
@@ -72,9 +61,9 @@ def _commit() -> str:
         return "unknown"
 
 
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

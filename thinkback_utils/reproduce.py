@@ -16,13 +16,13 @@ from torch import Tensor
 
 from . import data, metrics, scores
 from .features import Bundle, Features, extract, save_arrays
+from .files import read_json, write_json
 from .fisher import DiagonalFisher
-from .provenance import describe, write_json
-from .train import TrainConfig, add_config_arguments, config_from, train_network
+from .provenance import describe
+from .train import TrainConfig, add_config_arguments, config_from, pick_device, recipe_name, train_network
 
 ID_TRAIN, ID_TEST = "cifar10-train", "cifar10-test"
 NEAR = ("cifar100",)  # reported apart: its images resemble the training set, and no paper row is about them
-SETS = ("svhn", *data.STAND_INS, *NEAR)
 
 METHODS: dict[str, Callable[[Features, Tensor], Tensor]] = {
     "msp": lambda x, fisher: scores.msp(x.logits),
@@ -46,12 +46,14 @@ SET_TITLES = {**data.TITLES, "mean": "Mean of the far sets"}
 Scores = dict[str, dict[str, NDArray[np.float64]]]  # set -> method -> (N,)
 
 
-def score_bundle(bundle: Bundle, methods: Iterable[str] = METHODS, sets: Iterable[str] | None = None) -> Scores:
-    """Every method on every set of a bundle; the Fisher is fitted on the training features in it."""
-    train = bundle.sets[ID_TRAIN]
+def score_sets(
+    sets: Mapping[str, Features], methods: Iterable[str] = METHODS, names: Iterable[str] | None = None
+) -> Scores:
+    """Every method on the named sets, all but the training set by default, whose features fit the Fisher."""
+    train = sets[ID_TRAIN]
     fisher = DiagonalFisher().update(train.features, train.logits).compute()
-    names = [name for name in bundle.sets if name != ID_TRAIN] if sets is None else list(sets)
-    return {name: {m: METHODS[m](bundle.sets[name], fisher).numpy() for m in methods} for name in names}
+    chosen = [name for name in sets if name != ID_TRAIN] if names is None else list(names)
+    return {name: {m: METHODS[m](sets[name], fisher).numpy() for m in methods} for name in chosen}
 
 
 def table(
@@ -91,54 +93,66 @@ def means(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def float16_error(bundle: Bundle, exact: Mapping[str, Features]) -> float:
+def float16_error(exact: Mapping[str, Features]) -> float:
     """Largest change of any metric of any method when the features are rounded to float16, on the sets of ``exact``."""
-    rounded = table(score_bundle(Bundle({k: v.half() for k, v in exact.items()}, bundle.weight, bundle.bias)), draws=1)
-    precise = table(score_bundle(Bundle(dict(exact), bundle.weight, bundle.bias)), draws=1)
+    rounded = table(score_sets({name: item.half() for name, item in exact.items()}), draws=1)
+    precise = table(score_sets(exact), draws=1)
     return max(float(abs(a[m] - b[m])) for a, b in zip(rounded, precise, strict=True) for m in metrics.METRICS)
 
 
-def run(
-    config: TrainConfig, folder: Path, sets: Iterable[str] = SETS, device: str | None = None, recipe: str = "custom"
-) -> dict[str, Any]:
+def available_sets() -> list[str]:
+    """The OOD sets that can be had: those with an archive, and the stand-ins that lie in the data root."""
+    stand_ins = [name for name in data.STAND_INS if (data.data_root() / f"{name}.npz").exists()]
+    return [*data.PAPER_SETS, *NEAR, *stand_ins]
+
+
+def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | None = None) -> Scores:
     """Train (or finish training) one network; write bundle, weights, scores and provenance into ``folder``.
 
+    Sets that a bundle of the same weights holds already are kept, those it lacks are added.
+
     Returns:
-        The provenance record, as saved in ``provenance.json``.
+        The scores, as saved in ``scores.npz``.
     """
-    start, provenance = time.perf_counter(), describe()
+    start, provenance = time.perf_counter(), describe(pick_device(device))
+    splits = {ID_TRAIN: ("cifar10", "train"), ID_TEST: ("cifar10", "test"), **{name: (name, "test") for name in sets}}
+    finished = (folder / "weights.safetensors").exists() and (folder / "provenance.json").exists()
+    old = Bundle.load(folder / "bundle.npz").sets if finished else {}
+    before: dict[str, Any] = (
+        read_json(folder / "provenance.json") if finished else {"images_sha256": {}, "float16_metric_error": 0.0}
+    )
+    missing = [name for name in splits if name not in old]
+    for name in missing:  # what cannot be had should fail now, not after the training
+        data.load(*splits[name])
     model, training = train_network(config, "cifar10", folder, device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    exact, hashes = {}, {}
-    for name, (set_name, split) in _splits(sets).items():
-        images = data.load(set_name, split)
+    exact, hashes = dict(old), dict(before["images_sha256"])
+    for name in missing:
+        images = data.load(*splits[name])
         exact[name] = extract(model, images)
         hashes[name] = hashlib.sha256(images.images.numpy().tobytes()).hexdigest()
     head = model.get_classifier()
-    bundle = Bundle(exact, head.weight.detach().cpu(), head.bias.detach().cpu())
-    bundle.save(folder / "bundle.npz")
-    scored = score_bundle(Bundle.load(folder / "bundle.npz"))
+    Bundle(exact, head.weight.detach().cpu(), head.bias.detach().cpu()).save(folder / "bundle.npz")
+    scored = score_sets(Bundle.load(folder / "bundle.npz").sets)
     flat = {f"{name}.{method}": s.astype(np.float32) for name, row in scored.items() for method, s in row.items()}
     save_arrays(folder / "scores.npz", flat)
     provenance |= {
-        "recipe": recipe,
+        "recipe": recipe_name(config),
         "seed": config.seed,
         "accuracy": {name: _accuracy(exact[name]) for name in (ID_TRAIN, ID_TEST)},
         "training": training,
-        "float16_metric_error": float16_error(bundle, exact),
+        "float16_metric_error": max(before["float16_metric_error"], float16_error(exact)),
         "images_sha256": hashes,
         "seconds": round(time.perf_counter() - start, 1),
     }
     write_json(folder / "provenance.json", provenance)
-    return provenance
-
-
-def _splits(sets: Iterable[str]) -> dict[str, tuple[str, str]]:
-    return {ID_TRAIN: ("cifar10", "train"), ID_TEST: ("cifar10", "test"), **{name: (name, "test") for name in sets}}
+    return scored
 
 
 def _accuracy(item: Features) -> float:
-    return float(item.logits.argmax(1).eq(item.labels).float().mean()) if item.labels is not None else float("nan")
+    if item.labels is None:
+        raise ValueError("thinkback: the accuracy needs labels, and the set has none")
+    return float((item.logits.argmax(1) == item.labels).double().mean())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -146,17 +160,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m thinkback_utils.reproduce", description=main.__doc__)
     add_config_arguments(parser)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder that is filled")
-    parser.add_argument("--sets", nargs="*", default=[*SETS], help="OOD sets, by their names in thinkback_utils.data")
+    parser.add_argument("--sets", nargs="*", help="OOD sets, by their names in thinkback_utils.data (default: all)")
     parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
     config = config_from(options)
-    folder = options.results / "wrn40-2-cifar10" / f"seed{config.seed}"
-    provenance = run(config, folder, options.sets, options.device, options.recipe)
-    bundle = Bundle.load(folder / "bundle.npz")
-    records = table(score_bundle(bundle), resamples=200)
-    records = [{"seed": config.seed, **record} for record in [*records, *means(records)]]
-    write_json(options.results / "table1.json", records)
-    print(f"test accuracy {provenance['accuracy'][ID_TEST]:.4f}, results in {folder}")
+    network = f"wrn{config.depth}-{config.width}-cifar10"
+    folder = options.results / network / f"seed{config.seed}"
+    sets = available_sets() if options.sets is None else options.sets
+    records = table(run(config_from(options, folder), folder, sets, options.device), resamples=200)
+    path, label = options.results / "table1.json", {"network": network, "seed": config.seed}
+    old = [record for record in (read_json(path) if path.exists() else []) if not label.items() <= record.items()]
+    write_json(path, [*old, *(label | record for record in [*records, *means(records)])])
+    accuracy = read_json(folder / "provenance.json")["accuracy"][ID_TEST]
+    print(f"test accuracy {accuracy:.4f}, results in {folder}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m thinkback_utils.runner [--profile smoke] [--only SLUG ...] [-p NAME VALUE]     execute, then build
     python -m thinkback_utils.runner execute | build                                         one half of it
-    python -m thinkback_utils.runner run notebooks/08_five_datasets.ipynb -o out.ipynb -p seed 1
+    python -m thinkback_utils.runner run notebooks/08_five_datasets.ipynb -o out.ipynb -p prevalence 0.5
 
 papermill alone runs the defaults when a name is misspelt or the tag is missing: here both are errors.
 """

@@ -69,7 +69,7 @@ def gradnorm(features: Array, logits: Array, temperature: float = 1.0) -> Array:
 
 def gradnorm_autograd(features: Tensor, weight: Tensor, bias: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """What :func:`gradnorm` must equal: backpropagate the uniform label's loss, sample by sample."""
-    uniform = torch.full((len(weight),), 1 / len(weight), dtype=torch.float64)
+    uniform = torch.full((len(weight),), 1 / len(weight), dtype=torch.float64, device=weight.device)
     gradients = head_gradients(features, weight, bias, uniform.expand(len(features), -1), temperature)
     return -gradients[:, :, :-1].abs().sum((1, 2))
 
@@ -164,7 +164,7 @@ def head_gradients(
         float64 (N, K, D + 1), the bias's gradient in the last column.
     """
     w = weight.detach().double().requires_grad_()
-    b = (torch.zeros(len(w)) if bias is None else bias.detach()).double().requires_grad_()
+    b = (w.new_zeros(len(w)) if bias is None else bias.detach().double()).requires_grad_()
     gradients = []
     for h, label in zip(features.double(), labels, strict=True):
         z = (w @ h + b) / temperature
@@ -228,7 +228,8 @@ def _temperature(temperature: float) -> float:
 
 def _matrix(name: str, values: object) -> Tensor:
     """A float64 matrix, or the reason why ``values`` is none."""
-    tensor = torch.as_tensor(values)
+    tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # which has no float64
     if not tensor.is_floating_point():
         raise ValueError(f"thinkback: {name} must be floating point, got {tensor.dtype}; convert with .float()")
     if tensor.ndim != 2 or 0 in tensor.shape:
@@ -247,6 +248,10 @@ def _pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
     h, z = _matrix("features", features), _matrix("logits", logits)
     if len(h) != len(z):
         raise ValueError(f"thinkback: features {tuple(h.shape)} and logits {tuple(z.shape)} disagree on N")
+    if h.device != z.device:
+        raise ValueError(f"thinkback: features are on {h.device} and logits on {z.device}; move one")
+    if z.shape[1] < 2:
+        raise ValueError("thinkback: logits have K = 1 class, whose softmax is always 1; give two columns, (0, z)")
     return h, z
 
 

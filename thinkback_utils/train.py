@@ -6,12 +6,11 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import ImageSet, load
+from .files import read_json, replacing, write_json
 from .models import WideResNet
-from .provenance import describe, write_json
+from .provenance import describe
+
+Anneal = Literal["cosine", "linear"]
+Flip = Literal["random", "alternating", "off"]
+Amp = Literal["auto", "off"]
+CHOICES = {"anneal": get_args(Anneal), "flip": get_args(Flip), "amp": get_args(Amp)}
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,12 @@ class TrainConfig:
     batch_size: int = 128
     peak_lr: float = 0.1
     warmup: float = 0.0  # fraction of all steps in which the rate climbs linearly to its peak
-    anneal: Literal["cosine", "linear"] = "cosine"  # to zero, per step
+    anneal: Anneal = "cosine"  # to zero, per step
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 5e-4
-    flip: Literal["random", "alternating", "off"] = "random"  # alternating: mirrored every second epoch; off: digits
+    flip: Flip = "random"  # alternating: mirrored every second epoch; off: digits
     resolutions: tuple[tuple[int, int], ...] = ((0, 0),)  # (first epoch, image side); side 0 is the full size
-    amp: Literal["auto", "off"] = "auto"  # mixed precision where the hardware has it
+    amp: Amp = "auto"  # mixed precision where the hardware has it
     compile: bool = False  # pays on a GPU only
     seed: int = 0
 
@@ -54,8 +59,22 @@ class TrainConfig:
                 raise ValueError(f"thinkback: TrainConfig.{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"thinkback: TrainConfig.warmup is a fraction in [0, 1), got {self.warmup}")
-        if not self.resolutions or self.resolutions[0][0] != 0:
-            raise ValueError(f"thinkback: TrainConfig.resolutions must start at epoch 0, got {self.resolutions}")
+        starts = [first for first, _ in self.resolutions]
+        if not starts or starts[0] != 0 or starts != sorted(starts) or starts[-1] >= self.epochs:
+            raise ValueError(
+                f"thinkback: TrainConfig.resolutions must start at epoch 0, rise, and end before epoch {self.epochs}, "
+                f"got {self.resolutions}"
+            )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"thinkback: TrainConfig.{name} is one of {choices}, got {getattr(self, name)!r}")
+
+    def override(self, **fields: Any) -> TrainConfig:
+        """The same recipe with other fields; another number of epochs stretches the stages of small images."""
+        if "epochs" in fields and "resolutions" not in fields:
+            stretch, last = fields["epochs"] / self.epochs, fields["epochs"] - 1
+            fields["resolutions"] = tuple((min(round(first * stretch), last), side) for first, side in self.resolutions)
+        return dataclasses.replace(self, **fields)
 
     def side(self, epoch: int, full: int) -> int:
         """Side of the training images in that epoch, in pixels."""
@@ -135,16 +154,20 @@ def fit(
     """
     if data.labels is None:
         raise ValueError(f"thinkback: training needs labels and the set {data.name!r} has none")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = pick_device(device)
     model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
-        model.parameters(), config.peak_lr, config.momentum, weight_decay=config.weight_decay, nesterov=True
+        model.parameters(),
+        lr=config.peak_lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
     )
     history, path = History([], [], []), Path(checkpoint) if checkpoint else None
     if path and path.exists():
         history = _load_checkpoint(path, model, optimizer, config)
     forward = torch.compile(model) if config.compile else model
-    labels, images, side = data.labels.to(device), data.images.to(device), -1
+    labels, images, side = data.labels.to(device), data.images, -1
     steps = math.ceil(len(labels) / config.batch_size)
     scaler = torch.amp.GradScaler(device.type, enabled=_amp_dtype(config, device) == torch.float16)
     bar = tqdm(total=config.epochs * steps, initial=len(history.loss) * steps, disable=not progress, mininterval=5.0)
@@ -159,6 +182,11 @@ def fit(
     bar.close()
     model.eval()
     return history
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """That device, or the GPU when there is one, or the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _epoch(
@@ -263,10 +291,8 @@ def _save_checkpoint(
     for name, parameter in model.named_parameters():
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
     metadata = {"config": json.dumps(asdict(config)), "history": json.dumps(asdict(history))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: TrainConfig) -> History:
@@ -286,7 +312,7 @@ def _same_recipe(saved: dict[str, Any], config: TrainConfig, where: Path) -> Non
     if different:
         raise ValueError(
             f"thinkback: {where} belongs to another recipe ({'; '.join(different)}); "
-            "delete it to start again, or train with its recipe"
+            "train with its recipe, choose another folder, or delete it to start again"
         )
 
 
@@ -301,39 +327,53 @@ def train_network(
         The network as read back from its float16 weights file, in evaluation mode, and the training record.
 
     Raises:
-        ValueError: if the folder holds a run of another recipe.
+        ValueError: if the folder holds a run of another recipe or set.
     """
-    weights, record_path = folder / "weights.safetensors", folder / "training.json"
-    if not record_path.exists():  # the first start describes the run, resumptions keep it
-        write_json(record_path, describe() | {"dataset": dataset, "config": asdict(config)})
-    record = json.loads(record_path.read_text(encoding="utf-8"))
-    _same_recipe(record["config"], config, folder)
+    weights, record_path, chosen = folder / "weights.safetensors", folder / "training.json", pick_device(device)
+    record = read_json(record_path) if record_path.exists() else describe(chosen) | {"dataset": dataset}
+    if record["dataset"] != dataset:
+        raise ValueError(f"thinkback: {folder} holds a network of {record['dataset']!r}, not of {dataset!r}")
+    _same_recipe(record.setdefault("config", json.loads(json.dumps(asdict(config)))), config, folder)
+    if weights.exists() and "history" not in record:
+        raise ValueError(f"thinkback: {weights} has no training.json beside it that tells its recipe; move it away")
     if not weights.exists():
         train = load(dataset, "train")
+        write_json(record_path, record)  # the first start describes the run, resumptions keep it
         classes = 0 if train.labels is None else int(train.labels.max()) + 1
         torch.manual_seed(config.seed)  # initial weights
         model = WideResNet(config.depth, config.width, classes, config.dropout)
-        record["history"] = asdict(fit(model, train, config, folder / "checkpoint.safetensors", device, progress))
-        model.save(weights)
+        record["history"] = asdict(fit(model, train, config, folder / "checkpoint.safetensors", chosen, progress))
         write_json(record_path, record)
-    return WideResNet.load(weights).to(device or "cpu"), record
+        model.save(weights)
+    return WideResNet.load(weights).to(chosen), record
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """``--recipe`` and an option for each field of :class:`TrainConfig`."""
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="reference")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="default: that of the folder, else reference")
     for field in dataclasses.fields(TrainConfig):
-        option = f"--{field.name.replace('_', '-')}"
+        option, choices = f"--{field.name.replace('_', '-')}", CHOICES.get(field.name)
         if isinstance(field.default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
         elif field.name != "resolutions":
-            parser.add_argument(option, type=type(field.default), default=None)
+            parser.add_argument(option, type=type(field.default), choices=choices)
 
 
-def config_from(options: argparse.Namespace) -> TrainConfig:
-    """The recipe that the parsed options name, with the fields that they set."""
-    fields = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(TrainConfig)}
-    return dataclasses.replace(RECIPES[options.recipe], **{k: v for k, v in fields.items() if v is not None})
+def config_from(options: argparse.Namespace, folder: Path | None = None) -> TrainConfig:
+    """The recipe that the parsed options name, else the folder's own, else the reference, with the fields they set."""
+    named = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(TrainConfig)}
+    fields = {name: value for name, value in named.items() if value is not None}
+    if folder and options.recipe is None and (folder / "training.json").exists():
+        saved = read_json(folder / "training.json")["config"]
+        config = TrainConfig(**(saved | {"resolutions": tuple(tuple(stage) for stage in saved["resolutions"])}))
+    else:
+        config = RECIPES[options.recipe or "reference"]
+    return config.override(**fields)
+
+
+def recipe_name(config: TrainConfig) -> str:
+    """The recipe of that configuration whatever the seed, or ``custom``."""
+    return next((name for name, recipe in RECIPES.items() if recipe.override(seed=config.seed) == config), "custom")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -344,7 +384,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, weights and training record")
     parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
-    model, record = train_network(config_from(options), options.dataset, options.out, options.device)
+    model, record = train_network(config_from(options, options.out), options.dataset, options.out, options.device)
     minutes = sum(record["history"]["seconds"]) / 60
     print(f"test accuracy {accuracy(model, load(options.dataset, 'test')):.4f} after {minutes:.1f} minutes")
 
