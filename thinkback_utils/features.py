@@ -30,6 +30,12 @@ class Features:
     def __len__(self) -> int:
         return len(self.logits)
 
+    def accuracy(self) -> float:
+        """Fraction of samples whose largest logit is their label."""
+        if self.labels is None:
+            raise ValueError("thinkback: the accuracy needs labels, and the set has none")
+        return float((self.logits.argmax(1) == self.labels).double().mean())
+
     def half(self) -> Features:
         """The same with features rounded to float16, as a bundle stores them."""
         return Features(self.features.half().float(), self.logits, self.labels)

@@ -139,7 +139,7 @@ def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | No
     provenance |= {
         "recipe": recipe_name(config),
         "seed": config.seed,
-        "accuracy": {name: _accuracy(exact[name]) for name in (ID_TRAIN, ID_TEST)},
+        "accuracy": {name: exact[name].accuracy() for name in (ID_TRAIN, ID_TEST)},
         "training": training,
         "float16_metric_error": max(before["float16_metric_error"], float16_error(exact)),
         "images_sha256": hashes,
@@ -147,12 +147,6 @@ def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | No
     }
     write_json(folder / "provenance.json", provenance)
     return scored
-
-
-def _accuracy(item: Features) -> float:
-    if item.labels is None:
-        raise ValueError("thinkback: the accuracy needs labels, and the set has none")
-    return float((item.logits.argmax(1) == item.labels).double().mean())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .data import ImageSet, load
+from .features import extract
 from .files import read_json, replacing, write_json
 from .models import WideResNet
 from .provenance import describe
@@ -269,19 +270,9 @@ def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if capabilities.get("avx512_bf16") else None
 
 
-@torch.inference_mode()
-def accuracy(model: nn.Module, data: ImageSet, batch_size: int = 250) -> float:
-    """Fraction of images whose largest logit is their label; float32, eval mode."""
-    if data.labels is None:
-        raise ValueError(f"thinkback: accuracy needs labels and the set {data.name!r} has none")
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    hits = 0
-    for x, y in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
-        x = x.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
-        hits += int((model(x).argmax(1).cpu() == y).sum())
-    model.train(was_training)
-    return hits / len(data.labels)
+def accuracy(model: nn.Module, data: ImageSet) -> float:
+    """Fraction of images whose largest logit is their label; evaluation mode."""
+    return extract(model, data).accuracy()
 
 
 def _save_checkpoint(
