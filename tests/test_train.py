@@ -44,7 +44,7 @@ def test_cosine_schedule_falls_from_peak_to_zero():
 
 
 def test_one_cycle_climbs_then_falls_linearly():
-    config = RECIPES["cpu"]
+    config = RECIPES["cpu"].override(epochs=15, resolutions=((0, 0),), restarts=())
     rates = [config.lr(step, 1000) for step in range(1000)]
     assert np.argmax(rates) == 199
     assert max(rates) == pytest.approx(config.peak_lr)
@@ -135,6 +135,9 @@ def test_divergence_stops_with_the_place():
         ({"warmup": 1.0}, "warmup is a fraction"),
         ({"resolutions": ((1, 16),)}, "must start at epoch 0"),
         ({"epochs": 3, "resolutions": ((0, 16), (3, 0))}, "end before epoch 3"),
+        ({"epochs": 3, "restarts": ((3, 0.1),)}, "end before epoch 3"),
+        ({"restarts": ((20, 0.1), (10, 0.1))}, "must rise"),
+        ({"restarts": ((20, 0.0),)}, "positive peaks"),
         ({"anneal": "lineer"}, "anneal is one of"),
         ({"amp": "false"}, "amp is one of"),
     ],
@@ -144,8 +147,19 @@ def test_impossible_recipes_are_named(change, message):
         TrainConfig(**change)
 
 
+def test_a_restart_begins_another_cycle_and_leaves_the_first_as_it_was() -> None:
+    config = RECIPES["cpu"]
+    alone = config.override(epochs=15, resolutions=((0, 0),), restarts=())
+    steps = 391
+    first = [config.lr(step, 23 * steps) for step in range(15 * steps)]
+    assert first == [alone.lr(step, 15 * steps) for step in range(15 * steps)]
+    second = [config.lr(step, 23 * steps) for step in range(15 * steps, 23 * steps)]
+    assert max(second) == pytest.approx(0.1, rel=1e-2) and second[-1] < 1e-4 and second[0] < 1e-3
+
+
 def test_other_epochs_stretch_the_stages_of_small_images():
-    assert RECIPES["cpu"].override(epochs=30).resolutions == ((0, 16), (12, 24), (22, 0))
+    double = RECIPES["cpu"].override(epochs=46)
+    assert double.resolutions == ((0, 16), (12, 24), (22, 0)) and double.restarts == ((30, 0.1),)
     short = RECIPES["cpu"].override(epochs=1)
     assert short.side(0, 32) == 32  # the last stage, at full size, is never lost
     assert train.recipe_name(RECIPES["cpu"].override(seed=3)) == "cpu"
