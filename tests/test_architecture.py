@@ -15,11 +15,17 @@ LAYERS = {
     "models": 0,
     "metrics": 0,
     "scores": 0,
+    "audit": 1,
     "fisher": 1,
     "features": 1,
+    "evaluation": 2,
     "train": 2,
+    "gradients": 2,
     "plots": 3,
     "reproduce": 3,
+    "ablations": 3,
+    "variants": 3,
+    "claims": 3,
     "runner": 3,
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

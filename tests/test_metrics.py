@@ -75,10 +75,41 @@ def test_bootstrap_interval_covers_the_truth():
     for seed in range(20):
         generator = np.random.default_rng(seed)
         ids, oods = generator.normal(0, 1, 300), generator.normal(1, 1, 300)
-        low, high = metrics.bootstrap(ids, oods, resamples=100, seed=seed)["auroc"]
+        low, high = metrics.interval95(metrics.resampled(ids, oods, resamples=100, seed=seed))["auroc"]
         assert 0.02 < high - low < 0.15
         covered += low <= 0.7602 <= high
     assert covered >= 16
+
+
+def test_differences_of_resamples_are_paired():
+    """Two nearly equal scores of the same images: their difference is known far better than either of them."""
+    generator = np.random.default_rng(0)
+    ids, oods = generator.normal(0, 1, 400), generator.normal(1, 1, 300)
+    first = metrics.resampled(ids, oods, resamples=50)
+    second = metrics.resampled(ids + generator.normal(0, 0.05, 400), oods, resamples=50)
+    assert np.std(first - second, axis=0)[2] < 0.2 * np.std(first, axis=0)[2]
+    assert np.array_equal(first, metrics.resampled(ids, oods, resamples=50))
+    other_set = metrics.resampled(ids, generator.normal(1, 1, 200), resamples=50)
+    assert np.corrcoef(first[:, 2], other_set[:, 2])[0, 1] > 0.2  # they share the in-distribution images
+
+
+def test_mean_auroc_and_its_interval():
+    generator = np.random.default_rng(0)
+    ids, first, second = (
+        generator.normal(0, 1, 400).round(1),
+        generator.normal(1, 1, 300).round(1),
+        generator.normal(2, 1, 90),
+    )
+    one, half = metrics.mean_auroc(ids, [first])
+    assert one == pytest.approx(metrics.ood_metrics(ids, first)["auroc"], abs=1e-12)
+    both = metrics.mean_auroc(ids, [first, second])
+    aurocs = [metrics.ood_metrics(ids, ood)["auroc"] for ood in (first, second)]
+    assert both[0] == pytest.approx(np.mean(aurocs), abs=1e-12)
+    resampled = []
+    for _ in range(400):
+        a, b, c = (generator.choice(side, len(side)) for side in (ids, first, second))
+        resampled.append([metrics.mean_auroc(a, [b])[0], metrics.mean_auroc(a, [b, c])[0]])
+    np.testing.assert_allclose(1.96 * np.std(resampled, axis=0), [half, both[1]], rtol=0.15)
 
 
 def test_tensors_of_any_precision_are_scores():

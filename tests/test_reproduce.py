@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from thinkback_utils import data, reproduce
-from thinkback_utils.features import Bundle, extract
+from thinkback_utils import data, evaluation, reproduce
+from thinkback_utils.features import Bundle, Features, extract
 from thinkback_utils.metrics import METRICS
 from thinkback_utils.models import WideResNet
 
@@ -26,7 +26,7 @@ def bundle():
 
 @pytest.fixture(scope="module")
 def scored(bundle):
-    return reproduce.score_sets(bundle.sets)
+    return evaluation.score_sets(bundle.sets)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, cap
     assert {name: (folder / name).read_bytes() for name in first} == first
     records = json.loads((tmp_path / "results" / "table1.json").read_text())
     assert {(r["set"], r["method"]) for r in records} == {
-        (name, method) for name in ("svhn", "cifar100", "mean") for method in reproduce.METHODS
+        (name, method) for name in ("svhn", "cifar100", "mean") for method in evaluation.METHODS
     }
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["recipe"] == "custom"  # one epoch is not the recipe's
@@ -72,6 +72,9 @@ def test_sets_are_added_to_a_finished_run_without_training_it_again(toy_root, tm
     reproduce.main(["--depth", "10", "--width", "1", *results, "cifar100"])
     assert (folder / "weights.safetensors").read_bytes() == weights
     assert set(Bundle.load(folder / "bundle.npz").sets) == {"cifar10-train", "cifar10-test", "svhn", "cifar100"}
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["sets"] == ["cifar10-train", "cifar10-test", "svhn"]  # the first run keeps its own record
+    assert [addition["sets"] for addition in provenance["additions"]] == [["cifar100"]]
     with pytest.raises(ValueError, match=r"belongs to another recipe \(dropout"):
         reproduce.main(["--recipe", "smoke", *results, "svhn"])
 
@@ -125,9 +128,9 @@ def test_scores_and_table_follow_from_the_bundle(scored):
         for name, row in scored.items():
             for method, values in row.items():
                 np.testing.assert_allclose(kept[f"{name}.{method}"], values, rtol=1e-6)
-    table = reproduce.table(scored)
+    table = evaluation.table(scored)
     printed = json.loads((ROOT / "results" / "table1.json").read_text())
-    for record in [*table, *reproduce.means(table)]:
+    for record in [*table, *evaluation.means(table)]:
         same = next(r for r in printed if (r["set"], r["method"]) == (record["set"], record["method"]))
         for metric in METRICS:
             assert same[metric] == pytest.approx(record[metric], abs=1e-9)
@@ -153,16 +156,25 @@ def test_independent_recomputation_agrees(bundle, scored):
     labels, values = np.repeat([0, 1], [len(ids), len(ours)]), np.concatenate([ids, ours])
     weight = np.where(labels, (1 / 6) / len(ours), (5 / 6) / len(ids))
     record = next(
-        r for r in reproduce.table(scored) if r["set"] == "textures10" and r["method"] == "thinkback"
+        r for r in evaluation.table(scored) if r["set"] == "textures10" and r["method"] == "thinkback"
     )  # 1,200 images: one draw, all of them
     assert record["auroc"] == pytest.approx(roc_auc_score(labels, values), abs=1e-6)
     assert record["aupr"] == pytest.approx(average_precision_score(labels, values, sample_weight=weight), abs=1e-6)
 
 
+def test_scores_do_not_read_labels(bundle, scored):
+    def relabelled(item):
+        return Features(item.features, item.logits, torch.randint(10, (len(item),)))
+
+    again = evaluation.score_sets({name: relabelled(item) for name, item in bundle.sets.items()}, names=["svhn"])
+    for method, values in again["svhn"].items():
+        assert np.array_equal(values, scored["svhn"][method])
+
+
 def test_in_distribution_against_itself_is_a_coin(scored):
     half = {name: {m: s[::2] for m, s in row.items()} for name, row in scored.items() if name == "cifar10-test"}
     other = {m: s[1::2] for m, s in scored["cifar10-test"].items()}
-    for record in reproduce.table({**half, "cifar10 again": other}, n_ood=10_000):
+    for record in evaluation.table({**half, "cifar10 again": other}, n_ood=10_000):
         assert abs(record["auroc"] - 0.5) < 0.03
 
 

@@ -68,7 +68,7 @@ def test_augmentation_only_shifts_and_mirrors():
         for source in padded
     ]
     seen = []
-    for x, y in train._batches(data.images, data.labels, config, epoch=0):
+    for x, y in train.augmented_batches(data.images, data.labels, config, epoch=0):
         for image, label in zip((x * 255).round().byte(), y, strict=True):
             matches = [i for i, known in enumerate(windows) if image.numpy().tobytes() in known]
             assert len(matches) == 1
@@ -154,12 +154,15 @@ def test_a_restart_begins_another_cycle_and_leaves_the_first_as_it_was() -> None
     first = [config.lr(step, 23 * steps) for step in range(15 * steps)]
     assert first == [alone.lr(step, 15 * steps) for step in range(15 * steps)]
     second = [config.lr(step, 23 * steps) for step in range(15 * steps, 23 * steps)]
-    assert max(second) == pytest.approx(0.1, rel=1e-2) and second[-1] < 1e-4 and second[0] < 1e-3
+    assert max(second) == pytest.approx(0.1, rel=1e-2)
+    assert second[0] < 1e-3
+    assert second[-1] < 1e-4
 
 
 def test_other_epochs_stretch_the_stages_of_small_images():
     double = RECIPES["cpu"].override(epochs=46)
-    assert double.resolutions == ((0, 16), (12, 24), (22, 0)) and double.restarts == ((30, 0.1),)
+    assert double.resolutions == ((0, 16), (12, 24), (22, 0))
+    assert double.restarts == ((30, 0.1),)
     short = RECIPES["cpu"].override(epochs=1)
     assert short.side(0, 32) == 32  # the last stage, at full size, is never lost
     assert train.recipe_name(RECIPES["cpu"].override(seed=3)) == "cpu"

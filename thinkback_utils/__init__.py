@@ -13,14 +13,37 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import data, features, files, fisher, metrics, models, plots, provenance, reproduce, scores, train
+    from . import (
+        ablations,
+        audit,
+        claims,
+        data,
+        evaluation,
+        features,
+        files,
+        fisher,
+        gradients,
+        metrics,
+        models,
+        plots,
+        provenance,
+        reproduce,
+        scores,
+        train,
+        variants,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
+    "ablations",
+    "audit",
+    "claims",
     "data",
+    "evaluation",
     "features",
     "files",
     "fisher",
+    "gradients",
     "metrics",
     "models",
     "plots",
@@ -28,6 +51,7 @@ __all__ = [
     "reproduce",
     "scores",
     "train",
+    "variants",
 ]
 
 

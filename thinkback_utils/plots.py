@@ -115,6 +115,8 @@ def plot_dumbbells(
 ) -> Axes:
     """One line per set: the methods' values of a metric, filled where measured, hollow where the paper printed them.
 
+    A record with ``interval95`` gets it as a band around its dot.
+
     Args:
         rows: records with ``set``, its ``title``, ``method`` and the metric, in [0, 1].
         paper: the same for printed values.
@@ -135,7 +137,10 @@ def plot_dumbbells(
             ax.plot([min(values), max(values)], [y, y], color=INK, linewidth=1, alpha=0.5, zorder=1)
             colors = [METHOD_COLORS[row["method"]] for row in here]
             faces = {"color": colors} if filled else {"facecolors": "none", "edgecolors": colors}
-            ax.scatter(values, [y] * len(here), s=42, zorder=2, **faces)
+            ax.scatter(values, [y] * len(here), s=26, zorder=3, **faces)
+            for row, color in zip(here, colors, strict=True):
+                interval = [100 * end for end in row.get("interval95", {}).get(metric, ())]
+                ax.plot(interval, [y] * len(interval), color=color, linewidth=7, alpha=0.35, zorder=2)
     ax.set_yticks([-i for i in range(len(names))], [titles[name] for name in names])
     ax.set(xlabel="%")
     ax.grid(axis="x")

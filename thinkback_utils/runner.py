@@ -200,6 +200,9 @@ def stage(root: Path, build: Path) -> None:
     src = build / "src"
     shutil.rmtree(src, ignore_errors=True)
     shutil.copytree(root / "book", src / "book", ignore=shutil.ignore_patterns(".*"))
+    for part in (root / "results").glob("*.md"):  # what pages of prose include
+        (src / "results").mkdir(exist_ok=True)
+        shutil.copyfile(part, src / "results" / part.name)
     for page in (Path("_config.yml"), Path("_toc.yml"), *pages(root)):
         (src / page).parent.mkdir(parents=True, exist_ok=True)
         if page.suffix != ".ipynb":

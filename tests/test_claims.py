@@ -1,0 +1,88 @@
+"""Verdicts follow the stated rule, and the committed ones follow from the committed results."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from thinkback_utils import claims, data, evaluation
+from thinkback_utils.features import Bundle, Features
+
+ROOT = Path(__file__).parents[1]
+PAPER = evaluation.paper_table()
+
+
+def measured(shift_of_thinkback, sets=("svhn",), seed=0):
+    """A table in which Thinkback separates by ``shift`` and both baselines by 1."""
+    generator, scored = np.random.default_rng(seed), {}
+    for name in (evaluation.ID_TEST, *sets):
+        far = float(name != evaluation.ID_TEST)
+        noise = generator.normal(0, 1, 400)
+        scored[name] = {"msp": noise + far, "energy": noise + far, "thinkback": noise + far * shift_of_thinkback}
+    records = evaluation.table(scored)
+    return evaluation.with_intervals([*records, *evaluation.means(records)], scored, resamples=60)
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(2.0, claims.YES), (0.5, claims.NO), (1.0, claims.NO)])
+def test_a_difference_is_reproduced_by_its_sign_and_interval(shift, verdict):
+    rows = claims.deltas(measured(shift), PAPER)
+    assert {row["verdict"] for row in rows if row["set"] == "svhn"} == {verdict}
+    assert {row["verdict"] for row in rows if row["set"] != "svhn"} == {claims.UNTESTED}
+    for row in rows:
+        if row["set"] == "svhn":
+            assert row["interval"][0] <= row["measured"] <= row["interval"][1]
+
+
+def test_printed_differences_are_the_papers():
+    """FPR95 falls from 36.62 to 22.65 in the mean: a gain of 13.97 points, whatever the text says."""
+    rows = claims.deltas(measured(1.0), PAPER)
+    gap = next(r for r in rows if (r["set"], r["baseline"], r["metric"]) == ("mean", "energy", "fpr95"))
+    assert gap["printed"] == pytest.approx(0.1397)
+    crop = next(r for r in rows if (r["set"], r["baseline"], r["metric"]) == ("lsun_crop", "energy", "auroc"))
+    assert crop["printed"] < 0  # the paper's own loss; to reproduce it is to lose too
+
+
+def test_every_seed_must_agree():
+    both = [{**r, "seed": 0} for r in measured(2.0)] + [{**r, "seed": 1} for r in measured(0.5, seed=1)]
+    assert {r["verdict"] for r in claims.deltas(both, PAPER) if r["set"] == "svhn"} == {claims.NO}
+    assert len(claims.gains(both, "svhn", "msp", "auroc")) == 2
+
+
+def test_the_mean_is_tested_once_all_five_sets_are():
+    rows = claims.deltas(measured(2.0, data.PAPER_SETS), PAPER)
+    assert all(row["verdict"] != claims.UNTESTED for row in rows)
+    assert {row["verdict"] for row in rows if row["set"] == "mean"} == {claims.YES}
+
+
+def test_raw_scores_let_the_rule_pick_the_largest_temperature():
+    """Gradients shrink as 1/T^2, so the smallest spread is at the end of whatever range is searched."""
+    generator = torch.Generator().manual_seed(0)
+    train, held_out = (
+        Features(torch.rand(500, 8, generator=generator), 4 * torch.randn(500, 5, generator=generator)) for _ in "ab"
+    )
+    for temperatures in ([1.0, 2.0, 5.0], [1.0, 10.0, 1000.0]):
+        chosen, spread = claims.rule_temperature(train, held_out, temperatures, fisher=False)
+        assert chosen == temperatures[-1]
+        assert spread == sorted(spread, reverse=True)
+
+
+def test_text_claims_hold_when_thinkback_wins_everywhere():
+    generator = torch.Generator().manual_seed(0)
+    train = Features(torch.rand(500, 8, generator=generator), 4 * torch.randn(500, 5, generator=generator))
+    bundle = Bundle({evaluation.ID_TRAIN: train}, torch.zeros(5, 8), torch.zeros(5))
+    won, lost = (
+        {row["claim"].split()[0]: row["verdict"] for row in claims.text_claims(measured(s), PAPER, bundle)}
+        for s in (4.0, 0.5)
+    )
+    assert won["Consistent"] == won["Significantly"] == claims.YES
+    assert lost["Consistent"] == lost["Significantly"] == lost["AUPR"] == claims.NO
+
+
+def test_committed_verdicts_follow_from_the_committed_results(tmp_path):
+    results = ROOT / "results"
+    for name in ("table1.json", "wrn40-2-cifar10"):
+        (tmp_path / name).symlink_to(results / name)
+    claims.main(["--results", str(tmp_path)])
+    for name in ("verdicts.json", "verdicts.md"):
+        assert (tmp_path / name).read_text() == (results / name).read_text()

@@ -1,0 +1,262 @@
+"""The same score with other layers' gradients, on a trained network: what each reading separates and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from . import data, scores
+from .evaluation import ID_TEST, ID_TRAIN, evenly
+from .features import extract, save_arrays
+from .files import read_json, write_json
+from .gradients import MeanSquare, find_layers, score, squared_gradients
+from .models import WideResNet
+from .provenance import describe
+from .train import pick_device
+
+PASSES = (("C", "D", "E"), ("all",))  # the readings that share one pass over the images
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """What decides the scores, saved beside them. The defaults take five minutes on two CPU cores with WRN-40-2."""
+
+    temperature: float = 5.0  # the paper's
+    eps: float = 1e-16  # the paper's floor under E
+    damping: float = 1e-3  # floor of the damped variant, in units of mean(E): E has zeros where units are dead
+    n_fit: int = 10_000  # training images for E
+    n_id: int = 5_000  # CIFAR-10 test images scored
+    n_ood: int = 2_000  # images scored of each OOD set
+    n_fit_all: int = 1_000  # as n_fit where all parameters are read, which costs many forward passes an image
+    n_all: int = 250  # as n_id and n_ood there
+    batch_size: int = 128
+    batch_size_all: int = 16  # 36 MB a sample
+    rounds: int = 3  # of timing, alternating between the readings
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < 0 or (value == 0 and field.name not in ("eps", "damping")):
+                raise ValueError(f"thinkback: AblationConfig.{field.name} must be positive, got {value}")
+
+    def size(self, name: str, readings: Sequence[str]) -> int:
+        """How many images of the set of that name are read."""
+        if "all" in readings:
+            return self.n_fit_all if name == ID_TRAIN else self.n_all
+        return {ID_TRAIN: self.n_fit, ID_TEST: self.n_id}.get(name, self.n_ood)
+
+    def batch(self, readings: Sequence[str]) -> int:
+        """Batch size for those readings."""
+        return self.batch_size_all if "all" in readings else self.batch_size
+
+
+def load_images(digests: Mapping[str, str]) -> dict[str, Tensor]:
+    """The sets of a results folder, uint8 (N, 3, 32, 32), verified to be the images that its bundle was made from.
+
+    Raises:
+        ValueError: if the data root holds other images under a set's name.
+    """
+    splits = {ID_TRAIN: ("cifar10", "train"), ID_TEST: ("cifar10", "test")}
+    images = {}
+    for name, digest in digests.items():
+        images[name] = data.load(*splits.get(name, (name, "test"))).images
+        found = hashlib.sha256(images[name].numpy().tobytes()).hexdigest()
+        if found != digest:
+            raise ValueError(
+                f"thinkback: {name!r} in the data root {data.data_root()} is not the set that the bundle was made from "
+                f"(sha256 {found[:12]}…, expected {digest[:12]}…); run `python -m thinkback_utils.reproduce` anew"
+            )
+    return images
+
+
+def score_readings(
+    model: WideResNet, images: Mapping[str, Tensor], readings: Sequence[str], config: AblationConfig
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, dict[str, Any]]]:
+    """Fit E of the readings on training images, then score every other set, in one pass over the images.
+
+    Returns:
+        ``{"<set>.<reading>_<form>": float32 (n,)}``, higher = more OOD, and what is known of each reading's E.
+    """
+    start, chosen = time.perf_counter(), {n: x[evenly(len(x), config.size(n, readings))] for n, x in images.items()}
+    layers = find_layers(model, chosen[ID_TRAIN][:2].to(next(model.parameters()).device) / 255)
+    bar = tqdm(total=sum(map(len, chosen.values())), desc="readings " + ", ".join(readings), unit=" images")
+
+    def stream(name: str) -> Iterator[dict[str, Tensor]]:
+        batch = config.batch(readings)
+        for squares in squared_gradients(model, chosen[name], readings, layers, config.temperature, batch):
+            yield squares
+            bar.update(len(squares[readings[0]]))
+
+    means = {reading: MeanSquare() for reading in readings}
+    for squares in stream(ID_TRAIN):
+        for reading in readings:
+            means[reading].update(squares[reading])
+    expected = {reading: mean.compute() for reading, mean in means.items()}
+    parts: dict[str, list[Tensor]] = {}
+    for name in [name for name in chosen if name != ID_TRAIN]:
+        for squares in stream(name):
+            for reading in readings:
+                for form, values in _forms(squares[reading], expected[reading], config).items():
+                    parts.setdefault(f"{name}.{reading}_{form}", []).append(values)
+    bar.close()
+    shared = {
+        "n_fit": len(chosen.pop(ID_TRAIN)),
+        "images": {name: len(x) for name, x in chosen.items()},
+        "together_with": list(readings),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    facts = {
+        reading: {"layer": layers.get(reading)} | _facts(expected[reading], config) | shared for reading in readings
+    }
+    return {key: torch.cat(values).cpu().numpy().astype(np.float32) for key, values in parts.items()}, facts
+
+
+def _forms(squares: Tensor, expected: Tensor, config: AblationConfig) -> dict[str, Tensor]:
+    damped = score(squares, expected, config.eps, config.damping)
+    return {"eq5": score(squares), "eq6": score(squares, expected, config.eps), "eq6damped": damped}
+
+
+def _facts(expected: Tensor, config: AblationConfig) -> dict[str, int]:
+    zeros, small = int(expected.eq(0).sum()), int(expected.lt(config.eps).sum())
+    return {"numbers": expected.numel(), "zeros": zeros, "below_eps": small}
+
+
+def measure_costs(model: WideResNet, x: Tensor, config: AblationConfig) -> dict[str, Any]:
+    """Time of Eq. 6 per image, in plain forward passes of the same batch x: medians over alternating rounds.
+
+    Every reading includes its own forward pass and is timed alone; E is given.
+    """
+    x = (x.to(next(model.parameters()).device) / 255).contiguous(memory_format=torch.channels_last)
+    layers, head = find_layers(model, x[:2]), model.get_classifier()
+    ones = torch.ones_like(head.weight, dtype=torch.float64)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(x)
+
+    def closed_form() -> None:
+        out = extract(model, x, layers["C"], config.batch_size)
+        scores.thinkback(out.features, out.logits, ones.cpu(), config.temperature)
+
+    def reading(name: str) -> Callable[[], None]:
+        def run() -> None:
+            for squares in squared_gradients(model, x, [name], layers, config.temperature, config.batch([name])):
+                score(squares[name], torch.ones_like(squares[name][0]))
+
+        return run
+
+    calls = {"forward": forward, "A": closed_form} | {name: reading(name) for group in PASSES for name in group}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(config.rounds + 1):
+        for name, call in calls.items():
+            seconds[name].append(_seconds(call, x.device))
+    ratio = {n: [a / b for a, b in zip(s, seconds["forward"], strict=True)][1:] for n, s in seconds.items()}
+    return {  # the first round warmed up
+        "batch_size": len(x),
+        "rounds": config.rounds,
+        "forward_milliseconds": 1e3 * statistics.median(seconds["forward"][1:]) / len(x),
+        "forward_passes": {name: statistics.median(values) for name, values in ratio.items() if name != "forward"},
+        "range": {name: [min(values), max(values)] for name, values in ratio.items() if name != "forward"},
+    }
+
+
+def _seconds(call: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def run(folder: Path, config: AblationConfig, device: str | None = None) -> dict[str, Any]:
+    """Score every set of a results folder by every reading; write ``ablations.npz`` and ``ablations.json`` into it.
+
+    A run that was killed goes on with the readings that are missing; other weights, parameters or sets start again.
+
+    Returns:
+        What ``ablations.json`` holds.
+    """
+    model = WideResNet.load(folder / "weights.safetensors").to(pick_device(device))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    arrays: dict[str, NDArray[np.float32]] = {}
+    record = describe(pick_device(device)) | {"weights_sha256": digest(folder), "config": asdict(config)}
+    record["readings"] = {}
+    if all((folder / f"ablations.{suffix}").exists() for suffix in ("json", "npz")):
+        old = read_json(folder / "ablations.json")
+        if all(old[key] == record[key] for key in ("weights_sha256", "config")):
+            arrays, record = load(folder)
+    images = load_images(read_json(folder / "provenance.json")["images_sha256"])
+    for readings in PASSES:
+        done = {r: set(facts["images"]) | {ID_TRAIN} for r, facts in record["readings"].items()}
+        missing = [reading for reading in readings if done.get(reading) != set(images)]
+        if missing:
+            scored, facts = score_readings(model, images, missing, config)
+            arrays, record["readings"] = arrays | scored, record["readings"] | facts
+            save_arrays(folder / "ablations.npz", arrays)
+            write_json(folder / "ablations.json", record)
+    if "cost" not in record:
+        record["cost"] = measure_costs(model, images[ID_TEST][: config.batch_size], config)
+        write_json(folder / "ablations.json", record)
+    return record
+
+
+def load(folder: str | Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    """What :func:`run` wrote into a results folder: the scores, ``{"<set>.<reading>_<form>": (n,)}``, and the record.
+
+    Raises:
+        FileNotFoundError: if it has not run there.
+        ValueError: if the folder's weights are no longer those that were scored.
+    """
+    folder = Path(folder)
+    command = (
+        f"run `python -m thinkback_utils.ablations --results {folder.parents[1]} --network {folder.parent.name} "
+        f"--seed {folder.name.removeprefix('seed')}`"
+    )
+    for path in (folder / "ablations.npz", folder / "ablations.json"):
+        if not path.exists():
+            raise FileNotFoundError(f"thinkback: no scores of the readings at {path}; {command}")
+    record: dict[str, Any] = read_json(folder / "ablations.json")
+    if record["weights_sha256"] != digest(folder):
+        raise ValueError(f"thinkback: the ablations are of other weights than those in {folder}; {command}")
+    with np.load(folder / "ablations.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}, record
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the weights in a results folder, which says what a file beside them was made from."""
+    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Score every set of a trained network with the gradients of other layers, resuming where it was killed."""
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.ablations", description=main.__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the full runs")
+    parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network in it")
+    parser.add_argument("--seed", type=int, default=0, help="which training run")
+    parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
+    for field in dataclasses.fields(AblationConfig):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    options = parser.parse_args(arguments)
+    config = AblationConfig(
+        **{field.name: getattr(options, field.name) for field in dataclasses.fields(AblationConfig)}
+    )
+    record = run(options.results / options.network / f"seed{options.seed}", config, options.device)
+    passes = ", ".join(f"{name} {value:.2f}" for name, value in record["cost"]["forward_passes"].items())
+    print(f"cost in forward passes: {passes}")
+
+
+if __name__ == "__main__":
+    main()
