@@ -1,13 +1,14 @@
-"""The diagonal Fisher against per-sample autograd."""
+"""The three Fishers of the last layer against per-sample autograd."""
 
 import numpy as np
 import pytest
 import torch
 
-from thinkback_utils.fisher import DiagonalFisher
+from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
 from thinkback_utils.scores import head_gradients
 
 N, D, K = 60, 6, 4
+ALL = [DiagonalFisher, FullFisher, KroneckerFisher]
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,12 @@ def reference(features, weight, bias, labels, temperature, kind):
     return head_gradients(features, weight, bias, y, temperature).square().mean(0)
 
 
+def matrices(fisher):
+    """What compute() returns, as a tuple."""
+    computed = fisher.compute()
+    return computed if isinstance(computed, tuple) else (computed,)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0, 100.0])
 @pytest.mark.parametrize("kind", ["predicted", "true", "model"])
 @pytest.mark.parametrize("bias", [False, True])
@@ -41,6 +48,41 @@ def test_equals_mean_of_squared_gradients(head, temperature, kind, bias):
     np.testing.assert_allclose(ours, oracle if bias else oracle[:, :-1], rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 5.0])
+@pytest.mark.parametrize("kind", ["predicted", "true", "model"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_full_and_factors_equal_means_of_outer_products(head, temperature, kind, bias):
+    """F and A from autograd's gradients g (N, K, D + 1); A from the bias's, which are the residuals."""
+    features, weight, b, logits, labels = head
+    if kind == "model":
+        p = (logits / temperature).softmax(1)
+        drawn = [(p[:, k], torch.full((N,), k)) for k in range(K)]
+    else:
+        drawn = [(torch.ones(N), logits.argmax(1) if kind == "predicted" else labels)]
+    F, A = 0, 0
+    for chance, y in drawn:
+        g = head_gradients(features, weight, b, y, temperature)
+        r, vec = g[:, :, -1], (g if bias else g[:, :, :-1]).flatten(1)
+        F, A = F + (vec * chance[:, None]).T @ vec / N, A + (r * chance[:, None]).T @ r / N
+    h = torch.cat([features, torch.ones(N, 1)], 1) if bias else features
+    full = FullFisher(temperature, kind, bias).update(features, logits, labels).compute()
+    factors = KroneckerFisher(temperature, kind, bias).update(features, logits, labels).compute()
+    for ours, oracle in ((full, F), (factors[0], A), (factors[1], h.T @ h / N)):
+        np.testing.assert_allclose(ours, oracle, rtol=1e-9, atol=1e-12 * oracle.abs().max())
+    diagonal = DiagonalFisher(temperature, kind, bias).update(features, logits, labels).compute()
+    np.testing.assert_allclose(full.diagonal(), diagonal.flatten(), rtol=1e-12)
+    assert factors[0].sum(1).abs().max() < 1e-14 * factors[0].abs().max()  # residuals sum to zero
+
+
+def test_full_is_the_product_of_the_factors_if_independent(head):
+    """Every residual meets every feature: F = A ⊗ B to rounding."""
+    features, _, _, logits, _ = head
+    h, z = features.repeat(N, 1), logits.repeat_interleave(N, 0)
+    A, B = KroneckerFisher().update(h, z).compute()
+    F = FullFisher().update(h, z).compute()
+    np.testing.assert_allclose(F, torch.kron(A, B), rtol=1e-11, atol=1e-14 * F.abs().max())
+
+
 def test_is_not_the_square_of_the_batch_gradient(head):
     features, weight, b, logits, labels = head
     squared_mean = head_gradients(features, weight, b, labels, 5.0).mean(0).square()[:, :-1]
@@ -48,13 +90,15 @@ def test_is_not_the_square_of_the_batch_gradient(head):
     assert (ours > 2 * squared_mean).all()
 
 
-def test_streaming_equals_one_batch(head):
+@pytest.mark.parametrize("kind", ALL)
+def test_streaming_equals_one_batch(head, kind):
     features, _, _, logits, _ = head
-    whole, parts = DiagonalFisher().update(features, logits), DiagonalFisher()
+    whole, parts = kind().update(features, logits), kind()
     for index in torch.arange(N).split(7):
         parts.update(features[index], logits[index])
     assert parts.count == whole.count == N
-    np.testing.assert_allclose(parts.compute(), whole.compute(), rtol=1e-13)
+    for ours, oracle in zip(matrices(parts), matrices(whole), strict=True):
+        np.testing.assert_allclose(ours, oracle, rtol=1e-13, atol=1e-15 * oracle.abs().max())
 
 
 def test_true_fisher_stays_exact_for_confident_samples():
@@ -63,11 +107,36 @@ def test_true_fisher_stays_exact_for_confident_samples():
     np.testing.assert_allclose(ours[:, 0], [np.exp(-60.0)] * 2, rtol=1e-12)
 
 
-def test_all_reduce_alone_changes_nothing(head):
+@pytest.mark.parametrize("kind", ALL)
+def test_all_reduce_alone_changes_nothing(head, kind):
     features, _, _, logits, _ = head
-    fisher = DiagonalFisher().update(features, logits)
-    before = fisher.compute()
-    assert torch.equal(fisher.all_reduce().compute(), before)
+    fisher = kind().update(features, logits)
+    before = matrices(fisher)
+    assert all(map(torch.equal, matrices(fisher.all_reduce()), before))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_all_reduce_sums_over_processes(head, kind, monkeypatch):
+    """Two processes with the same data: the mean stays, the count doubles."""
+    features, _, _, logits, _ = head
+    fisher = kind().update(features, logits)
+    before = matrices(fisher)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.mul_(2))
+    fisher.all_reduce()
+    assert fisher.count == 2 * N
+    assert all(map(torch.equal, matrices(fisher), before))
+
+
+def test_default_damping_is_one_gradient_along_each_axis(head):
+    """(F + trace(F) / N I)^-1, and per factor of the Kronecker form."""
+    features, _, _, logits, _ = head
+    full, factors = FullFisher().update(features, logits), KroneckerFisher().update(features, logits)
+    roots = full.inverse_root(), *factors.inverse_root()
+    for root, M in zip(roots, (full.compute(), *factors.compute()), strict=True):
+        inverse = torch.linalg.inv(M + M.trace() / N * torch.eye(len(M), dtype=torch.float64))
+        np.testing.assert_allclose(root @ root.T, inverse, rtol=1e-9, atol=1e-12 * inverse.max())
 
 
 @pytest.mark.parametrize(
@@ -90,6 +159,20 @@ def test_all_reduce_alone_changes_nothing(head):
                 DiagonalFisher().update(torch.rand(2, 3), torch.rand(2, 2)).update(torch.rand(2, 4), torch.rand(2, 2))
             ),
             r"holds \(2, 3\), the batch has \(2, 4\)",
+        ),
+        (lambda: FullFisher(labels="guessed"), "labels must be one of"),
+        (lambda: FullFisher().inverse_root(), "has seen no data"),
+        (lambda: KroneckerFisher().compute(), "has seen no data"),
+        (lambda: KroneckerFisher(labels="true").update(torch.rand(2, 3), torch.rand(2, 2)), "needs update"),
+        (
+            lambda: FullFisher().update(torch.rand(2, 6), torch.rand(2, 2)).update(torch.rand(2, 4), torch.rand(2, 3)),
+            r"holds \(2, 6, 2, 6\), the batch has \(3, 4, 3, 4\)",
+        ),
+        (
+            lambda: (
+                KroneckerFisher().update(torch.rand(2, 3), torch.rand(2, 2)).update(torch.rand(2, 4), torch.rand(2, 2))
+            ),
+            r"holds \(3, 3\), the batch has \(4, 4\)",
         ),
     ],
 )

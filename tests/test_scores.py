@@ -155,3 +155,161 @@ def test_dead_unit_explodes_without_damping_only(head):
 def test_bad_input_names_what_and_where(change, message):
     with pytest.raises(ValueError, match=message):
         scores.thinkback(**({"features": torch.rand(3, D), "logits": torch.rand(3, K)} | change))
+
+
+def explicit(features, weight, bias, root_columns, temperature=5.0):
+    """vec(g) of the network's own decision by autograd, (N, K D) or (N, K (D + 1)) with the bias."""
+    labels = (features @ weight.T + bias).argmax(1)
+    gradients = scores.head_gradients(features, weight, bias, labels, temperature)
+    return gradients[:, :, :root_columns].flatten(1)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("damping", [0.0, 1e-3, 1.0])
+def test_full_equals_explicit_inverse_sample_by_sample(temperature, with_bias, damping):
+    generator = torch.Generator().manual_seed(3)
+    features = torch.rand(200, D, generator=generator, dtype=torch.float64)
+    weight = torch.randn(K, D, generator=generator, dtype=torch.float64)
+    bias = torch.randn(K, generator=generator, dtype=torch.float64)
+    logits = features @ weight.T + bias
+    g = explicit(features, weight, bias, D + with_bias, temperature)
+    F = g.T @ g / len(g)
+    floor = damping * F.trace() / len(F) * torch.eye(len(F), dtype=torch.float64)
+    inverse = torch.linalg.inv(F + floor) if damping else torch.linalg.pinv(F, hermitian=True, rtol=1e-12)
+    root = fisher.FullFisher(temperature, bias=with_bias).update(features, logits).inverse_root(damping)
+    ours = scores.thinkback_full(features, logits, root, temperature)
+    close(ours, torch.einsum("np,pq,nq->n", g, inverse, g), 1e-8)
+    if not damping:  # the mean is the rank, and a sample's leverage is at most N
+        assert root.shape[1] == (K - 1) * (D + with_bias)
+        close(ours.mean(), root.shape[1])
+        assert ours.max() <= len(g) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("damping", [0.0, 1e-3])
+def test_kronecker_equals_explicit_inverses(head, with_bias, damping):
+    features, weight, bias, logits = head
+    r = scores.head_gradients(features, weight, bias, logits.argmax(1), 5.0)[:, :, -1]
+    h = torch.cat([features, torch.ones(N, 1)], 1) if with_bias else features
+
+    def quadratic(x):
+        M = x.T @ x / N
+        damped = M + damping * M.trace() / len(M) * torch.eye(len(M), dtype=torch.float64)
+        return torch.einsum("np,pq,nq->n", x, torch.linalg.pinv(damped, hermitian=True, rtol=1e-12), x)
+
+    roots = fisher.KroneckerFisher(bias=with_bias).update(features, logits).inverse_root(damping)
+    close(scores.thinkback_kronecker(features, logits, roots), quadratic(r) * quadratic(h), 1e-8)
+
+
+def test_kronecker_equals_full_if_residuals_and_features_are_independent(head):
+    features, _, _, logits = head
+    h, z = features.repeat(N, 1), logits.repeat_interleave(N, 0)  # every pair
+    full = fisher.FullFisher().update(h, z).inverse_root(0.0)
+    factors = fisher.KroneckerFisher().update(h, z).inverse_root(0.0)
+    close(scores.thinkback_full(h, z, full), scores.thinkback_kronecker(h, z, factors), 1e-8)
+
+
+def test_full_with_a_diagonal_fisher_is_the_diagonal_score(head):
+    features, _, _, logits = head
+    for with_bias in (False, True):
+        expected = fisher.DiagonalFisher(bias=with_bias).update(features, logits).compute()
+        for damping in (0.0, 0.1):
+            root = scores.inverse_root(torch.diag(expected.flatten()), damping)
+            diagonal = scores.thinkback(features, logits, expected, eps=0.0, damping=damping)
+            close(scores.thinkback_full(features, logits, root), diagonal)
+
+
+def both(features, logits, fit_features, fit_logits, damping=0.0, temperature=5.0):
+    """The full and the Kronecker score of samples under Fishers of others."""
+    full, factors = (kind(temperature) for kind in (fisher.FullFisher, fisher.KroneckerFisher))
+    return (
+        scores.thinkback_full(
+            features, logits, full.update(fit_features, fit_logits).inverse_root(damping), temperature
+        ),
+        scores.thinkback_kronecker(
+            features, logits, factors.update(fit_features, fit_logits).inverse_root(damping), temperature
+        ),
+    )
+
+
+def test_coordinates_of_features_and_temperature_do_not_matter_undamped(head):
+    """Any invertible map of the features cancels; so does 1 / T^2. Damped, what cancels is a common scale."""
+    features, _, _, logits = head
+    mixing = torch.eye(D, dtype=torch.float64) + 0.3 * torch.randn(
+        D, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
+    mixed = features @ mixing
+    for ours, oracle in zip(both(mixed, logits, mixed, logits), both(features, logits, features, logits), strict=True):
+        close(ours, oracle, 1e-7)
+    for damping in (0.0, 0.01, None):
+        plain = both(features, logits, features, logits, damping, 1.0)
+        for ours, oracle in zip(
+            both(10 * features, 3 * logits, 10 * features, 3 * logits, damping, 3.0), plain, strict=True
+        ):
+            close(ours, oracle, 1e-8)
+
+
+def test_singular_factors_are_finite_and_continuous_in_the_damping(head):
+    """A is singular always, B through a silent and a doubled feature: damping to 0 meets the pseudo-inverse."""
+    features, _, _, logits = head
+    features = torch.cat([0 * features[:, :1], features[:, 1:], features[:, 1:2]], 1)
+    limit = both(features, logits, features, logits, 0.0)
+    for damping, tolerance in ((1e-7, 1e-2), (1e-9, 1e-4), (1e-11, 1e-6)):
+        for ours, oracle in zip(both(features, logits, features, logits, damping), limit, strict=True):
+            close(ours, oracle, tolerance)
+
+
+def test_a_feature_silent_on_the_fit_data_is_unseen_undamped_and_bounded_damped(head):
+    features, _, _, logits = head
+    fit = features * (torch.arange(D) > 0)
+    for awake, silent in zip(both(features, logits, fit, logits), both(fit, logits, fit, logits), strict=True):
+        close(awake, silent, 1e-7)
+    full, kronecker = both(features, logits, fit, logits, None)
+    before = both(fit, logits, fit, logits, None)
+    assert (full > before[0]).all()
+    assert (kronecker > before[1]).all()
+    rarity = N * scores.thinkback(features, logits) / scores.thinkback(fit, logits).mean()
+    assert (full <= rarity * (1 + 1e-9)).all()
+
+
+def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind(head):
+    features, _, _, logits = head
+    root = fisher.FullFisher().update(features, logits).inverse_root()
+    roots = fisher.KroneckerFisher().update(features, logits).inverse_root()
+    long = scores.thinkback_full(features.repeat(60, 1), logits.repeat(60, 1), root)
+    close(long, scores.thinkback_full(features, logits, root).repeat(60), 1e-12)
+    as_numpy = scores.thinkback_full(features.numpy(), logits.numpy(), root.numpy())
+    assert isinstance(as_numpy, np.ndarray)
+    assert isinstance(scores.thinkback_kronecker(features.numpy(), logits.numpy(), roots), np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (
+            lambda h, z: scores.thinkback_full(h, z, torch.ones(K * (D + 2), 3)),
+            r"features \(3, 7\), logits \(3, 5\) and root \(45, 3\) disagree; was the Fisher",
+        ),
+        (lambda h, z: scores.thinkback_full(h, z, torch.ones(K * D + 1, 3)), r"root \(36, 3\) disagree"),
+        (lambda h, z: scores.thinkback_full(h, z[:2], torch.ones(K * D, 3)), "disagree on N"),
+        (lambda h, z: scores.thinkback_full(h, z, torch.ones(K * D, 3), 0.0), "temperature must be positive"),
+        (
+            lambda h, z: scores.thinkback_kronecker(h, z, (torch.ones(K + 1, 2), torch.ones(D, 2))),
+            r"logits \(3, 5\) and the root of A \(6, 2\) disagree on K",
+        ),
+        (
+            lambda h, z: scores.thinkback_kronecker(h, z, (torch.ones(K, 2), torch.ones(D + 2, 2))),
+            r"features \(3, 7\), logits \(3, 5\) and root \(9, 2\) disagree",
+        ),
+        (lambda h, z: scores.inverse_root(h), r"matrix \(3, 7\) must be square and symmetric"),
+        (lambda h, z: scores.inverse_root(torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "square and symmetric"),
+        (lambda h, z: scores.inverse_root(torch.diag(torch.tensor([1.0, -1.0]))), r"eigenvalues from -1 to 1"),
+        (lambda h, z: scores.inverse_root(torch.zeros(2, 2)), "not zero"),
+        (lambda h, z: scores.inverse_root(torch.eye(2), -0.1), "damping must be finite and not negative, got -0.1"),
+        (lambda h, z: scores.inverse_root(torch.full((2, 2), float("nan"))), "matrix has 4 values that are not finite"),
+    ],
+)
+def test_bad_roots_and_matrices_are_named(action, message):
+    with pytest.raises(ValueError, match=message):
+        action(torch.rand(3, D), torch.rand(3, K))

@@ -1,8 +1,12 @@
-"""How much the training data moves each weight of the last layer: the only thing here with a lifetime is a sum."""
+"""How much the training data moves each weight of the last layer: the only thing here with a lifetime is a sum.
+
+Three Fishers of one layer, each a mean over the training set: the diagonal one of the paper, the full one, and the full
+one as if residuals and features were independent. They take the same data and stream alike; what they keep differs.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -10,12 +14,91 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .scores import _pair, _temperature, residual
+from .scores import _pair, _temperature, inverse_root, residual
 
 LabelKind = Literal["predicted", "true", "model"]
+Streaming = TypeVar("Streaming", bound="_LastLayerFisher")
 
 
-class DiagonalFisher:
+class _LastLayerFisher:
+    """Sums over the last layer's gradients ``r h^T``, and how many went in; which sums, a subclass says."""
+
+    def __init__(self, temperature: float = 5.0, labels: LabelKind = "predicted", bias: bool = False) -> None:
+        if labels not in get_args(LabelKind):
+            raise ValueError(f"thinkback: labels must be one of {get_args(LabelKind)}, got {labels!r}")
+        self.temperature = _temperature(temperature)
+        self.labels, self.bias, self.count = labels, bias, 0
+        self._sums: tuple[Tensor, ...] = ()  # float64
+
+    @torch.no_grad()
+    def update(
+        self: Streaming,
+        features: Tensor | NDArray[np.floating],
+        logits: Tensor | NDArray[np.floating],
+        labels: Tensor | NDArray[np.integer] | None = None,
+    ) -> Streaming:
+        """Add a batch: features (N, D), logits (N, K), and int labels (N,) for the kind ``"true"``.
+
+        Raises:
+            ValueError: on bad arrays (as in the scores), missing labels, or another D or K than before.
+        """
+        h, z = _pair(features, logits)
+        if self.bias:
+            h = torch.cat([h, torch.ones_like(h[:, :1])], 1)
+        batch = self._sums_of(h, z, labels)
+        for held, new in zip(self._sums, batch, strict=False):
+            if held.shape != new.shape:
+                raise ValueError(f"thinkback: this Fisher holds {tuple(held.shape)}, the batch has {tuple(new.shape)}")
+        self._sums = tuple(a + b for a, b in zip(self._sums, batch, strict=True)) if self._sums else batch
+        self.count += len(h)
+        return self
+
+    def all_reduce(self: Streaming) -> Streaming:
+        """Sum over the processes of ``torch.distributed``; alone, do nothing.
+
+        Call it once, after the last update, on every process; each must have seen data.
+        """
+        if dist.is_available() and dist.is_initialized():
+            held = self._held()
+            total = torch.cat([*(part.flatten() for part in held), held[0].new_tensor([self.count])])
+            total = total.cuda() if dist.get_backend() == "nccl" else total
+            dist.all_reduce(total)
+            parts = total[:-1].split([part.numel() for part in held])
+            self._sums = tuple(new.view_as(old).to(old.device) for new, old in zip(parts, held, strict=True))
+            self.count = int(total[-1])
+        return self
+
+    def _held(self) -> tuple[Tensor, ...]:
+        if not self._sums:
+            raise ValueError("thinkback: the Fisher has seen no data; call update(features, logits) first")
+        return self._sums
+
+    def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def _squared_residual(self, logits: Tensor, labels: Tensor | NDArray[np.integer] | None) -> Tensor:
+        if self.labels == "predicted":
+            return residual(logits, self.temperature).square()
+        if self.labels == "true":
+            return residual(logits, self.temperature, _classes(labels, logits)).square()
+        # p (1 - p), where 1 - p of the likeliest class is the sum of the others: minus its residual.
+        p = (logits / self.temperature).softmax(1)
+        top = p.argmax(1, keepdim=True)
+        rest = (1 - p).scatter(1, top, -self.temperature * residual(logits, self.temperature).gather(1, top))
+        return p * rest / self.temperature**2
+
+    def _second_moment(
+        self, logits: Tensor, labels: Tensor | NDArray[np.integer] | None
+    ) -> tuple[Tensor, Tensor, float]:
+        """``E_y[r r^T]`` of each sample: its diagonal (N, K), and u (N, K) and a sign; elsewhere it is sign u u^T."""
+        diagonal = self._squared_residual(logits, labels)
+        if self.labels == "model":  # (diag(p) - p p^T) / T^2
+            return diagonal, (logits / self.temperature).softmax(1) / self.temperature, -1.0
+        y = _classes(labels, logits) if self.labels == "true" else None
+        return diagonal, residual(logits, self.temperature, y), 1.0
+
+
+class DiagonalFisher(_LastLayerFisher):
     """Streaming diagonal Fisher information of the last linear layer, without a backward pass.
 
     Per sample the gradient is ``r h^T``, so its expected square is ``E_kd = mean_n r_nk^2 h_nd^2``: one matrix product
@@ -38,76 +121,106 @@ class DiagonalFisher:
     tensor([[2.2500, 4.0000], [2.2500, 4.0000]], dtype=torch.float64)
     """
 
-    def __init__(self, temperature: float = 5.0, labels: LabelKind = "predicted", bias: bool = False) -> None:
-        if labels not in get_args(LabelKind):
-            raise ValueError(f"thinkback: labels must be one of {get_args(LabelKind)}, got {labels!r}")
-        self.temperature = _temperature(temperature)
-        self.labels, self.bias, self.count = labels, bias, 0
-        self._sum: Tensor | None = None  # (K, D[+1]) float64
-
-    @torch.no_grad()
-    def update(
-        self,
-        features: Tensor | NDArray[np.floating],
-        logits: Tensor | NDArray[np.floating],
-        labels: Tensor | NDArray[np.integer] | None = None,
-    ) -> DiagonalFisher:
-        """Add a batch: features (N, D), logits (N, K), and int labels (N,) for the kind ``"true"``.
-
-        Raises:
-            ValueError: on bad arrays (as in the scores), missing labels, or another D or K than before.
-        """
-        h, z = _pair(features, logits)
-        squares = self._squared_residual(z, labels)
-        inputs = h.square()
-        if self.bias:
-            inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
-        batch = squares.T @ inputs  # (K, D[+1])
-        if self._sum is not None and self._sum.shape != batch.shape:
-            raise ValueError(
-                f"thinkback: this Fisher holds {tuple(self._sum.shape)}, the batch has {tuple(batch.shape)}"
-            )
-        self._sum = batch if self._sum is None else self._sum + batch
-        self.count += len(h)
-        return self
-
-    def all_reduce(self) -> DiagonalFisher:
-        """Sum over the processes of ``torch.distributed``; alone, do nothing.
-
-        Call it once, after the last update, on every process; each must have seen data.
-        """
-        if dist.is_available() and dist.is_initialized():
-            held = self._held()
-            total = torch.cat([held.flatten(), held.new_tensor([self.count])])
-            total = total.cuda() if dist.get_backend() == "nccl" else total
-            dist.all_reduce(total)
-            self._sum, self.count = total[:-1].view_as(held).to(held.device), int(total[-1])
-        return self
-
     def compute(self) -> Tensor:
         """E, float64 (K, D) or (K, D + 1): the mean squared gradient of each weight."""
-        return self._held() / self.count
+        return self._held()[0] / self.count
 
-    def _held(self) -> Tensor:
-        if self._sum is None:
-            raise ValueError("thinkback: the Fisher has seen no data; call update(features, logits) first")
-        return self._sum
+    def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
+        return (self._squared_residual(z, labels).T @ h.square(),)  # (K, D[+1])
 
-    def _squared_residual(self, logits: Tensor, labels: Tensor | NDArray[np.integer] | None) -> Tensor:
-        if self.labels == "predicted":
-            return residual(logits, self.temperature).square()
-        if self.labels == "true":
-            return residual(logits, self.temperature, _classes(labels, logits)).square()
-        # p (1 - p), where 1 - p of the likeliest class is the sum of the others: minus its residual.
-        p = (logits / self.temperature).softmax(1)
-        top = p.argmax(1, keepdim=True)
-        rest = (1 - p).scatter(1, top, -self.temperature * residual(logits, self.temperature).gather(1, top))
-        return p * rest / self.temperature**2
+
+class FullFisher(_LastLayerFisher):
+    """Streaming Fisher information of the last linear layer with every off-diagonal term, without a backward pass.
+
+    ``F = mean_n vec(r_n h_n^T) vec(r_n h_n^T)^T``; :class:`DiagonalFisher` of the same kind of label is its diagonal.
+    For ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. Block (k, j) is ``mean_n r_nk r_nj h_n h_n^T``, equal
+    to block (j, k), so K (K + 1) / 2 products of (D, N) with (N, D) make a batch. Memory is 8 (K D)^2 bytes: 13 MB for
+    K = 10, D = 128, and out of reach for a thousand classes, where :class:`KroneckerFisher` still fits.
+
+    F is always singular: residuals sum to zero, so at most (K - 1) D of its K D eigenvalues are positive.
+
+    Args:
+        temperature, labels, bias: as in :class:`DiagonalFisher`; weights are ordered as ``weight.flatten()``, and with
+            ``bias`` each class's bias follows its D weights.
+
+    Source: the paper's Eq. 6 without the independence that its Eq. 3 assumes.
+
+    >>> fisher = FullFisher(temperature=1.0).update(torch.tensor([[3.0], [1.0]]), torch.zeros(2, 2))
+    >>> fisher.compute()
+    tensor([[ 1.2500, -1.2500], [-1.2500,  1.2500]], dtype=torch.float64)
+    """
+
+    def compute(self) -> Tensor:
+        """F, float64 (K D, K D) or (K (D + 1), K (D + 1)): symmetric, positive semi-definite."""
+        blocks = self._held()[0]
+        return blocks.reshape(blocks.shape[0] * blocks.shape[1], -1) / self.count
+
+    def inverse_root(self, damping: float | None = None) -> Tensor:
+        """What :func:`scores.thinkback_full` reads: factorise once, score any number of batches.
+
+        Args:
+            damping: as in :func:`scores.inverse_root`. None is P / N, P the number of weights: the data are joined by
+                one imaginary gradient of average length along each axis. No score then exceeds
+                ``N ||g||^2 / mean ||g||^2``, and N is the most that any fitted sample can score without damping,
+                however rare its direction. So a direction that the data never took counts as that rare, not as
+                infinitely so, and the prior fades as N grows.
+        """
+        F = self.compute()
+        return inverse_root(F, len(F) / self.count if damping is None else damping)
+
+    def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
+        diagonal, u, sign = self._second_moment(z, labels)
+        K, D = u.shape[1], h.shape[1]
+        blocks = h.new_empty(K, D, K, D)
+        for k in range(K):
+            for j in range(k + 1):
+                weights = diagonal[:, k] if j == k else sign * u[:, k] * u[:, j]
+                blocks[k, :, j] = blocks[j, :, k] = (h * weights[:, None]).T @ h
+        return (blocks,)
+
+
+class KroneckerFisher(_LastLayerFisher):
+    """Streaming factors of the last layer's Fisher if residuals and features were independent: ``F = A ⊗ B``.
+
+    ``A = mean_n r_n r_n^T`` and ``B = mean_n h_n h_n^T``: two small products a batch, memory O(K^2 + D^2). For the kind
+    ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. A is always singular: residuals sum to zero.
+
+    Args:
+        temperature, labels, bias: as in :class:`DiagonalFisher`; ``bias`` appends a constant 1 to h.
+
+    Source: Martens & Grosse (2015), for one layer.
+
+    >>> fisher = KroneckerFisher(temperature=1.0).update(torch.tensor([[3.0], [1.0]]), torch.zeros(2, 2))
+    >>> fisher.compute()
+    (tensor([[ 0.2500, -0.2500], [-0.2500,  0.2500]], dtype=torch.float64), tensor([[5.]], dtype=torch.float64))
+    """
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """A, float64 (K, K), and B, float64 (D, D) or (D + 1, D + 1): symmetric, positive semi-definite."""
+        A, B = self._held()
+        return A / self.count, B / self.count
+
+    def inverse_root(self, damping: float | None = None) -> tuple[Tensor, Tensor]:
+        """What :func:`scores.thinkback_kronecker` reads: factorise once, score any number of batches.
+
+        Args:
+            damping: of either factor, in units of its own mean eigenvalue; that is the split of Martens & Grosse
+                (2015, section 6.3) for ``A ⊗ B + damping^2 I`` in units of its mean eigenvalue. None is K / N for A and
+                D / N for B, for the reason in :meth:`FullFisher.inverse_root`.
+        """
+        A, B = (inverse_root(M, len(M) / self.count if damping is None else damping) for M in self.compute())
+        return A, B
+
+    def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
+        diagonal, u, sign = self._second_moment(z, labels)
+        A = sign * u.T @ u
+        A.diagonal().copy_(diagonal.sum(0))
+        return A, h.T @ h
 
 
 def _classes(labels: Tensor | NDArray[np.integer] | None, logits: Tensor) -> Tensor:
     if labels is None:
-        raise ValueError("thinkback: DiagonalFisher(labels='true') needs update(features, logits, labels)")
+        raise ValueError("thinkback: a Fisher with labels='true' needs update(features, logits, labels)")
     classes = torch.as_tensor(labels).to(logits.device)
     if classes.shape != logits.shape[:1] or classes.is_floating_point():
         raise ValueError(

@@ -146,6 +146,115 @@ def thinkback_autograd(
     return (squared[:, :, : fisher.shape[1]] / floor).sum((1, 2))
 
 
+def thinkback_full(
+    features: Array, logits: Array, root: Tensor | NDArray[np.floating], temperature: float = 5.0
+) -> Array:
+    """Squared gradient of the network's own decision, weighed by the whole Fisher: ``g^T F^-1 g``, ``g = vec(r h^T)``.
+
+    :func:`thinkback` is the same with the diagonal of F, as if the weights moved independently (the paper's Eq. 3).
+    Here a direction counts by how rarely training data push along it, whatever axes one measures it in: without damping
+    no invertible linear map of the features, and no common factor of the residuals, changes the score. Its mean over
+    the data that F was fitted on is then the rank of F, its maximum there at most N.
+
+    Args:
+        features: h, float (N, D); pass ``h / ||h||`` here and to the Fisher to compare directions instead of lengths.
+        logits: z, float (N, K).
+        root: float (K D, R), or (K (D + 1), R) with the bias, from ``FullFisher(...).inverse_root()``.
+        temperature: T > 0, that of the Fisher.
+
+    Returns:
+        float64 (N,), non-negative, higher = more OOD. A sample costs K D R multiplications.
+
+    Raises:
+        ValueError: on bad arrays as in :func:`thinkback`, or a root of other K or D.
+
+    >>> root = inverse_root(np.diag([4.0, 1.0, 1.0, 1.0]))
+    >>> thinkback_full(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), root, temperature=1.0)  # 9/16 + 4 + 9/4 + 4
+    array([10.8125])
+    """
+    h, z = _pair(features, logits)
+    W, K = _matrix("root", root).to(h.device), z.shape[1]
+    r, h = residual(z, temperature), _inputs(h, len(W) / K, z, W)
+    parts = zip(r.split(1024), h.split(1024), strict=True)  # g is K times as large as h
+    whitened = (torch.einsum("nk,nd->nkd", *part).flatten(1) @ W for part in parts)
+    return _like(torch.cat([g.square().sum(1) for g in whitened]), logits)
+
+
+def thinkback_kronecker(
+    features: Array,
+    logits: Array,
+    roots: tuple[Tensor | NDArray[np.floating], Tensor | NDArray[np.floating]],
+    temperature: float = 5.0,
+) -> Array:
+    """The score of :func:`thinkback_full` under ``F = A ⊗ B``: ``(r^T A^-1 r) (h^T B^-1 h)``.
+
+    How unusual the residual is times how unusual the feature is: equal to the full score where training residuals and
+    features are independent. Invariances as there.
+
+    Args:
+        features, logits, temperature: as in :func:`thinkback_full`.
+        roots: of A, float (K, R), and of B, float (D, R') or (D + 1, R') with the bias, from
+            ``KroneckerFisher(...).inverse_root()``; or :func:`inverse_root` of any other two matrices.
+
+    Returns:
+        float64 (N,), non-negative, higher = more OOD. A sample costs K R + D R' multiplications.
+
+    Raises:
+        ValueError: on bad arrays as in :func:`thinkback`, or roots of other K or D.
+
+    >>> roots = inverse_root(np.array([[0.25, -0.25], [-0.25, 0.25]])), inverse_root(np.diag([9.0, 16.0]))
+    >>> thinkback_kronecker(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), roots, temperature=1.0).round(6)
+    array([2.])
+    """
+    h, z = _pair(features, logits)
+    A, B = (_matrix("root", root).to(h.device) for root in roots)
+    if len(A) != z.shape[1]:
+        raise ValueError(
+            f"thinkback: logits {tuple(z.shape)} and the root of A {tuple(A.shape)} disagree on K; "
+            "was the Fisher fitted on another model?"
+        )
+    h = _inputs(h, len(B), z, B)
+    return _like((residual(z, temperature) @ A).square().sum(1) * (h @ B).square().sum(1), logits)
+
+
+def inverse_root(matrix: Tensor | NDArray[np.floating], damping: float = 0.0) -> Tensor:
+    """W with ``W W^T = (M + damping * mean eigenvalue of M * I)^-1``: then ``x^T M^-1 x = ||x W||^2``.
+
+    One eigendecomposition; scoring never sees M again.
+
+    Args:
+        matrix: M, symmetric and positive semi-definite, float64 (P, P).
+        damping: added to all eigenvalues, in units of their mean, which is the mean of M's diagonal: for a diagonal M
+            this is the ``damping`` of :func:`thinkback`. 0 is the pseudo-inverse: eigenvalues below 1e-12 of the
+            largest, where float64 sums are noise, are left out, and the score is blind to their directions. For
+            residuals, which always sum to zero, that is exact; a feature that is silent on the fit data is not seen.
+            With damping it counts, and the more the smaller the damping.
+
+    Returns:
+        float64 (P, R); R is P, or the rank of M without damping.
+
+    Raises:
+        ValueError: on a matrix that is not square, symmetric and positive semi-definite, or zero; a negative damping.
+
+    >>> inverse_root(np.diag([4.0, 0.0])).T.abs()
+    tensor([[0.5000, 0.0000]], dtype=torch.float64)
+    """
+    M = _matrix("matrix", matrix)
+    if M.shape[0] != M.shape[1] or bool((M - M.T).abs().max() > 1e-9 * M.abs().max()):
+        raise ValueError(f"thinkback: matrix {tuple(M.shape)} must be square and symmetric")
+    if not 0 <= damping < float("inf"):
+        raise ValueError(f"thinkback: damping must be finite and not negative, got {damping}")
+    values, vectors = torch.linalg.eigh(M)  # ascending
+    if values[-1] <= 0 or values[0] < -1e-9 * values[-1]:
+        raise ValueError(
+            "thinkback: matrix must be positive semi-definite and not zero, got eigenvalues from "
+            f"{values[0].item():.3g} to {values[-1].item():.3g}; was it summed in float64?"
+        )
+    values = values.where(values > 1e-12 * values[-1], 0.0) + damping * M.diagonal().mean()
+    root: Tensor = vectors[:, values > 0] * values[values > 0].rsqrt()
+    return root
+
+
 def head_gradients(
     features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float = 5.0
 ) -> Tensor:
@@ -218,6 +327,17 @@ def _damped(
     if bool((floor == 0).any()):
         raise ValueError("thinkback: fisher has entries that are 0 and eps and damping are 0 too; set one of them")
     return floor
+
+
+def _inputs(features: Tensor, columns: float, logits: Tensor, root: Tensor) -> Tensor:
+    """The features, with a constant 1 for the bias if the root has ``columns`` = D + 1 of them."""
+    width = features.shape[1]
+    if columns not in (width, width + 1):
+        raise ValueError(
+            f"thinkback: features {tuple(features.shape)}, logits {tuple(logits.shape)} and root {tuple(root.shape)} "
+            "disagree; was the Fisher fitted on another model?"
+        )
+    return features if columns == width else torch.cat([features, torch.ones_like(features[:, :1])], 1)
 
 
 def _temperature(temperature: float) -> float:
