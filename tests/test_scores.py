@@ -169,7 +169,7 @@ def explicit(features, weight, bias, root_columns, temperature=5.0):
 @pytest.mark.parametrize("damping", [0.0, 1e-3, 1.0])
 def test_full_equals_explicit_inverse_sample_by_sample(temperature, with_bias, damping):
     generator = torch.Generator().manual_seed(3)
-    features = torch.rand(200, D, generator=generator, dtype=torch.float64)
+    features = torch.randn(200, D, generator=generator, dtype=torch.float64)
     weight = torch.randn(K, D, generator=generator, dtype=torch.float64)
     bias = torch.randn(K, generator=generator, dtype=torch.float64)
     logits = features @ weight.T + bias

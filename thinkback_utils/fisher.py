@@ -133,8 +133,8 @@ class FullFisher(_LastLayerFisher):
     """Streaming Fisher information of the last linear layer with every off-diagonal term, without a backward pass.
 
     ``F = mean_n vec(r_n h_n^T) vec(r_n h_n^T)^T``; :class:`DiagonalFisher` of the same kind of label is its diagonal.
-    For ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. Block (k, j) is ``mean_n r_nk r_nj h_n h_n^T``, equal
-    to block (j, k), so K (K + 1) / 2 products of (D, N) with (N, D) make a batch. Memory is 8 (K D)^2 bytes: 13 MB for
+    For ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. Block (k, j) is ``mean_n r_nk r_nj h_n h_n^T``, that
+    of (j, k) too, so K (K + 1) / 2 products of (D, N) with (N, D) make a batch. Memory is 8 (K D)^2 bytes: 13 MB for
     K = 10, D = 128, and out of reach for a thousand classes, where :class:`KroneckerFisher` still fits.
 
     F is always singular: residuals sum to zero, so at most (K - 1) D of its K D eigenvalues are positive.
