@@ -129,13 +129,13 @@ def test_all_reduce_sums_over_processes(head, kind, monkeypatch):
     assert all(map(torch.equal, matrices(fisher), before))
 
 
-def test_default_damping_is_one_gradient_along_each_axis(head):
-    """(F + trace(F) / N I)^-1, and per factor of the Kronecker form."""
+def test_default_damping_is_one_gradient_spread_over_all_axes(head):
+    """(F + trace(F) / (N P) I)^-1, and so per factor of the Kronecker form."""
     features, _, _, logits, _ = head
     full, factors = FullFisher().update(features, logits), KroneckerFisher().update(features, logits)
     roots = full.inverse_root(), *factors.inverse_root()
     for root, M in zip(roots, (full.compute(), *factors.compute()), strict=True):
-        inverse = torch.linalg.inv(M + M.trace() / N * torch.eye(len(M), dtype=torch.float64))
+        inverse = torch.linalg.inv(M + M.trace() / (N * len(M)) * torch.eye(len(M), dtype=torch.float64))
         np.testing.assert_allclose(root @ root.T, inverse, rtol=1e-9, atol=1e-12 * inverse.max())
 
 

@@ -7,7 +7,7 @@ import pytest
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from thinkback_utils import metrics, plots
+from thinkback_utils import plots
 
 GENERATOR = np.random.default_rng(0)
 
@@ -18,19 +18,6 @@ def ax():
     figure, axes = plt.subplots()
     yield axes
     plt.close(figure)
-
-
-def test_scores_and_threshold(ax):
-    assert plots.plot_scores(GENERATOR.normal(size=99), GENERATOR.normal(1, 1, 99), threshold=0.5, ax=ax) is ax
-    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"in-distribution", "OOD"}
-    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in ax.lines)
-
-
-def test_roc_takes_the_colour_of_its_method(ax):
-    curve = metrics.roc(GENERATOR.normal(size=50), GENERATOR.normal(1, 1, 50))
-    plots.plot_roc({"energy": curve}, ax=ax)
-    assert ax.lines[0].get_color() == plots.METHOD_COLORS["energy"]
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), curve.tpr)
 
 
 def test_iso_scores_are_lines_of_equal_product(ax):
@@ -56,3 +43,11 @@ def test_dumbbells_keep_ours_and_the_papers_apart(ax):
     assert ours.get_offsets()[0][0] == pytest.approx(90)
     assert len(ours.get_facecolors()) == 1
     assert all(len(points.get_facecolors()) == 0 for points in printed)
+
+
+def test_dumbbells_draw_the_interval_of_their_metric(ax):
+    row = {"set": "svhn", "title": "SVHN", "method": "energy", "auroc": 0.9, "interval95": {"auroc": (0.88, 0.91)}}
+    plots.plot_dumbbells([row], [], "auroc", ["svhn"], ax=ax)
+    band = ax.lines[-1]
+    assert list(band.get_xdata()) == pytest.approx([88, 91])
+    assert band.get_color() == plots.METHOD_COLORS["energy"]

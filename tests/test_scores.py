@@ -269,8 +269,8 @@ def test_a_feature_silent_on_the_fit_data_is_unseen_undamped_and_bounded_damped(
     before = both(fit, logits, fit, logits, None)
     assert (full > before[0]).all()
     assert (kronecker > before[1]).all()
-    rarity = N * scores.thinkback(features, logits) / scores.thinkback(fit, logits).mean()
-    assert (full <= rarity * (1 + 1e-9)).all()
+    rarity = N * K * D * scores.thinkback(features, logits) / scores.thinkback(fit, logits).mean()
+    assert (full <= rarity).all()
 
 
 def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind(head):

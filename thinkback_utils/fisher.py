@@ -159,14 +159,12 @@ class FullFisher(_LastLayerFisher):
         """What :func:`scores.thinkback_full` reads: factorise once, score any number of batches.
 
         Args:
-            damping: as in :func:`scores.inverse_root`. None is P / N, P the number of weights: the data are joined by
-                one imaginary gradient of average length along each axis. No score then exceeds
-                ``N ||g||^2 / mean ||g||^2``, and N is the most that any fitted sample can score without damping,
-                however rare its direction. So a direction that the data never took counts as that rare, not as
-                infinitely so, and the prior fades as N grows.
+            damping: as in :func:`scores.inverse_root`. None is 1 / N: the N gradients are joined by one imaginary
+                gradient of average length, spread evenly over all axes. With P weights no score then exceeds
+                ``N P ||g||^2 / mean ||g||^2``, N times the average score at average length: a direction that N samples
+                never took counts as that rare, not as infinitely so. It fades as N grows, and needs no tuning.
         """
-        F = self.compute()
-        return inverse_root(F, len(F) / self.count if damping is None else damping)
+        return inverse_root(self.compute(), 1 / self.count if damping is None else damping)
 
     def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
         diagonal, u, sign = self._second_moment(z, labels)
@@ -205,10 +203,10 @@ class KroneckerFisher(_LastLayerFisher):
 
         Args:
             damping: of either factor, in units of its own mean eigenvalue; that is the split of Martens & Grosse
-                (2015, section 6.3) for ``A ⊗ B + damping^2 I`` in units of its mean eigenvalue. None is K / N for A and
-                D / N for B, for the reason in :meth:`FullFisher.inverse_root`.
+                (2015, section 6.3) for ``A ⊗ B + damping^2 I`` in units of its mean eigenvalue. None is 1 / N, for the
+                reason in :meth:`FullFisher.inverse_root`.
         """
-        A, B = (inverse_root(M, len(M) / self.count if damping is None else damping) for M in self.compute())
+        A, B = (inverse_root(M, 1 / self.count if damping is None else damping) for M in self.compute())
         return A, B
 
     def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:

@@ -8,12 +8,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
-
-from .metrics import Roc
 
 INK = "#7c7f86"  # reads on white and on near-black
 ID_COLOR, OOD_COLOR = "#3d8fd1", "#d9622b"
@@ -37,39 +34,6 @@ def use_style() -> None:
         return
     if get_ipython() is not None:
         set_matplotlib_formats("svg", metadata={"Date": None})
-
-
-def plot_scores(
-    id_scores: ArrayLike,
-    ood_scores: ArrayLike,
-    *,
-    threshold: float | None = None,
-    xlabel: str = "score",
-    ax: Axes | None = None,
-) -> Axes:
-    """Two normalised histograms, in-distribution and OOD, (N_id,) and (N_ood,), with the threshold as a line."""
-    ax = ax or plt.subplots()[1]
-    ids, oods = np.asarray(id_scores), np.asarray(ood_scores)
-    bins = np.linspace(min(ids.min(), oods.min()), max(ids.max(), oods.max()), 50)
-    for values, color, label in ((ids, ID_COLOR, "in-distribution"), (oods, OOD_COLOR, "OOD")):
-        sns.histplot(x=values, bins=bins, stat="density", element="step", color=color, alpha=0.35, ax=ax, label=label)
-    if threshold is not None:
-        ax.axvline(threshold, color=INK, linestyle="--", linewidth=1.2)
-        ax.annotate(" called OOD →", (threshold, 1), xycoords=("data", "axes fraction"), va="top", color=INK)
-    ax.set(xlabel=xlabel, ylabel="density")
-    ax.legend()
-    return ax
-
-
-def plot_roc(curves: Mapping[str, Roc], *, ax: Axes | None = None) -> Axes:
-    """ROC curves by label; a label that names a method takes the method's colour."""
-    ax = ax or plt.subplots(figsize=(4.2, 4.0))[1]
-    for label, curve in curves.items():
-        ax.plot(curve.fpr, curve.tpr, label=label, color=METHOD_COLORS.get(label))
-    ax.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
-    ax.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
-    ax.legend(loc="lower right")
-    return ax
 
 
 def plot_iso_scores(
