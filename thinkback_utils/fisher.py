@@ -161,8 +161,8 @@ class FullFisher(_LastLayerFisher):
         Args:
             damping: as in :func:`scores.inverse_root`. None is 1 / N: the N gradients are joined by one imaginary
                 gradient of average length, spread evenly over all axes. With P weights no score then exceeds
-                ``N P ||g||^2 / mean ||g||^2``, N times the average score at average length: a direction that N samples
-                never took counts as that rare, not as infinitely so. It fades as N grows, and needs no tuning.
+                ``N P ||g||^2 / mean ||g||^2``, at average length about N times the average score: a direction that N
+                samples never took counts as that rare, not as infinitely so. It fades as N grows.
         """
         return inverse_root(self.compute(), 1 / self.count if damping is None else damping)
 
