@@ -17,6 +17,7 @@ LAYERS = {
     "scores": 0,
     "audit": 1,
     "fisher": 1,
+    "outliers": 1,
     "features": 1,
     "evaluation": 2,
     "train": 2,
