@@ -24,6 +24,7 @@ LAYERS = {
     "gradients": 2,
     "plots": 3,
     "reproduce": 3,
+    "detector": 3,
     "ablations": 3,
     "variants": 3,
     "claims": 3,

@@ -1,0 +1,355 @@
+"""The detector: its promises by simulation, its numbers against the scores, its file, its errors."""
+
+import gc
+import json
+import math
+import re
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from thinkback_utils import scores
+from thinkback_utils.data import ImageSet, import_torchvision
+from thinkback_utils.detector import METHODS, OODDetector, conformal_threshold
+from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
+
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.rand(400, 6, generator=GENERATOR)
+FIT, HELD, NEW = X[:200], X[200:300], X[300:]
+
+
+class Net(nn.Module):
+    """Features are the input, logits its first four entries: every class occurs, no feature is silent."""
+
+    def __init__(self, classes=4, width=6):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Dropout(0.5))
+        self.fc = nn.Linear(width, classes, bias=False)
+        nn.init.eye_(self.fc.weight)
+
+    def forward(self, x):
+        h = self.trunk(x)
+        return {"logits": self.fc(h), "features": h}
+
+
+def calibrated(method="thinkback", **options):
+    return OODDetector(Net(), method=method, **options).fit(FIT).calibrate(HELD)
+
+
+def uniform_draws(n, draws, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).random((draws, n)))
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(19, 0.05), (50, 0.1), (200, 0.05)])
+def test_average_rate_of_false_alarms_is_at_most_alpha_and_not_much_less(n, alpha):
+    """Scores are uniform, so a threshold t has the false-alarm rate 1 - t exactly: no inner simulation."""
+    rates = np.array([1 - conformal_threshold(draw, alpha) for draw in uniform_draws(n, 4000)])
+    error = 4 * rates.std() / math.sqrt(len(rates))
+    assert alpha - 1 / (n + 1) - error < rates.mean() < alpha + error
+
+
+@pytest.mark.parametrize(("n", "alpha", "delta"), [(100, 0.05, 0.1), (300, 0.05, 0.05), (60, 0.2, 0.3)])
+def test_with_delta_few_calibration_sets_break_alpha(n, alpha, delta):
+    broken = np.mean([1 - conformal_threshold(draw, alpha, delta) > alpha for draw in uniform_draws(n, 2000)])
+    assert broken < delta + 4 * math.sqrt(delta / 2000)
+    without = np.mean([1 - conformal_threshold(draw, alpha) > alpha for draw in uniform_draws(n, 2000)])
+    assert without > 0.35  # what delta is for
+
+
+def test_both_promises_hold_with_ties():
+    """Scores 0 to 4, each of probability 1/5: P(score >= t) is exact again; >= the k-th score itself would alarm."""
+    rates = []
+    for draw in (uniform_draws(50, 2000) * 5).floor():
+        threshold = conformal_threshold(draw, 0.3)
+        rates.append(np.mean(np.arange(5) >= threshold))
+        assert np.mean(np.arange(5) >= conformal_threshold(draw, 0.3, 0.1)) <= rates[-1]
+    assert np.mean(rates) <= 0.3 + 4 * np.std(rates) / math.sqrt(2000)
+    assert conformal_threshold(torch.zeros(50).double(), 0.3) > 0
+
+
+@pytest.mark.parametrize("delta", [None, 0.037])
+@pytest.mark.parametrize("alpha", [0.003, 0.0371, 0.05, 0.1, 1 / 3, 0.49, 1 / 49, 0.07, 0.29])
+def test_too_few_scores_name_the_number_that_is_enough(alpha, delta):
+    with pytest.raises(ValueError, match=r"takes at least \d+ calibration scores, got 1") as error:
+        conformal_threshold(torch.zeros(1).double(), alpha, delta)
+    needed = int(re.search(r"at least (\d+)", str(error.value))[1])
+    conformal_threshold(torch.zeros(needed).double(), alpha, delta)
+    with pytest.raises(ValueError, match=f"takes at least {needed}"):
+        conformal_threshold(torch.zeros(needed - 1).double(), alpha, delta)
+
+
+@pytest.mark.parametrize("n", [19, 99, 100])
+def test_predict_is_p_value_at_most_alpha_to_the_last_bit(n):
+    """Alphas at which (n + 1) alpha is whole, where rounding could part the two; scores with and without ties."""
+    x = torch.rand(n, 6, generator=GENERATOR)
+    for images in (x, (3 * x).round()):
+        detector = OODDetector(Net(), method="thinkback_eq5")
+        for alpha in [i / (n + 1) for i in range(1, n + 1, 7)] + [0.07, 0.29, 0.58]:
+            detector.calibrate(images, alpha)
+            both = torch.cat([images, NEW, (3 * NEW).round()])
+            assert torch.equal(detector.predict(both), detector.p_value(both) <= alpha)
+
+
+def test_p_values_are_super_uniform_with_ties():
+    """P(p <= u) <= u on average over calibration sets, for every attainable u; scores take about ten values."""
+    n, below = 30, []
+    for draw in range(150):
+        x = torch.randint(2, (n + 100, 6), generator=torch.Generator().manual_seed(draw)).float()
+        p = OODDetector(Net(), method="thinkback_eq5").calibrate(x[:n], 0.1).p_value(x[n:])
+        assert 1 / (n + 1) <= p.min()
+        assert p.max() <= 1
+        below.append([float((p <= j / (n + 1)).double().mean()) for j in range(1, n + 2)])
+    rates, error = np.mean(below, 0), 4 * np.std(below, 0) / math.sqrt(len(below))
+    assert (rates <= np.arange(1, n + 2) / (n + 1) + error).all()
+
+
+@pytest.mark.parametrize("method", ["thinkback", "energy"])
+def test_the_promise_holds_through_the_whole_detector(method):
+    population, rates = torch.rand(4000, 6, generator=GENERATOR), []
+    detector = OODDetector(Net(), method=method, batch_size=1000).fit(FIT)
+    for draw in range(40):
+        order = torch.randperm(4000, generator=torch.Generator().manual_seed(draw))
+        detector.calibrate(population[order[:99]], alpha=0.1)
+        rates.append(float(detector.predict(population[order[99:2000]]).double().mean()))
+    error = 4 * np.std(rates) / math.sqrt(len(rates))
+    assert 0.09 - error < np.mean(rates) < 0.1 + error
+
+
+def oracle(method, x):
+    """The same score, from the whole fit set at once and the functions by hand."""
+    with torch.no_grad():
+        (h, z), (g, y) = ((v.float(), v[:, :4].float()) for v in (x, FIT))
+    return {
+        "thinkback": lambda: scores.thinkback(h, z, DiagonalFisher(5.0).update(g, y).compute()),
+        "thinkback_full": lambda: scores.thinkback_full(h, z, FullFisher(5.0).update(g, y).inverse_root()),
+        "thinkback_kronecker": lambda: scores.thinkback_kronecker(
+            h, z, KroneckerFisher(5.0).update(g, y).inverse_root()
+        ),
+        "thinkback_eq5": lambda: scores.thinkback(h, z),
+        "gradnorm": lambda: scores.gradnorm(h, z),
+        "energy": lambda: scores.energy(z),
+        "msp": lambda: scores.msp(z),
+        "max_logit": lambda: scores.max_logit(z),
+    }[method]()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fit_in_batches_is_the_plain_functions_on_all_data(method, tmp_path):
+    detector = OODDetector(Net(), method=method, batch_size=7).fit(FIT).calibrate(HELD)
+    ours = detector.score(NEW)
+    assert ours.dtype == torch.float64
+    np.testing.assert_allclose(ours, oracle(method, NEW), rtol=1e-8)
+    detector.save(tmp_path / "detector")
+    again = OODDetector.load(tmp_path / "detector", Net())
+    again.batch_size = 7
+    assert torch.equal(again.score(NEW), ours)
+
+
+def test_options_reach_the_score():
+    fisher = DiagonalFisher(2.0).update(FIT, FIT[:, :4]).compute()
+    ours = OODDetector(Net(), temperature=2.0, eps=1e-3, damping=0.1).fit(FIT).score(NEW)
+    np.testing.assert_allclose(ours, scores.thinkback(NEW, NEW[:, :4], fisher, 2.0, 1e-3, 0.1), rtol=1e-9)
+    root = FullFisher(2.0).update(FIT, FIT[:, :4]).inverse_root(0.1)
+    ours = OODDetector(Net(), method="thinkback_full", temperature=2.0, damping=0.1).fit(FIT).score(NEW)
+    np.testing.assert_allclose(ours, scores.thinkback_full(NEW, NEW[:, :4], root, 2.0), rtol=1e-9)
+    assert OODDetector(Net(), temperature=None).options == OODDetector(Net()).options
+
+
+def test_every_form_of_images_gives_the_same():
+    dataset = TensorDataset(FIT, torch.zeros(200).long())
+    expected = OODDetector(Net()).fit(FIT).score(NEW)
+    for images in (FIT.numpy(), DataLoader(dataset, batch_size=64), (x for x in FIT.split(50)), ImageSet(FIT, None)):
+        torch.testing.assert_close(OODDetector(Net()).fit(images).score(NEW), expected)
+
+
+def test_fit_keeps_no_batch():
+    """The generator sees its own batches die: memory is flat in N."""
+    alive = []
+
+    def batches():
+        for _ in range(10):
+            x = torch.rand(20, 6, generator=GENERATOR)
+            alive.append(weakref.ref(x))
+            yield x
+
+    detector = OODDetector(Net()).fit(batches())
+    gc.collect()
+    assert not any(ref() is not None for ref in alive)
+    assert [tuple(part.shape) for part in detector.state] == [(4, 6)]
+
+
+def test_head_is_found_once_and_then_hooked_alone():
+    net = nn.Sequential(nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 5), nn.Linear(5, 3, bias=False))
+    detector = OODDetector(net, method="msp")
+    detector.score(NEW)
+    assert detector.head == "3"
+    assert not any(module._forward_hooks for module in net.modules())
+    assert OODDetector(nn.Linear(6, 3), method="msp").calibrate(HELD).head == ""  # the model is its own head
+    with pytest.raises(ValueError, match=r"is returned by the model; name the head"):
+        OODDetector(nn.Sequential(nn.Linear(6, 3), nn.LogSoftmax(1)), method="msp").score(NEW)
+
+
+def test_model_is_given_back_in_training_mode():
+    net = Net().train()
+    detector = OODDetector(net).fit(FIT).calibrate(HELD)
+    assert torch.equal(detector.score(NEW), detector.score(NEW))  # dropout was off
+    assert net.training
+    assert net.trunk[1].training
+    with pytest.raises(RuntimeError):
+        detector.score(torch.rand(2, 9))
+    assert net.training
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_half_precision_model_scores_in_float64(tmp_path):
+    images = (255 * X).byte()
+    exact = OODDetector(Net()).fit(images[:200]).calibrate(images[200:300])
+    half = OODDetector(Net().bfloat16()).fit(images[:200])
+    assert half.score(images[300:]).dtype == torch.float64
+    np.testing.assert_allclose(half.score(images[300:]), exact.score(images[300:]), rtol=0.05)
+    exact.save(tmp_path / "detector")
+    np.testing.assert_allclose(
+        OODDetector.load(tmp_path / "detector", Net().bfloat16()).score(images), exact.score(images), rtol=0.05
+    )
+
+
+def test_a_class_never_predicted_is_a_warning_and_its_inputs_score_far_out():
+    few = FIT.clone()
+    few[:, 3] *= 0.01
+    with pytest.warns(UserWarning, match=r"never predicted on the fit data: 3; .*Fit on data of every class") as caught:
+        detector = OODDetector(Net(), temperature=0.2).fit(few)
+    assert caught[0].filename == __file__
+    new = X[200:].clone()
+    new[:, 3] *= 0.01
+    usual, unseen = detector.score(new), detector.score(X[200:][X[200:, :4].argmax(1) == 3])
+    assert detector.state[0][3].min() > 0  # not zero: small probabilities of the class are squared there
+    assert unseen.median() > 5 * usual.quantile(0.95)
+    detector.calibrate(X[200:300], alpha=0.1)  # calibration data that holds them keeps the promise
+    assert detector.predict(NEW).double().mean() < 0.2
+
+
+def test_a_silent_feature_is_a_warning_that_damping_answers():
+    silent = FIT.clone()
+    silent[:, 5] = 0
+    with pytest.warns(UserWarning, match=r"features that are 0 in all fit data: 5; .*Set damping"):
+        detector = OODDetector(Net()).fit(silent)
+    assert detector.score(NEW).median() > 1e6 * detector.score(silent).median()
+    assert OODDetector(Net(), damping=1e-3).fit(silent).score(NEW).median() < 1e4
+    with pytest.warns(UserWarning, match=r"on the fit data: 1, 2, 3, 4, 5 and 2 more; "):
+        OODDetector(eye(8), damping=1e-3).fit(torch.eye(8)[:1] + 0.1)
+
+
+def eye(size):
+    layer = nn.Linear(size, size, bias=False)
+    nn.init.eye_(layer.weight)
+    return layer
+
+
+def test_fitting_again_voids_the_calibration():
+    detector = calibrated()
+    detector.fit(FIT[:150])
+    with pytest.raises(ValueError, match="not calibrated"):
+        detector.predict(NEW)
+
+
+def test_file_round_trip_is_exact(tmp_path):
+    path = tmp_path / "deep" / "detector.safetensors"
+    detector = calibrated(damping=1e-3)
+    detector.save(path)
+    again = OODDetector.load(path, Net())
+    for name in ("score", "p_value", "predict"):
+        assert torch.equal(getattr(again, name)(NEW), getattr(detector, name)(NEW))
+    assert (again.threshold, again.options, again.head) == (detector.threshold, detector.options, "fc")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    first = path.read_bytes()
+    again.save(path)
+    assert path.read_bytes() == first
+    OODDetector(Net()).fit(FIT).save(path)
+    with pytest.raises(ValueError, match="not calibrated"):
+        OODDetector.load(path, Net()).predict(NEW)
+
+
+def test_files_and_models_that_do_not_fit_are_named(tmp_path):
+    path = tmp_path / "detector"
+    with pytest.raises(FileNotFoundError, match="no detector at"):
+        OODDetector.load(path, Net())
+    path.write_bytes(b"text")
+    with pytest.raises(ValueError, match="no safetensors file, or cut short"):
+        OODDetector.load(path, Net())
+    save_file({"w": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match="has format of something else, this version reads 1"):
+        OODDetector.load(path, Net())
+    save_file({"w": torch.ones(1)}, path, {"thinkback_detector": json.dumps({"format": 2})})
+    with pytest.raises(ValueError, match="has format 2, this version reads 1; fit again"):
+        OODDetector.load(path, Net())
+    calibrated().save(path)
+    for other, got in ((Net(classes=5), (5, 6)), (Net(width=7), (4, 7))):
+        with pytest.raises(ValueError, match=re.escape(f"of shape (K, D) = (4, 6), the model's has shape {got}")):
+            OODDetector.load(path, other)
+    with pytest.raises(ValueError, match=re.escape("has no head 'fc', which the detector reads; it has ['']")):
+        OODDetector.load(path, nn.Linear(6, 4))
+    retrained = Net()
+    nn.init.normal_(retrained.fc.weight)
+    with pytest.raises(ValueError, match="the same shape but other weights; load the model it was fitted on"):
+        OODDetector.load(path, retrained)
+
+
+def test_wrong_use_is_named():
+    with pytest.raises(ValueError, match="not fitted; call fit"):
+        OODDetector(Net()).score(NEW)
+    with pytest.raises(ValueError, match="not fitted; call fit"):
+        OODDetector(Net()).calibrate(HELD)
+    with pytest.raises(ValueError, match="not calibrated; call calibrate"):
+        OODDetector(Net()).fit(FIT).p_value(NEW)
+    with pytest.raises(ValueError, match="there is nothing to save"):
+        OODDetector(Net(), method="msp").save("nowhere")
+    used = iter(FIT.split(100))
+    detector = OODDetector(Net()).fit(used)
+    for read in (OODDetector(Net()).fit, detector.score, detector.calibrate):
+        for empty in (used, [], torch.zeros(0, 6)):
+            with pytest.raises(ValueError, match="images is empty; was a generator read before"):
+                read(empty)
+    with pytest.raises(ValueError, match=r"features has 6 values that are not finite"):
+        detector.score(NEW[:1] * math.nan)
+    with pytest.raises(ValueError, match="2 of 30 calibration scores are not finite"):
+        conformal_threshold(torch.tensor([0.0] * 28 + [math.nan, math.inf]).double())
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 5, math.nan])
+def test_alpha_and_delta_are_fractions(value):
+    for fractions in ({"alpha": value}, {"alpha": 0.1, "delta": value}):
+        with pytest.raises(ValueError, match=f"must lie between 0 and 1, got {value}"):
+            OODDetector(Net(), method="msp").calibrate(iter([]), **fractions)  # before any image is read
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "softmax"}, r"method must be one of \['energy', .*got 'softmax'"),
+        ({"method": "energy", "damping": 0.1}, r"'energy' has the options \['temperature'\], not 'damping'"),
+        ({"temperature": 0}, "temperature must be finite and not negative, a temperature positive; got 0"),
+        ({"damping": -1.0}, "damping must be finite .* got -1.0"),
+        ({"eps": math.nan}, "eps must be finite .* got nan"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        OODDetector(Net(), **arguments)
+
+
+@pytest.mark.filterwarnings("ignore:thinkback. classes never predicted")  # an untrained network has its favorites
+def test_ten_lines_from_nothing(tmp_path):
+    images = torch.randint(256, (120, 3, 32, 32), generator=GENERATOR).byte()
+    model = import_torchvision().models.resnet18(num_classes=10)
+    detector = OODDetector(model, damping=1e-3).fit(images[:60]).calibrate(images[60:100], alpha=0.1)
+    detector.save(tmp_path / "detector.safetensors")
+    served = OODDetector.load(tmp_path / "detector.safetensors", model)
+    alarms = served.predict(images[100:])
+    assert alarms.shape == (20,)
+    assert alarms.dtype == torch.bool
+    assert torch.equal(alarms, served.p_value(images[100:]) <= 0.1)
