@@ -247,9 +247,9 @@ def as_markdown(rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping
     }
     decided = count[YES] + count[NO]
     counted["verdict"] = UNTESTED if not decided else f"{count[YES]} of {decided} tested"
-    lines = ["| claim | paper | here | verdict |", "|---|---|---|---|"]
+    lines = ["| claim | verdict | paper | here |", "|---|---|---|---|"]
     for row in [*rows, counted]:
-        lines.append(f"| {row['claim']} | {row['printed']} | {row['measured']} | **{row['verdict']}** |")
+        lines.append(f"| {row['claim']} | **{row['verdict']}** | {row['printed']} | {row['measured']} |")
     return "\n".join(lines) + "\n"
 
 
