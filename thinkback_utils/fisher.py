@@ -6,6 +6,7 @@ one as if residuals and features were independent. They take the same data and s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
@@ -20,7 +21,7 @@ LabelKind = Literal["predicted", "true", "model"]
 Streaming = TypeVar("Streaming", bound="_LastLayerFisher")
 
 
-class _LastLayerFisher:
+class _LastLayerFisher(ABC):
     """Sums over the last layer's gradients ``r h^T``, and how many went in; which sums, a subclass says."""
 
     def __init__(self, temperature: float = 5.0, labels: LabelKind = "predicted", bias: bool = False) -> None:
@@ -73,8 +74,9 @@ class _LastLayerFisher:
             raise ValueError("thinkback: the Fisher has seen no data; call update(features, logits) first")
         return self._sums
 
+    @abstractmethod
     def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        """What a batch adds, float64."""
 
     def _squared_residual(self, logits: Tensor, labels: Tensor | NDArray[np.integer] | None) -> Tensor:
         if self.labels == "predicted":

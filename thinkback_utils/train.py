@@ -106,7 +106,7 @@ class TrainConfig:
 RECIPES: dict[str, TrainConfig] = {
     "reference": TrainConfig(),
     # For two CPU cores: no dropout, since so few epochs underfit. A one-cycle of 15 epochs on growing images (at 16 px
-    # an epoch costs a quarter) reaches 91.4 %; a second, gentler one at full size takes it on from there.
+    # an epoch costs a quarter) is not enough; a second, gentler one at full size takes it on from there.
     "cpu": TrainConfig(
         epochs=23,
         dropout=0.0,
