@@ -27,6 +27,7 @@ LAYERS = {
     "detector": 3,
     "ablations": 3,
     "variants": 3,
+    "development": 3,
     "claims": 3,
     "runner": 3,
 }

@@ -325,9 +325,9 @@ def _same_recipe(saved: dict[str, Any], config: TrainConfig, where: Path) -> Non
 
 
 def train_network(
-    config: TrainConfig, dataset: str, folder: Path, device: str | None = None, progress: bool = True
+    config: TrainConfig, dataset: str | ImageSet, folder: Path, device: str | None = None, progress: bool = True
 ) -> tuple[WideResNet, dict[str, Any]]:
-    """Train a WideResNet on a named set and keep it: ``weights.safetensors`` and ``training.json`` in ``folder``.
+    """Train a WideResNet on a set and keep it: ``weights.safetensors`` and ``training.json`` in ``folder``.
 
     A run that was killed goes on from its checkpoint; weights that are there already are read, not trained again.
 
@@ -338,14 +338,15 @@ def train_network(
         ValueError: if the folder holds a run of another recipe or set.
     """
     weights, record_path, chosen = folder / "weights.safetensors", folder / "training.json", pick_device(device)
-    record = read_json(record_path) if record_path.exists() else describe(chosen) | {"dataset": dataset}
-    if record["dataset"] != dataset:
-        raise ValueError(f"thinkback: {folder} holds a network of {record['dataset']!r}, not of {dataset!r}")
+    name = dataset if isinstance(dataset, str) else dataset.name
+    record = read_json(record_path) if record_path.exists() else describe(chosen) | {"dataset": name}
+    if record["dataset"] != name:
+        raise ValueError(f"thinkback: {folder} holds a network of {record['dataset']!r}, not of {name!r}")
     _same_recipe(record.setdefault("config", json.loads(json.dumps(asdict(config)))), config, folder)
     if weights.exists() and "history" not in record:
         raise ValueError(f"thinkback: {weights} has no training.json beside it that tells its recipe; move it away")
     if not weights.exists():
-        train = load(dataset, "train")
+        train = load(dataset, "train") if isinstance(dataset, str) else dataset
         write_json(record_path, record)  # the first start describes the run, resumptions keep it
         classes = 0 if train.labels is None else int(train.labels.max()) + 1
         torch.manual_seed(config.seed)  # initial weights
