@@ -19,6 +19,8 @@ from .data import ImageSet
 from .outliers import held_out_classes
 from .train import RECIPES, TrainConfig, train_network
 
+# The first cycle of the recipe of the table's network.
+RECIPE = RECIPES["cpu"].override(depth=16, epochs=15, restarts=(), resolutions=RECIPES["cpu"].resolutions)
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network
 
 
@@ -27,9 +29,7 @@ class DevelopmentNetwork:
     """One network of the set-up: its recipe, and the classes that it never sees."""
 
     hidden: tuple[int, ...] = ()
-    config: TrainConfig = RECIPES["cpu"].override(
-        depth=16, epochs=15, restarts=(), resolutions=RECIPES["cpu"].resolutions
-    )  # the first cycle of the recipe of the table's network
+    config: TrainConfig = RECIPE
 
 
 NETWORKS = {
