@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from thinkback_utils import scores
 from thinkback_utils.data import ImageSet, import_torchvision
-from thinkback_utils.detector import METHODS, OODDetector, conformal_threshold
+from thinkback_utils.detector import OODDetector, conformal_threshold
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
+from thinkback_utils.methods import METHODS
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.rand(400, 6, generator=GENERATOR)

@@ -55,7 +55,7 @@ def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, cap
     assert {name: (folder / name).read_bytes() for name in first} == first
     records = json.loads((tmp_path / "results" / "table1.json").read_text())
     assert {(r["set"], r["method"]) for r in records} == {
-        (name, method) for name in ("svhn", "cifar100", "mean") for method in evaluation.METHODS
+        (name, method) for name in ("svhn", "cifar100", "mean") for method in evaluation.COMPARED
     }
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["recipe"] == "custom"  # one epoch is not the recipe's

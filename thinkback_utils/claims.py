@@ -15,7 +15,6 @@ from .evaluation import (
     BASELINES,
     ID_TRAIN,
     NEAR,
-    TITLES,
     Record,
     Scores,
     evenly,
@@ -30,6 +29,7 @@ from .features import Bundle, Features
 from .files import read_json, replacing, write_json
 from .fisher import DiagonalFisher
 from .gradients import READINGS
+from .methods import TITLES
 from .metrics import METRICS
 from .metrics import TITLES as METRIC_TITLES
 

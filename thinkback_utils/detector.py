@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,46 +15,11 @@ from safetensors.torch import save_file
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from . import scores
 from .features import Images, _batches, _remember, extract
 from .files import replacing
-from .fisher import DiagonalFisher, FullFisher, KroneckerFisher
+from .methods import METHODS, Options, State
 
 FORMAT = 1  # of the file; a reader refuses any other
-Options = Mapping[str, Any]
-State = tuple[Tensor, ...]
-
-
-class Method(NamedTuple):
-    """One line of the table: a score of (features, logits, state, options), and how a fit makes the state."""
-
-    score: Callable[[Tensor, Tensor, State, Options], Tensor]
-    options: Options  # and their defaults, those of the score's own function
-    fisher: Callable[[float], Any] | None = None  # of the temperature; None: there is nothing to fit
-    state: Callable[[Any, Options], State] = lambda fisher, o: (fisher.compute(),)
-
-
-_PAPER, _ROOT = {"temperature": 5.0, "eps": 1e-16, "damping": 0.0}, {"temperature": 5.0, "damping": None}
-METHODS = {
-    "thinkback": Method(lambda h, z, s, o: scores.thinkback(h, z, s[0], **o), _PAPER, DiagonalFisher),
-    "thinkback_full": Method(
-        lambda h, z, s, o: scores.thinkback_full(h, z, s[0], o["temperature"]),
-        _ROOT,
-        FullFisher,
-        lambda fisher, o: (fisher.inverse_root(o["damping"]),),
-    ),
-    "thinkback_kronecker": Method(
-        lambda h, z, s, o: scores.thinkback_kronecker(h, z, (s[0], s[1]), o["temperature"]),
-        _ROOT,
-        KroneckerFisher,
-        lambda fisher, o: tuple(fisher.inverse_root(o["damping"])),
-    ),
-    "thinkback_eq5": Method(lambda h, z, s, o: scores.thinkback(h, z, **o), {"temperature": 5.0}),
-    "gradnorm": Method(lambda h, z, s, o: scores.gradnorm(h, z, **o), {"temperature": 1.0}),
-    "energy": Method(lambda h, z, s, o: scores.energy(z, **o), {"temperature": 1.0}),
-    "msp": Method(lambda h, z, s, o: scores.msp(z, **o), {"temperature": 1.0}),
-    "max_logit": Method(lambda h, z, s, o: scores.max_logit(z), {}),
-}
 
 
 class OODDetector:
@@ -69,7 +33,7 @@ class OODDetector:
     Args:
         model: any classifier whose logits come out of an ``nn.Linear``.
         head: name of that layer; found at the first image when None.
-        method: a key of ``METHODS``.
+        method: a key of ``methods.METHODS``.
         batch_size: used where images are one array.
         options: ``temperature``, ``eps``, ``damping``, as far as the method has them; see :mod:`scores`. None: default.
 
@@ -120,12 +84,16 @@ class OODDetector:
         method = METHODS[self.method]
         if method.fisher is None:
             return self
-        fisher, predicted, active = method.fisher(self.options["temperature"]), torch.tensor(0), torch.tensor(False)
-        for h, z in self._passes(images):
-            fisher.update(h, z)
-            predicted = predicted + torch.bincount(z.argmax(1), minlength=z.shape[1])
-            active = active | (h != 0).any(0)
-        self.state, self.calibration = method.state(fisher, self.options), None
+        predicted, active = torch.tensor(0), torch.tensor(False)
+
+        def watched() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal predicted, active
+            for h, z in self._passes(images):
+                predicted = predicted + torch.bincount(z.argmax(1), minlength=z.shape[1])
+                active = active | (h != 0).any(0)
+                yield h, z
+
+        self.state, self.calibration = method.fit(watched(), **self.options), None
         if missing := _listed(predicted == 0):
             text = f"never predicted on the fit data: {missing}; inputs that are given one tend to score far out"
             warnings.warn(f"thinkback: classes {text}. Fit on data of every class", stacklevel=2)
@@ -138,8 +106,8 @@ class OODDetector:
         """How far out each image is: float64 (N,), higher = more OOD."""
         if self.state is None:
             raise ValueError("thinkback: the detector is not fitted; call fit(training_images) first")
-        score, state = METHODS[self.method].score, self.state
-        return torch.cat([score(h, z, state, self.options) for h, z in self._passes(images)])
+        method, state = METHODS[self.method], self.state
+        return torch.cat([method(h, z, state, **self.options) for h, z in self._passes(images)])
 
     def calibrate(self, images: Images, alpha: float = 0.05, delta: float | None = None) -> OODDetector:
         """Set the threshold so that in-distribution images raise false alarms at a rate of at most ``alpha``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import data, metrics, scores
+from . import data, metrics
 from .features import Features
 from .files import read_json
-from .fisher import DiagonalFisher
+from .methods import METHODS
 
 ID_TRAIN, ID_TEST = "cifar10-train", "cifar10-test"
 NEAR = ("cifar100",)  # reported apart: its images resemble the training set, and no paper row is about them
 BASELINES = ("msp", "energy")  # what the paper compares itself with
 
-METHODS: dict[str, Callable[[Features, Tensor], Tensor]] = {
-    "msp": lambda x, fisher: scores.msp(x.logits),
-    "energy": lambda x, fisher: scores.energy(x.logits),
-    "thinkback": lambda x, fisher: scores.thinkback(x.features, x.logits, fisher),
-    "max_logit": lambda x, fisher: scores.max_logit(x.logits),
-    "gradnorm": lambda x, fisher: scores.gradnorm(x.features, x.logits),
-    "thinkback_eq5": lambda x, fisher: scores.thinkback(x.features, x.logits),
-}
-TITLES = {
-    "msp": "Softmax",
-    "energy": "Energy",
-    "thinkback": "Thinkback",
-    "max_logit": "MaxLogit",
-    "gradnorm": "GradNorm",
-    "thinkback_eq5": "Thinkback, Eq. 5",
-}
-
+COMPARED = ("msp", "energy", "thinkback", "max_logit", "gradnorm", "thinkback_eq5")  # in every table and figure of it
 SET_TITLES = {**data.TITLES, "mean": "Mean of the far sets"}
 
 Scores = dict[str, dict[str, NDArray[np.floating]]]  # set -> method -> (N,)
@@ -44,13 +28,15 @@ Record = dict[str, Any]
 
 
 def score_sets(
-    sets: Mapping[str, Features], methods: Iterable[str] = METHODS, names: Iterable[str] | None = None
+    sets: Mapping[str, Features], methods: Iterable[str] = COMPARED, names: Iterable[str] | None = None
 ) -> Scores:
-    """Every method on the named sets, all but the training set by default, whose features fit the Fisher."""
-    train = sets[ID_TRAIN]
-    fisher = DiagonalFisher().update(train.features, train.logits).compute()
-    chosen = [name for name in sets if name != ID_TRAIN] if names is None else list(names)
-    return {name: {m: METHODS[m](sets[name], fisher).numpy() for m in methods} for name in chosen}
+    """Those of ``methods.METHODS`` on the named sets, all but the training set by default, on which they are fitted."""
+    train, out = sets[ID_TRAIN], {}
+    states = {name: METHODS[name].fit([(train.features, train.logits)]) for name in methods}
+    for name in [name for name in sets if name != ID_TRAIN] if names is None else names:
+        h, z = sets[name].features, sets[name].logits
+        out[name] = {method: METHODS[method](h, z, state).numpy() for method, state in states.items()}
+    return out
 
 
 def load_scores(folder: str | Path) -> Scores:
