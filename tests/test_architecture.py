@@ -29,6 +29,7 @@ LAYERS = {
     "ablations": 3,
     "variants": 3,
     "development": 3,
+    "family": 2,
     "claims": 3,
     "runner": 3,
 }

@@ -3,30 +3,59 @@
 Two WRN-16-2 stand for the WRN-40-2 of the table. Each is trained on nine tenths of CIFAR-10's training split; the last
 tenth, which it never fits, is in-distribution here. Outliers are the validation outliers of :mod:`outliers`, made from
 images the network was trained on, and for the second network the three classes that it was never shown.
+
+The rule, fixed before any candidate was scored:
+
+1. A candidate's figure on a network is its AUROC, averaged within each group of outliers (noise, changed images, hidden
+   classes), then over the groups; its figure is the mean over the networks.
+2. Of the candidates less than ``MARGIN`` below the best figure, the one that keeps the fewest numbers is the choice;
+   among those, the one with the best figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 from . import data
 from .data import ImageSet
-from .outliers import held_out_classes
-from .train import RECIPES, TrainConfig, train_network
+from .evaluation import evenly
+from .family import Candidate, candidates, statistics
+from .features import Bundle, Features, extract
+from .files import read_json, replacing, write_json
+from .methods import METHODS
+from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
+from .provenance import describe
+from .train import RECIPES, TrainConfig, pick_device, train_network
 
 # The first cycle of the recipe of the table's network.
 RECIPE = RECIPES["cpu"].override(depth=16, epochs=15, restarts=(), resolutions=RECIPES["cpu"].resolutions)
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network
+COUNT = 2000  # outliers of each kind
+MARGIN = 0.001  # of AUROC: less than the figures can tell apart
+FITTED, HELD_OUT, HIDDEN = "fitted", "held_out", "hidden"
+GROUPS = {
+    "noise": [make.__name__ for make in NOISES],
+    "changed": [make.__name__ for make in CHANGES],
+    "classes": [HIDDEN],
+}
 
 
 @dataclass(frozen=True)
 class DevelopmentNetwork:
-    """One network of the set-up: its recipe, and the classes that it never sees."""
+    """One network of the set-up: the classes that it never sees, and its recipe."""
 
     hidden: tuple[int, ...] = ()
     config: TrainConfig = RECIPE
@@ -55,23 +84,123 @@ def split(train: ImageSet, hidden: tuple[int, ...] = ()) -> Split:
     return Split(_rows(known, ~aside, name), _rows(known, aside, f"the other tenth of {train.name}"), unknown)
 
 
-def _rows(images: ImageSet, rows: torch.Tensor, name: str) -> ImageSet:
+def features(folder: Path, network: DevelopmentNetwork, device: str | None = None) -> dict[str, Features]:
+    """Train the network (or read it), and run it once over fit data, held-out data and every kind of outlier."""
+    parts = split(data.load("cifar10", "train"), network.hidden)
+    model, _ = train_network(network.config, parts.fitted, folder, device)
+    if (folder / "bundle.npz").exists():
+        return Bundle.load(folder / "bundle.npz").sets
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sets = {FITTED: parts.fitted, HELD_OUT: parts.held_out}
+    if parts.hidden is not None:
+        sets[HIDDEN] = _rows(parts.hidden, evenly(len(parts.hidden), COUNT), HIDDEN)
+    sets |= validation_outliers(parts.fitted.images[evenly(len(parts.fitted), COUNT)], network.config.seed)
+    seen = {name: extract(model, images) for name, images in sets.items()}
+    head = model.get_classifier()
+    Bundle(seen, head.weight.detach().cpu(), head.bias.detach().cpu()).save(folder / "bundle.npz")
+    return seen
+
+
+def measure(sets: Mapping[str, Features]) -> list[dict[str, Any]]:
+    """A record for every candidate: its fields, numbers kept, AUROC on each kind of outlier, and step 1's figure."""
+    fit, others = sets[FITTED], {name: item for name, item in sets.items() if name != FITTED}
+    K, D, records = fit.logits.shape[1], fit.features.shape[1], []
+    for _, same in itertools.groupby(candidates(), lambda candidate: candidate[:-1]):
+        group = list(same)
+        values = statistics(group[0], fit, others)
+        for i, candidate in enumerate(group):
+            found = _aurocs({name: value[:, i] for name, value in values.items()})
+            records.append(candidate._asdict() | {"size": candidate.size(K, D)} | found)
+    return records
+
+
+def peers(sets: Mapping[str, Features]) -> dict[str, dict[str, float]]:
+    """The same figures of the methods that have nothing to choose, for comparison: ``{method: {kind: AUROC}}``."""
+    fit, out = sets[FITTED], {}
+    for name in ("msp", "max_logit", "energy", "gradnorm", "thinkback"):
+        state = METHODS[name].fit([(fit.features, fit.logits)])
+        others = {n: METHODS[name](x.features, x.logits, state) for n, x in sets.items() if n != FITTED}
+        out[name] = _aurocs(others)
+    return out
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The records of ``candidates.csv``: numbers as numbers, kinds that a network lacks left out."""
+    types: dict[str, Callable[[str], Any]] = {
+        "form": str,
+        "labels": str,
+        "network": str,
+        "unit": "True".__eq__,
+        "bias": "True".__eq__,
+        "size": int,
+    }
+    with (folder / "candidates.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    filled = [{k: types.get(k, float)(v) for k, v in row.items() if v} for row in rows]
+    return [{"damping": None} | row for row in filled]
+
+
+def chosen(folder: Path) -> Candidate:
+    """The choice on file."""
+    return Candidate(**read_json(folder / "choice.json")["choice"])
+
+
+def choose(records: Iterable[Mapping[str, Any]]) -> Candidate:
+    """The rule of the module, of the records of all networks."""
+    figures: dict[Candidate, list[float]] = {}
+    sizes: dict[Candidate, int] = {}
+    for record in records:
+        candidate = Candidate(*(record[field] for field in Candidate._fields))
+        figures.setdefault(candidate, []).append(record["figure"])
+        sizes[candidate] = max(record["size"], sizes.get(candidate, 0))
+    mean = {candidate: float(np.mean(values)) for candidate, values in figures.items()}
+    close = [candidate for candidate in mean if mean[candidate] > max(mean.values()) - MARGIN]
+    return min(close, key=lambda candidate: (sizes[candidate], -mean[candidate]))
+
+
+def _aurocs(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """AUROC of held-out data against each kind of outlier, and the mean of the groups' means."""
+    ids, out = values[HELD_OUT], {}
+    for name in values:
+        if name != HELD_OUT:
+            truth = np.repeat([0, 1], [len(ids), len(values[name])])
+            out[name] = float(roc_auc_score(truth, torch.cat([ids, values[name]]).numpy()))
+    groups = [[out[name] for name in names if name in out] for names in GROUPS.values()]
+    return out | {"figure": float(np.mean([np.mean(group) for group in groups if group]))}
+
+
+def _rows(images: ImageSet, rows: Tensor, name: str) -> ImageSet:
     if images.labels is None:
         raise ValueError(f"thinkback: a development network needs labels, and the set {images.name!r} has none")
     return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows], name=name)
 
 
+def run(results: Path, networks: Iterable[str] = NETWORKS, device: str | None = None) -> Candidate:
+    """Write ``candidates.csv`` and ``choice.json`` into ``results/development`` and return the choice."""
+    start, folder, records, reference = time.perf_counter(), results / "development", [], {}
+    for name in networks:
+        sets = features(folder / name, NETWORKS[name], device)
+        records += [{"network": name} | record for record in measure(sets)]
+        reference[name] = peers(sets)
+    with replacing(folder / "candidates.csv") as temporary, temporary.open("w", newline="") as file:
+        names = list(dict.fromkeys(key for record in records for key in record))
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.5f}" if k in names[8:] else v for k, v in record.items()} for record in records)
+    choice = choose(records)
+    facts = {"choice": choice._asdict(), "margin": MARGIN, "methods": reference}
+    seconds = round(time.perf_counter() - start, 1)
+    write_json(folder / "choice.json", describe(pick_device(device)) | facts | {"seconds": seconds})
+    return choice
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Train the development networks."""
+    """Train the development networks, score every candidate on them, and choose by the rule."""
     parser = argparse.ArgumentParser(prog="python -m thinkback_utils.development", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder that is filled")
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
-    for name in options.networks:
-        network, folder = NETWORKS[name], options.results / "development" / name
-        parts = split(data.load("cifar10", "train"), network.hidden)
-        train_network(network.config, parts.fitted, folder, options.device)
+    print(f"the choice is {run(options.results, device=options.device)}")
 
 
 if __name__ == "__main__":

@@ -103,9 +103,9 @@ def invert(images: Tensor, seed: int = 0) -> Tensor:
     return torch.cat([_checked(images)[:, :1], 255 - images[:, 1:]], dim=1)
 
 
-_NOISES = (gaussian, rademacher, blob, uniform)
-_CHANGES = (arithmetic_mean, geometric_mean, jigsaw, speckle, pixelate, rgb_ghost, invert)
-OUTLIERS: dict[str, Callable[[Tensor, int], Tensor]] = {make.__name__: make for make in (*_NOISES, *_CHANGES)}
+NOISES = (gaussian, rademacher, blob, uniform)
+CHANGES = (arithmetic_mean, geometric_mean, jigsaw, speckle, pixelate, rgb_ghost, invert)
+OUTLIERS: dict[str, Callable[[Tensor, int], Tensor]] = {make.__name__: make for make in (*NOISES, *CHANGES)}
 ABOUT: dict[str, str] = {
     "gaussian": "Gaussian noise, half as strong as the contrast of the images",
     "rademacher": "noise of two levels, one standard deviation above or below the mean",

@@ -1,0 +1,127 @@
+"""The workshop agrees with the scores that it stands for; the rule chooses as it says, and chose what is on file."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from thinkback_utils import data, development, family, scores
+from thinkback_utils.data import ImageSet
+from thinkback_utils.family import DAMPINGS, Candidate
+from thinkback_utils.features import Features
+from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
+from thinkback_utils.train import RECIPES
+
+RESULTS = Path(__file__).parents[1] / "results" / "development"
+K, D, N = 3, 5, 400
+
+
+def some(seed, n=N):
+    generator = torch.Generator().manual_seed(seed)
+    h = torch.rand(n, D, generator=generator)
+    return Features(h, 4 * h @ torch.randn(D, K, generator=torch.Generator().manual_seed(9)))
+
+
+FIT, NEW = some(0), some(1, 30)
+
+
+def by_hand(candidate, damping):
+    """The candidate from the public scores and Fishers, on inputs made here."""
+    T, labels = candidate.temperature, candidate.labels
+
+    def inputs(h):
+        h = h.double() / h.double().norm(dim=1, keepdim=True) if candidate.unit else h.double()
+        return torch.cat([h, torch.ones(len(h), 1).double()], 1) if candidate.bias else h
+
+    fit, new = (inputs(FIT.features), FIT.logits), (inputs(NEW.features), NEW.logits)
+    damping = 1 / N if damping is None else damping
+    if candidate.form == "diagonal":
+        fisher = DiagonalFisher(T, labels).update(*fit).compute()
+        return scores.thinkback(*new, fisher, T, eps=0.0, damping=damping)
+    if candidate.form == "full":
+        return scores.thinkback_full(*new, FullFisher(T, labels).update(*fit).inverse_root(damping), T)
+    return scores.thinkback_kronecker(*new, KroneckerFisher(T, labels).update(*fit).inverse_root(damping), T)
+
+
+@pytest.mark.parametrize("form", ["diagonal", "kronecker", "full"])
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("labels", ["predicted", "model"])
+def test_workshop_is_the_scores(form, unit, labels):
+    candidate = Candidate(form, unit, unit, labels, 3.0, None)
+    found = family.statistics(candidate, FIT, {"new": NEW})["new"]
+    for i, damping in enumerate(DAMPINGS):
+        torch.testing.assert_close(found[:, i], by_hand(candidate, damping), rtol=1e-8, atol=0)
+
+
+def test_averaged_is_the_mean_over_labels():
+    candidate = Candidate("averaged", False, False, "predicted", 2.0, None)
+    found = family.statistics(candidate, FIT, {"new": NEW})["new"]
+    roots, p = KroneckerFisher(2.0).update(FIT.features, FIT.logits).inverse_root(1e-2), (NEW.logits / 2).softmax(1)
+    total = torch.zeros(len(NEW))
+    for label in range(K):
+        r = p - torch.eye(K)[label]
+        total = total + p[:, label] * (r.double() @ roots[0]).square().sum(1)
+    expected = total * (NEW.features.double() @ roots[1]).square().sum(1)
+    torch.testing.assert_close(found[:, DAMPINGS.index(1e-2)], expected, rtol=1e-5, atol=0)
+
+
+def test_classwise_is_the_distance_to_the_mean_of_the_class():
+    candidate = Candidate("classwise", True, True, "predicted", 2.0, None)
+    found = family.statistics(candidate, FIT, {"new": NEW})["new"][:, DAMPINGS.index(1e-3)].numpy()
+    unit = [(x.features / x.features.norm(dim=1, keepdim=True)).double().numpy() for x in (FIT, NEW)]
+    given = [x.logits.argmax(1).numpy() for x in (FIT, NEW)]
+    means = np.stack([unit[0][given[0] == k].mean(0) for k in range(K)])
+    within = np.cov((unit[0] - means[given[0]]).T, bias=True)
+    precision = np.linalg.inv(within + 1e-3 * np.trace(within) / D * np.eye(D))
+    away = unit[1] - means[given[1]]
+    A = KroneckerFisher(2.0).update(FIT.features, FIT.logits).inverse_root(1e-3)[0]
+    first = (scores.residual(NEW.logits, 2.0) @ A).square().sum(1).numpy()
+    np.testing.assert_allclose(found, first * (1 + np.einsum("nd,de,ne->n", away, precision, away)), rtol=1e-6)
+
+
+def test_split_keeps_fit_held_out_and_hidden_apart():
+    images = torch.arange(200).byte()[:, None, None, None].expand(-1, 3, 32, 32)
+    parts = development.split(ImageSet(images, torch.arange(200) % 5, name="numbers"), hidden=(4,))
+    seen = [set(part.images[:, 0, 0, 0].tolist()) for part in (parts.fitted, parts.held_out, parts.hidden)]
+    assert [len(s) for s in seen] == [144, 16, 40]
+    assert set.union(*seen) == set(range(200))
+    assert int(parts.fitted.labels.max()) == 3
+    assert parts.fitted.name == "nine tenths of numbers without classes 4"
+
+
+def record(figure, size, **fields):
+    candidate = Candidate("kronecker", True, False, "predicted", 5.0, None)._replace(**fields)
+    return candidate._asdict() | {"size": size, "figure": figure}
+
+
+def test_the_rule_prefers_the_smaller_of_equals_and_then_the_better():
+    best, close, closer = record(0.9, 100), record(0.8995, 10, temperature=2.0), record(0.8996, 10, temperature=3.0)
+    assert development.choose([best, close, closer]).temperature == 3.0
+    far = record(0.85, 1, temperature=7.0)
+    assert development.choose([best, far]).temperature == 5.0
+    elsewhere = [record(0.5, 10, temperature=2.0), record(0.9, 100)]
+    assert development.choose([best, close, *elsewhere]).temperature == 5.0, "the mean over networks counts"
+
+
+def test_the_whole_chain_on_digits(tmp_path, monkeypatch):
+    digits = data.load("digits", "train")
+    monkeypatch.setattr(development.data, "load", lambda name, split: digits)
+    recipe = RECIPES["smoke"].override(epochs=2)
+    networks = {n: development.DevelopmentNetwork(h, recipe) for n, h in (("all", ()), ("some", (8, 9)))}
+    monkeypatch.setattr(development, "NETWORKS", networks)
+    few = [c for c in family.candidates() if c.temperature == 5.0 and c.form in ("diagonal", "kronecker")]
+    monkeypatch.setattr(development, "candidates", lambda: iter(few))
+    monkeypatch.setattr(development, "COUNT", 50)
+    choice = development.run(tmp_path, networks, "cpu")
+    with (tmp_path / "development" / "candidates.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert choice in few
+    assert len(rows) == 2 * len(few)
+    assert {bool(row["hidden"]) for row in rows if row["network"] == "all"} == {False}
+    assert all(0 <= float(row["figure"]) <= 1 for row in rows)
+
+
+def test_the_choice_on_file_is_the_rules():
+    assert development.choose(development.load(RESULTS)) == development.chosen(RESULTS)
