@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import scores
@@ -25,6 +26,7 @@ class Method:
         options: that it takes, with their defaults: those of the score's own function.
         fisher: of the temperature, makes the Fisher that streams over the fit data; None: nothing is fitted.
         state: of a finished Fisher and the options: the tensors that the score reads, and all that a detector keeps.
+        unit: score and Fisher read ``h / ||h||``, the direction of the features; logits stay as they are.
     """
 
     title: str
@@ -32,6 +34,7 @@ class Method:
     options: Options
     fisher: Callable[[float], Any] | None = None
     state: Callable[[Any, Options], State] = lambda fisher, o: (fisher.compute(),)
+    unit: bool = False
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]], **options: Any) -> State:
         """Stream over features (B, D) and logits (B, K) of in-distribution data; without a Fisher, read nothing."""
@@ -40,12 +43,16 @@ class Method:
         chosen = {**self.options, **options}
         fisher = self.fisher(chosen["temperature"])
         for h, z in batches:
-            fisher.update(h, z)
+            fisher.update(self.inputs(h), z)
         return self.state(fisher, chosen)
 
     def __call__(self, features: Tensor, logits: Tensor, state: State, **options: Any) -> Tensor:
         """Scores, float64 (N,), higher = more OOD."""
-        return self.score(features, logits, state, {**self.options, **options})
+        return self.score(self.inputs(features), logits, state, {**self.options, **options})
+
+    def inputs(self, features: Tensor) -> Tensor:
+        """The features as this method reads them."""
+        return F.normalize(features.double()) if self.unit else features
 
 
 _PAPER, _ROOT = {"temperature": 5.0, "eps": 1e-16, "damping": 0.0}, {"temperature": 5.0, "damping": None}
