@@ -31,13 +31,15 @@ from torch import Tensor
 
 from . import data
 from .data import ImageSet
-from .evaluation import evenly
+from .evaluation import ID_TEST, ID_TRAIN, evenly, means, score_sets, table, with_intervals
 from .family import Candidate, candidates, statistics
-from .features import Bundle, Features, extract
+from .features import Bundle, Features, extract, save_arrays
 from .files import read_json, replacing, write_json
 from .methods import METHODS
+from .models import WideResNet
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
 from .provenance import describe
+from .reproduce import available_sets
 from .train import RECIPES, TrainConfig, pick_device, train_network
 
 # The first cycle of the recipe of the table's network.
@@ -194,12 +196,39 @@ def run(results: Path, networks: Iterable[str] = NETWORKS, device: str | None = 
     return choice
 
 
+def suite(
+    results: Path, sets: Iterable[str] | None = None, network: str = "wrn16-2-all", device: str | None = None
+) -> None:
+    """Run the test suite on a development network, once and after the choice: ``scores.npz`` and ``suite.json``.
+
+    A second architecture beside the table's own. Nothing in this module reads what is written here.
+    """
+    start, folder = time.perf_counter(), results / "development" / network
+    fitted = Bundle.load(folder / "bundle.npz").sets[FITTED]
+    model = WideResNet.load(folder / "weights.safetensors").to(pick_device(device))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seen = {name: extract(model, data.load(name)) for name in sets or available_sets()}
+    seen |= {ID_TRAIN: fitted, ID_TEST: extract(model, data.load("cifar10"))}
+    scored = score_sets(seen)
+    flat = {f"{name}.{method}": s.astype(np.float32) for name, row in scored.items() for method, s in row.items()}
+    save_arrays(folder / "scores.npz", flat)
+    records = table(scored)
+    facts = {"network": network, "accuracy": seen[ID_TEST].accuracy()}
+    facts["records"] = with_intervals([*records, *means(records)], scored)
+    seconds = round(time.perf_counter() - start, 1)
+    write_json(folder / "suite.json", describe(pick_device(device)) | facts | {"seconds": seconds})
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Train the development networks, score every candidate on them, and choose by the rule."""
+    """Train the development networks, score every candidate on them, and choose by the rule; or run the suite."""
     parser = argparse.ArgumentParser(prog="python -m thinkback_utils.development", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder that is filled")
+    parser.add_argument("--suite", action="store_true", help="do not choose; run the test suite on the first network")
+    parser.add_argument("--sets", nargs="*", help="of the suite (default: all)")
     parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
+    if options.suite:
+        return suite(options.results, options.sets, device=options.device)
     print(f"the choice is {run(options.results, device=options.device)}")
 
 
