@@ -127,24 +127,20 @@ def peers(sets: Mapping[str, Features]) -> dict[str, dict[str, float]]:
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The records of ``candidates.csv``: numbers as numbers, kinds that a network lacks left out."""
-    types: dict[str, Callable[[str], Any]] = {
-        "form": str,
-        "labels": str,
-        "network": str,
-        "unit": "True".__eq__,
-        "bias": "True".__eq__,
-        "size": int,
-    }
-    with (folder / "candidates.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    filled = [{k: types.get(k, float)(v) for k, v in row.items() if v} for row in rows]
-    return [{"damping": None} | row for row in filled]
+    """The records of every network's ``candidates.csv``: numbers as numbers, kinds that a network lacks left out."""
+    types: dict[str, Callable[[str], Any]] = {"form": str, "labels": str, "size": int}
+    types |= {"unit": "True".__eq__, "bias": "True".__eq__}
+    records: list[dict[str, Any]] = []
+    for name in NETWORKS:
+        with (folder / name / "candidates.csv").open(newline="", encoding="utf-8") as file:
+            filled = [{k: types.get(k, float)(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        records += [{"network": name, "damping": None} | row for row in filled]
+    return records
 
 
 def chosen(folder: Path) -> Candidate:
     """The choice on file."""
-    return Candidate(**read_json(folder / "choice.json")["choice"])
+    return Candidate(**read_json(folder / "choice.json"))
 
 
 def choose(records: Iterable[Mapping[str, Any]]) -> Candidate:
@@ -177,23 +173,21 @@ def _rows(images: ImageSet, rows: Tensor, name: str) -> ImageSet:
     return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows], name=name)
 
 
-def run(results: Path, networks: Iterable[str] = NETWORKS, device: str | None = None) -> Candidate:
-    """Write ``candidates.csv`` and ``choice.json`` into ``results/development`` and return the choice."""
-    start, folder, records, reference = time.perf_counter(), results / "development", [], {}
-    for name in networks:
-        sets = features(folder / name, NETWORKS[name], device)
-        records += [{"network": name} | record for record in measure(sets)]
-        reference[name] = peers(sets)
+def run(results: Path, name: str, device: str | None = None) -> None:
+    """Write ``candidates.csv`` and ``candidates.json`` of one network, unless they are there."""
+    start, folder = time.perf_counter(), results / "development" / name
+    if (folder / "candidates.json").exists():
+        return
+    sets = features(folder, NETWORKS[name], device)
+    records, reference = measure(sets), peers(sets)
     with replacing(folder / "candidates.csv") as temporary, temporary.open("w", newline="") as file:
-        names = list(dict.fromkeys(key for record in records for key in record))
-        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer = csv.DictWriter(file, records[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: f"{v:.5f}" if k in names[8:] else v for k, v in record.items()} for record in records)
-    choice = choose(records)
-    facts = {"choice": choice._asdict(), "margin": MARGIN, "methods": reference}
+        fields = (*Candidate._fields, "size")
+        writer.writerows({k: v if k in fields else f"{v:.5f}" for k, v in record.items()} for record in records)
+    facts = {"accuracy": sets[HELD_OUT].accuracy(), "sizes": {n: len(x) for n, x in sets.items()}, "methods": reference}
     seconds = round(time.perf_counter() - start, 1)
-    write_json(folder / "choice.json", describe(pick_device(device)) | facts | {"seconds": seconds})
-    return choice
+    write_json(folder / "candidates.json", describe(pick_device(device)) | facts | {"seconds": seconds})
 
 
 def suite(
@@ -223,13 +217,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Train the development networks, score every candidate on them, and choose by the rule; or run the suite."""
     parser = argparse.ArgumentParser(prog="python -m thinkback_utils.development", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder that is filled")
+    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--suite", action="store_true", help="do not choose; run the test suite on the first network")
     parser.add_argument("--sets", nargs="*", help="of the suite (default: all)")
     parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
     if options.suite:
-        return suite(options.results, options.sets, device=options.device)
-    print(f"the choice is {run(options.results, device=options.device)}")
+        suite(options.results, options.sets, device=options.device)
+        return
+    for name in options.networks:
+        run(options.results, name, options.device)
+    folder = options.results / "development"
+    if all((folder / name / "candidates.json").exists() for name in NETWORKS):
+        choice = choose(load(folder))
+        write_json(folder / "choice.json", choice._asdict())
+        print(f"the choice is {choice}")
 
 
 if __name__ == "__main__":
