@@ -1,0 +1,333 @@
+"""Published detectors as they are wrapped here, against small computations of their papers' formulas; then one run."""
+
+import hashlib
+import json
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from scipy.special import logsumexp, softmax
+from scipy.stats import entropy, weibull_min
+from sklearn.covariance import EmpiricalCovariance
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from thinkback_utils import data, evaluation, peers
+from thinkback_utils.features import Bundle, Features
+from thinkback_utils.methods import METHODS
+from thinkback_utils.models import WideResNet
+from thinkback_utils.peers import PEERS
+
+N, D, K = 2000, 16, 5
+OF_FEATURES = [name for name, peer in PEERS.items() if peer.reads != "images"]
+
+
+def made_up(layer, n, seed, far=False):
+    """Activations as behind a ReLU around one direction per class; ``far``: short and along none of them."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % K
+    centers = 0.1 if far else 1 + 4 * torch.eye(D)[3 * y] + torch.eye(D)[3 * y + 1]
+    h = (centers + 0.5 * torch.randn(n, D, generator=generator)).relu()
+    return Features(h, layer(h), y)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A last layer that reads these directions, with training data (a few labels wrong), test data and outliers."""
+    layer = nn.Linear(D, K).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    layer.weight.copy_(torch.eye(D)[::3][:K] + 0.1 * torch.randn(K, D, generator=generator))
+    layer.bias.copy_(0.1 * torch.randn(K, generator=generator))
+    train = made_up(layer, N, 1)
+    train.labels[:40] = (train.labels[:40] + 1) % K
+    return layer, train, made_up(layer, 300, 2), made_up(layer, 300, 3, far=True)
+
+
+def scored(name, world, item=2):
+    layer, train = world[:2]
+    return PEERS[name](PEERS[name].fit(layer, train), world[item]).double().numpy()
+
+
+def numpy_of(item):
+    return item.features.double().numpy(), item.logits.double().numpy(), item.labels.numpy()
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_higher_is_more_ood(name, world):
+    ids, oods = scored(name, world), scored(name, world, item=3)
+    assert ids.shape == oods.shape == (300,)
+    assert roc_auc_score([0] * 300 + [1] * 300, np.concatenate([ids, oods])) > 0.7
+
+
+@pytest.mark.parametrize("name", ["msp", "max_logit", "energy", "gradnorm"])
+def test_theirs_and_ours_agree(name, world):
+    """GradNorm too, without a transform: both take the mean over the uniform label's classes, and negate."""
+    item = world[2]
+    ours = METHODS[name](item.features, item.logits, ()).numpy()
+    np.testing.assert_allclose(scored(name, world), ours, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mahalanobis", "mahalanobis_pp"])
+def test_mahalanobis_is_the_distance_to_the_nearest_mean(name, world):
+    (h, _, y), (x, _, _) = numpy_of(world[1]), numpy_of(world[2])
+    if name == "mahalanobis_pp":
+        h, x = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (h, x))
+    means = np.stack([h[y == k].mean(0) for k in range(K)])
+    precision = EmpiricalCovariance(assume_centered=True).fit(h - means[y]).precision_
+    squared = cdist(x, means, "mahalanobis", VI=precision).min(1) ** 2
+    np.testing.assert_allclose(scored(name, world), squared / 2 / N, rtol=2e-3)  # the package does not divide by N
+
+
+def test_mahalanobis_pp_does_not_see_the_length(world):
+    layer, train, item, _ = world
+    detector = PEERS["mahalanobis_pp"].fit(layer, train)
+    longer = Features(item.features * torch.linspace(0.1, 10, 300)[:, None], item.logits)
+    both = [PEERS["mahalanobis_pp"](detector, x) for x in (item, longer)]
+    torch.testing.assert_close(*both, rtol=1e-3, atol=0)
+
+
+def test_knn_is_the_distance_to_the_fiftieth_neighbour(world):
+    h, x = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (numpy_of(world[i])[0] for i in (1, 2)))
+    np.testing.assert_allclose(scored("knn", world), np.sort(cdist(x, h), 1)[:, 49], rtol=1e-4)
+
+
+def test_vim_adds_the_residual_to_the_energy(world):
+    layer, train, item, _ = world
+    (h, z, _), (x, logits, _) = numpy_of(train), numpy_of(item)
+    origin = -np.linalg.pinv(layer.weight.double().numpy()) @ layer.bias.double().numpy()
+    minor = np.linalg.svd(h - origin, full_matrices=False)[2][D // 2 :].T
+    alpha = z.max(1).mean() / np.linalg.norm((h - origin) @ minor, axis=1).mean()
+    expected = alpha * np.linalg.norm((x - origin) @ minor, axis=1) - logsumexp(logits, 1)
+    np.testing.assert_allclose(scored("vim", world), expected, atol=1e-3)
+
+
+def shaped(name, h, train):
+    """What ReAct, ASH-S and SCALE do to the activations, a sample at a time."""
+    if name == "react":
+        return np.minimum(h, np.percentile(train, 90))
+    out, keep = [], D - round(D * {"ash": 0.9, "scale": 0.85}[name])
+    for row in h:
+        largest = np.sort(row)[-keep:]
+        pruned = np.where(row >= largest[0], row, 0) if name == "ash" else row
+        out.append(pruned * np.exp(row.sum() / largest.sum()))
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("name", ["react", "ash", "scale"])
+def test_shaped_activations_go_through_the_last_layer_to_the_energy(name, world):
+    layer, train, item, _ = world
+    W, b = layer.weight.double().numpy(), layer.bias.double().numpy()
+    expected = -logsumexp(shaped(name, numpy_of(item)[0], numpy_of(train)[0]) @ W.T + b, 1)
+    np.testing.assert_allclose(scored(name, world), expected, rtol=1e-5)
+
+
+def test_dice_keeps_the_tenth_of_the_weights_that_contributes_most(world):
+    layer, train, item, _ = world
+    W, b = layer.weight.double().numpy(), layer.bias.double().numpy()
+    contribution = W * numpy_of(train)[0].mean(0)
+    kept = W * (contribution > np.quantile(contribution, 0.9))
+    assert (kept != 0).sum() == K * D // 10
+    np.testing.assert_allclose(scored("dice", world), -logsumexp(numpy_of(item)[0] @ kept.T + b, 1), rtol=1e-5)
+
+
+def test_she_is_the_product_with_the_mean_of_what_was_classified_right(world):
+    (h, z, y), (x, logits, _) = numpy_of(world[1]), numpy_of(world[2])
+    means = np.stack([h[(y == k) & (z.argmax(1) == k)].mean(0) for k in range(K)])
+    np.testing.assert_allclose(scored("she", world), -(x * means[logits.argmax(1)]).sum(1), rtol=1e-5)
+
+
+def test_gen_and_kl_matching_are_their_formulas(world):
+    (_, z, _), (_, logits, _) = numpy_of(world[1]), numpy_of(world[2])
+    p, q = softmax(logits, 1).clip(1e-7, 1 - 1e-7), softmax(z, 1)
+    np.testing.assert_allclose(scored("gen", world), (p * (1 - p)) ** 0.1 @ np.full(K, 1 / K), rtol=1e-3)
+    typical = [q[q.argmax(1) == k].mean(0) for k in range(K)]
+    expected = np.min([entropy(softmax(logits, 1), d, axis=1) for d in typical], axis=0)
+    np.testing.assert_allclose(scored("kl_matching", world), expected, atol=1e-5)
+
+
+def test_openmax_fits_the_tail_of_what_was_classified_right(world):
+    """Its activations are lowered by the Weibull probability of their distance, the best class's most."""
+    (_, z, y), (_, logits, _) = numpy_of(world[1]), numpy_of(world[2])
+    outside = []
+    for k in range(K):
+        own = z[(y == k) & (z.argmax(1) == k)]
+        tail = np.sort(np.linalg.norm(own - own.mean(0), axis=1))[-20:]
+        shape, _, scale = weibull_min.fit(tail - tail[0] + 1e4, floc=0)
+        outside.append(weibull_min.cdf(np.linalg.norm(logits - own.mean(0), axis=1) - tail[0] + 1e4, shape, 0, scale))
+    rank = (-logits).argsort(1).argsort(1)
+    lowered = logits * np.stack(outside, 1) * (1 - rank / K)
+    revised = np.column_stack([lowered.sum(1), logits - lowered])
+    np.testing.assert_allclose(scored("openmax", world), softmax(revised, 1)[:, 0], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_table_says_what_a_peer_is_and_needs(name, world):
+    """Its source is the package's own; without labels or training data that it says it does not need it works too."""
+    peer = PEERS[name]
+    net = WideResNet(depth=10, width=1).eval()
+    detector = peer.fit(*(world[:2] if peer.reads != "images" else (net, None)))
+    if name != "mahalanobis_pp":
+        assert peer.source.endswith(f", {detector.info.paper.venue} {detector.info.paper.year}")
+    assert set(peer.needs) <= set(peers.NEEDS)
+    assert ("images" in peer.needs) == (peer.reads == "images")
+    assert detector.requires_fit == ("training data" in peer.needs)
+    if detector.requires_fit:
+        with pytest.raises(ValueError, match=f"^thinkback: .{peer.title[1:].replace('+', '.')} is fitted on training"):
+            peer.fit(world[0])
+    for setting, (value, why) in peer.settings.items():
+        assert why
+        if hasattr(detector, setting) and name != "vim":
+            assert getattr(detector, setting) == value
+
+
+def test_odin_takes_one_signed_step_towards_its_own_decision():
+    torch.manual_seed(0)
+    net, images = WideResNet(depth=10, width=1).eval(), torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8)
+    net.fc.weight.data *= 1000  # which the temperature takes back, so that the step is far beyond rounding
+    odin = PEERS["odin"]
+    found = odin(odin.fit(net), images)
+    x = (images.double() / 255).requires_grad_()
+    net.double()
+    p = (net(x) / 1000).log_softmax(1)
+    p.amax(1).sum().backward()
+    with torch.no_grad():
+        expected = -(net(x + 0.0014 * x.grad.sign()) / 1000).softmax(1).amax(1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+    assert np.abs(found.numpy() + p.exp().amax(1).detach().numpy()).min() > 1e-4  # it did move
+
+
+def test_bytes_are_what_a_detector_keeps_beside_the_network(world):
+    layer, train = world[:2]
+    kept = {
+        name: peers.kept_bytes(PEERS[name].fit(layer, train), list(layer.parameters()))
+        for name in ("energy", "gradnorm", "react", "dice", "mahalanobis", "knn")
+    }
+    floats = {"energy": 0, "gradnorm": 0, "react": 0, "dice": D + K * D, "mahalanobis": K * D + 2 * D * D, "knn": N * D}
+    assert kept == {name: 4 * count for name, count in floats.items()}
+    assert peers.kept_bytes([train.features, train.features.numpy()]) == 4 * N * D  # one array, two views
+
+
+def test_a_missing_package_is_named(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_ood.detector", None)
+    with pytest.raises(ModuleNotFoundError, match=r"thinkback: .* `pip install 'thinkback-utils\[peers\]'`"):
+        PEERS["energy"].fit(world[0])
+
+
+SIZES = {"cifar10-train": 120, "cifar10-test": 60, "svhn": 30, "cifar100": 24}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Few images and few resamples, so that a run takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peers, "IMAGES_ID", 20)
+        patch.setattr(peers, "IMAGES_OOD", 10)
+        patch.setattr(peers, "table", partial(peers.table, resamples=20))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A results folder of a tiny network, and the images it names; the command has run on it."""
+    root = tmp_path_factory.mktemp("peers")
+    folder, digests, sets = root / "results" / "wrn10-1-cifar10" / "seed3", {}, {}
+    torch.manual_seed(0)
+    net, generator = WideResNet(depth=10, width=1).eval(), np.random.default_rng(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THINKBACK_DATA", str(root))
+        for name, size in SIZES.items():
+            pixels = generator.integers(256, size=(size, 32, 32, 3), dtype=np.uint8)
+            np.savez(root / f"{name}.npz", images=pixels, labels=np.arange(size) % 10)
+            images = data.load(*(name.split("-") if "-" in name else (name,))).images
+            digests[name] = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+            h = torch.randn(size, 64, generator=torch.Generator().manual_seed(size)).relu()
+            h[:, :10] += 3 * torch.eye(10)[torch.arange(size) % 10]
+            sets[name] = Features(h, h[:, :10] - 1, torch.arange(size) % 10)
+        Bundle(sets, torch.eye(10, 64), -torch.ones(10)).save(folder / "bundle.npz")
+        net.save(folder / "weights.safetensors")
+        (folder / "provenance.json").write_text(json.dumps({"images_sha256": digests}))
+        peers.main(["--results", str(root / "results"), "--network", "wrn10-1-cifar10", "--seed", "3"])
+    return folder
+
+
+def test_one_command_scores_every_peer_on_every_set(folder):
+    kept, record = peers.load(folder)
+    assert set(kept) == set(SIZES) - {"cifar10-train"}
+    for name, row in kept.items():
+        assert set(row) == set(PEERS)
+        expected = dict.fromkeys(OF_FEATURES, SIZES[name]) | {"odin": 20 if name == "cifar10-test" else 10}
+        assert {peer: len(values) for peer, values in row.items()} == expected
+        assert {values.dtype.name for values in row.values()} == {"float32"}
+    bundle = Bundle.load(folder / "bundle.npz")
+    detector = PEERS["knn"].fit(peers.last_layer(bundle), bundle.sets["cifar10-train"])
+    np.testing.assert_allclose(kept["svhn"]["knn"], PEERS["knn"](detector, bundle.sets["svhn"]), rtol=1e-5)
+    assert record["images"]["count"] == {"cifar10-test": 20, "svhn": 10, "cifar100": 10}
+
+
+def test_the_record_sets_our_costs_beside_theirs(folder):
+    record = peers.load(folder)[1]
+    for key in ("command", "commit", "started", "device", "versions", "weights_sha256", "pytorch_ood", "absent"):
+        assert record[key]
+    assert set(record["peers"]) == set(PEERS)
+    assert set(record["ours"]) == set(evaluation.COMPARED)
+    for facts in [*record["peers"].values(), *record["ours"].values()]:
+        assert facts["fit_seconds"] >= 0
+        assert facts["score_seconds_per_1000"] > 0
+    assert record["ours"]["thinkback"]["bytes"] == 8 * 10 * 64
+    assert record["peers"]["knn"]["bytes"] == 4 * 120 * 64
+    assert record["peers"]["odin"]["bytes"] == 0
+    assert record["peers"]["knn"]["needs"] == {need: need == "training data" for need in peers.NEEDS}
+    assert record["peers"]["knn"]["settings"]["k"]["value"] == 50
+
+
+def test_the_table_has_every_peer_near_and_far_with_intervals(folder):
+    records = json.loads((folder / "peers_table.json").read_text())
+    assert {(r["set"], r["method"]) for r in records} == {(s, p) for s in ("svhn", "cifar100", "mean") for p in PEERS}
+    assert {r["set"] for r in records if r["near"]} == {"cifar100"}
+    kept = peers.load(folder)[0]
+    record = evaluation.find(records, set="svhn", method="odin")
+    assert (record["n_id"], record["n_ood"]) == (20, 10)
+    ids, oods = kept["cifar10-test"]["odin"], kept["svhn"]["odin"]
+    assert record["auroc"] == pytest.approx(roc_auc_score([0] * 20 + [1] * 10, np.concatenate([ids, oods])))
+    for record in records:
+        low, high = record["interval95"]["auroc"]
+        assert low <= record["auroc"] <= high
+        assert ("minus_msp" in record) == (record["method"] != "msp")
+
+
+def test_odin_is_paired_with_softmax_of_its_own_images(folder, monkeypatch):
+    """Were its scores those of Softmax on these images, the difference would be nothing, whatever the resample."""
+    kept, record = peers.load(folder)
+    for row in kept.values():
+        row["odin"] = row["msp"][evaluation.evenly(len(row["msp"]), len(row["odin"])).numpy()]
+    monkeypatch.setattr(peers, "load", lambda _: (kept, record))
+    found = evaluation.find(peers.table(folder), set="svhn", method="odin")
+    assert found["minus_msp"]["auroc"] == (0, 0)
+    assert found["minus_energy"]["auroc"] != (0, 0)
+
+
+def test_only_the_sets_that_are_asked_for_and_no_images(folder, tmp_path):
+    for name in ("bundle.npz", "weights.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    peers.run(tmp_path, sets=["svhn"], images=False)
+    kept, record = peers.load(tmp_path)
+    assert set(kept) == {"cifar10-test", "svhn"}
+    assert set(kept["svhn"]) == set(OF_FEATURES)
+    assert "images" not in record
+    with pytest.raises(ValueError, match=r"^thinkback: no sets \['lsun'\] in .*, only \['cifar10-train'"):
+        peers.run(tmp_path, sets=["lsun"], images=False)
+
+
+def test_scores_of_other_weights_are_not_read(folder, tmp_path):
+    command = r"run `python -m thinkback_utils.peers --results \S+ --network \S+ --seed 3`"
+    target = tmp_path / "net" / "seed3"
+    WideResNet(depth=10, width=1).save(target / "weights.safetensors")
+    with pytest.raises(FileNotFoundError, match=f"^thinkback: no scores of published detectors in .*; {command}"):
+        peers.load(target)
+    for name in ("peers.npz", "peers.json"):
+        (target / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(ValueError, match=f"^thinkback: .* is of other weights than those beside it; {command}"):
+        peers.load(target)
