@@ -11,6 +11,7 @@ from thinkback_utils.data import ImageSet
 from thinkback_utils.family import DAMPINGS, Candidate
 from thinkback_utils.features import Features
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
+from thinkback_utils.methods import METHODS
 from thinkback_utils.train import RECIPES
 
 RESULTS = Path(__file__).parents[1] / "results" / "development"
@@ -123,3 +124,12 @@ def test_the_whole_chain_on_digits(tmp_path, monkeypatch):
 
 def test_the_choice_on_file_is_the_rules():
     assert development.choose(development.load(RESULTS)) == development.chosen(RESULTS)
+
+
+def test_the_method_of_the_package_is_the_choice():
+    choice, method = development.chosen(RESULTS), METHODS["thinkback_averaged"]
+    assert (choice.unit, {"temperature": choice.temperature, "damping": choice.damping}) == (method.unit, method.options)
+    found = family.statistics(choice, FIT, {"new": NEW})["new"][:, DAMPINGS.index(choice.damping)]
+    state = method.fit([(FIT.features, FIT.logits)])
+    ratio = method(NEW.features, NEW.logits, state) / found  # the workshop leaves out 1 / T^2
+    torch.testing.assert_close(ratio, torch.full_like(ratio, choice.temperature**-2), rtol=1e-6, atol=0)

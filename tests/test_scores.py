@@ -202,6 +202,22 @@ def test_kronecker_equals_explicit_inverses(head, with_bias, damping):
     close(scores.thinkback_kronecker(features, logits, roots), quadratic(r) * quadratic(h), 1e-8)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_averaged_is_the_mean_of_the_statistic_over_labels(head, temperature):
+    """One label at a time, with explicit inverses; a nearly sure sample keeps its digits."""
+    features, _, _, logits = head
+    logits = logits.clone()
+    logits[0] = torch.tensor([40.0, *[0.0] * (logits.shape[1] - 1)])
+    A, B = (torch.randn(n, n).double() for n in (logits.shape[1], features.shape[1]))
+    roots = scores.inverse_root(A @ A.T), scores.inverse_root(B @ B.T)
+    p, total = (logits / temperature).softmax(1), 0
+    for label in range(logits.shape[1]):
+        r = scores.residual(logits, temperature, torch.full((len(logits),), label))
+        total = total + p[:, label] * torch.einsum("nk,kj,nj->n", r, torch.linalg.inv(A @ A.T), r)
+    expected = total * torch.einsum("nd,de,ne->n", features, torch.linalg.inv(B @ B.T), features)
+    close(scores.thinkback_averaged(features, logits, roots, temperature), expected, 1e-6)
+
+
 def test_kronecker_equals_full_if_residuals_and_features_are_independent(head):
     features, _, _, logits = head
     h, z = features.repeat(N, 1), logits.repeat_interleave(N, 0)  # every pair

@@ -20,7 +20,7 @@ ID_TRAIN, ID_TEST = "cifar10-train", "cifar10-test"
 NEAR = ("cifar100",)  # reported apart: its images resemble the training set, and no paper row is about them
 BASELINES = ("msp", "energy")  # what the paper compares itself with
 
-COMPARED = ("msp", "energy", "thinkback", "max_logit", "gradnorm", "thinkback_eq5")  # in every table and figure of it
+COMPARED = ("msp", "energy", "thinkback", "thinkback_averaged", "max_logit", "gradnorm", "thinkback_eq5")
 SET_TITLES = {**data.TITLES, "mean": "Mean of the far sets"}
 
 Scores = dict[str, dict[str, NDArray[np.floating]]]  # set -> method -> (N,)

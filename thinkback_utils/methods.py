@@ -37,14 +37,17 @@ class Method:
     unit: bool = False
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]], **options: Any) -> State:
-        """Stream over features (B, D) and logits (B, K) of in-distribution data; without a Fisher, read nothing."""
+        """Stream over features (B, D) and logits (B, K) of in-distribution data; without a Fisher, read nothing.
+
+        Under ``torch.distributed``, each process gives its own part of the data and gets the state of the whole.
+        """
         if self.fisher is None:
             return ()
         chosen = {**self.options, **options}
         fisher = self.fisher(chosen["temperature"])
         for h, z in batches:
             fisher.update(self.inputs(h), z)
-        return self.state(fisher, chosen)
+        return self.state(fisher.all_reduce(), chosen)
 
     def __call__(self, features: Tensor, logits: Tensor, state: State, **options: Any) -> Tensor:
         """Scores, float64 (N,), higher = more OOD."""
@@ -76,6 +79,14 @@ METHODS: dict[str, Method] = {
         _ROOT,
         KroneckerFisher,
         lambda fisher, o: tuple(fisher.inverse_root(o["damping"])),
+    ),
+    "thinkback_averaged": Method(  # form, inputs, temperature and damping: the choice of thinkback_utils.development
+        "Thinkback, averaged",
+        lambda h, z, s, o: scores.thinkback_averaged(h, z, (s[0], s[1]), o["temperature"]),
+        {"temperature": 3.0, "damping": 0.1},
+        lambda T: KroneckerFisher(T, bias=True),
+        lambda fisher, o: tuple(fisher.inverse_root(o["damping"])),
+        unit=True,
     ),
 }
 TITLES = {name: method.title for name, method in METHODS.items()}

@@ -18,6 +18,7 @@ METHOD_COLORS = {
     "msp": "#8a8f98",
     "energy": "#1f9e89",
     "thinkback": "#b4529c",
+    "thinkback_averaged": "#7a4fc4",
     "max_logit": "#b59a2c",
     "gradnorm": "#3d8fd1",
     "thinkback_eq5": "#d9622b",
