@@ -128,7 +128,8 @@ def test_the_choice_on_file_is_the_rules():
 
 def test_the_method_of_the_package_is_the_choice():
     choice, method = development.chosen(RESULTS), METHODS["thinkback_averaged"]
-    assert (choice.unit, {"temperature": choice.temperature, "damping": choice.damping}) == (method.unit, method.options)
+    assert choice.unit == method.unit
+    assert method.options == {"temperature": choice.temperature, "damping": choice.damping}
     found = family.statistics(choice, FIT, {"new": NEW})["new"][:, DAMPINGS.index(choice.damping)]
     state = method.fit([(FIT.features, FIT.logits)])
     ratio = method(NEW.features, NEW.logits, state) / found  # the workshop leaves out 1 / T^2
