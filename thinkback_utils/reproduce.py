@@ -75,8 +75,9 @@ def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | No
         "images_sha256": hashes,
     }
     this = provenance | {"sets": missing, "seconds": round(time.perf_counter() - start, 1)}
-    if finished and missing:  # the first run keeps its command, commit and time
-        before["additions"] = [*before.get("additions", []), this]
+    if finished:  # the first run keeps its command, commit and time
+        facts["scored"] = this
+        before["additions"] = [*before.get("additions", []), *([this] if missing else [])]
     write_json(folder / "provenance.json", (before if finished else this) | facts)
     return scored
 
