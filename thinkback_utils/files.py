@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -32,3 +33,12 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """What :func:`write_json` wrote."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
