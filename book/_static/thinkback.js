@@ -1,0 +1,13 @@
+// What scrolls sideways can be reached by keyboard: the theme sees to that for code alone.
+const reach = () => {
+  for (const box of document.querySelectorAll(".pst-scrollable-table-container, mjx-container[display]")) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  }
+};
+addEventListener("load", () => {
+  reach();
+  window.MathJax?.startup?.promise.then(reach);
+});
+addEventListener("resize", reach);
+addEventListener("toggle", reach, true); // an opened <details> may hold a table

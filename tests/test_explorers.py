@@ -1,0 +1,255 @@
+"""The explorers work by keyboard and show what the metrics say, and without a script nothing is lost."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import precision_score
+
+import thinkback_utils as tb
+from thinkback_utils import explorers
+
+STATIC = Path(__file__).parents[1] / "book" / "_static"
+FIGURE = '<figure id="fig-x"><img alt="the static figure" src="data:,"><figcaption>The caption</figcaption></figure>'
+METHODS = ["msp", "energy", "thinkback"]
+SETS = ["textures", "svhn", "isun", "cifar100"]
+RNG = np.random.default_rng(0)
+PAIRS = {
+    "far": (RNG.normal(0, 1, 2_000), RNG.normal(2, 1, 500)),
+    "near, with <ties>": (RNG.integers(0, 9, 3_000), RNG.integers(2, 11, 700)),
+}
+STEPS = {T: [10.0 ** RNG.normal(loc, T, n) for loc, n in ((0, 900), (1, 300), (2, 200))] for T in (0.5, 5.0, 50.0)}
+SCORES = {name: {m: RNG.normal(i, 1 + j, 400) for j, m in enumerate(METHODS)} for i, name in enumerate(["id", *SETS])}
+
+Open = Callable[..., Any]
+
+
+def records() -> list[dict[str, Any]]:
+    scored = {tb.evaluation.ID_TEST: SCORES["id"]} | {name: SCORES[name] for name in SETS if name != "isun"}
+    rows = tb.evaluation.table(scored)  # every set is smaller than a draw: drawn once, whole
+    return tb.evaluation.with_intervals([*rows, *tb.evaluation.means(rows)], scored, resamples=20)
+
+
+def results(seeds: int = 1) -> Any:
+    return explorers.results(records() * seeds, tb.evaluation.paper_table(), SETS, METHODS)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        yield driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+
+
+@pytest.fixture
+def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
+    """Open a page that holds these outputs of a cell; no error may have come up when the test ends."""
+    faults: list[str] = []
+
+    def show(*outputs: str, script: bool = True, width: int = 1280) -> Any:
+        head = f'<link rel="stylesheet" href="{(STATIC / "explorers.css").as_uri()}">'
+        head += f'<script defer src="{(STATIC / "explorers.js").as_uri()}"></script>'
+        body = f'<main class="bd-content"><div class="cell_output">{"".join(outputs)}</div></main>'
+        file = tmp_path / "page.html"
+        file.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8">{head}{body}', encoding="utf-8")
+        page = browser.new_page(java_script_enabled=script, viewport={"width": width, "height": 800})
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: message.type in ("error", "warning") and faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(file.as_uri())
+        return page
+
+    yield show
+    for context in browser.contexts:
+        context.close()
+    assert faults == []
+
+
+def number(page: Any, name: str) -> float:
+    """What the page shows, a fraction."""
+    return float(page.locator(f'[data-number="{name}"]').inner_text().removesuffix(" %")) / 100
+
+
+def close(value: float) -> Any:
+    return pytest.approx(value, abs=0.0005 + 1e-9)  # one decimal of a percentage
+
+
+def test_threshold_and_prevalence(show: Open) -> None:
+    page = show(FIGURE, explorers.threshold(PAIRS, "fig-x", prevalence=0.2).data)
+    threshold, prevalence = (page.get_by_role("slider", name=name) for name in ("Threshold", "Prevalence"))
+    seen = set()
+    for choice, (ids, ood) in enumerate(PAIRS.values()):
+        page.get_by_role("combobox", name="Scores of").select_option(index=choice)
+        edges = np.linspace(min(ids.min(), ood.min()), max(ids.max(), ood.max()), 121)
+        curve, truth = tb.metrics.roc(ids, ood), np.repeat([0, 1], [len(ids), len(ood)])
+        started = edges[int(threshold.input_value())]
+        assert (ood >= started).mean() >= 0.95 > (ood >= edges[int(threshold.input_value()) + 1]).mean()
+        moves = [(threshold, ""), (threshold, "ArrowRight"), (prevalence, "PageDown"), (threshold, "PageDown")]
+        moves += [(prevalence, "Home"), (threshold, "ArrowLeft"), (prevalence, "End"), (threshold, "Home")]
+        for slider, key in moves:
+            if key:
+                slider.press(key)
+            edge = edges[int(threshold.input_value())]
+            pi = float(re.search(r"([\d.]+) %", prevalence.get_attribute("aria-valuetext"))[1]) / 100
+            at = int((curve.threshold >= edge).sum()) - 1
+            weight = np.where(truth, pi / len(ood), (1 - pi) / len(ids))
+            called = np.concatenate([ids, ood]) >= edge
+            assert number(page, "TPR") == close(curve.tpr[at])
+            assert number(page, "FPR") == close(curve.fpr[at])
+            assert number(page, "Precision") == close(precision_score(truth, called, sample_weight=weight))
+            assert number(page, "AUPR") == close(tb.metrics.average_precision(curve, pi))
+            assert number(page, "AUROC") == close(tb.metrics.ood_metrics(ids, ood)["auroc"])
+            assert page.locator("svg").first.get_attribute("aria-label").count(f"{100 * number(page, 'TPR'):.1f} %")
+            seen.add((choice, number(page, "AUROC"), number(page, "AUPR")))
+        assert len({auroc for c, auroc, _ in seen if c == choice}) == 1, "AUROC moved"
+        assert len({aupr for c, _, aupr in seen if c == choice}) > 2, "AUPR did not move"
+    assert page.locator("figure .tb-explorer").count() == 1, "the explorer stands in the figure, over its caption"
+    assert page.locator("figure img").count() == 0
+    assert page.locator("figcaption").is_visible()
+
+
+def test_temperature(show: Open) -> None:
+    titles = ["first", "second"]
+    page = show(FIGURE, explorers.temperature(STEPS, titles, "fig-x").data)
+    slider, seen = page.get_by_role("slider", name="Temperature"), set()
+    assert slider.get_attribute("aria-valuetext") == "5"
+    for key in ("Home", "ArrowRight", "End"):
+        slider.press(key)
+        T = float(slider.get_attribute("aria-valuetext"))
+        for i, title in enumerate(titles):
+            page.get_by_role("combobox", name="OOD images").select_option(title)
+            expected = tb.metrics.ood_metrics(STEPS[T][0], STEPS[T][i + 1])
+            assert number(page, "AUROC") == close(expected["auroc"])
+            assert number(page, "FPR95") == close(expected["fpr95"])
+            seen.add((T, title, number(page, "AUROC")))
+    assert len(seen) == len(STEPS) * len(titles)
+    assert page.locator("svg[role=img]").count() == 3
+
+
+def order(page: Any) -> list[str]:
+    return page.locator("table:visible tbody tr:visible").evaluate_all("rows => rows.map(row => row.dataset.set)")
+
+
+def test_results_show_what_was_measured(show: Open) -> None:
+    page = show(results().data)
+    for metric, title in tb.metrics.TITLES.items():
+        page.get_by_role("combobox", name="Metric").select_option(next(o for o in options(page) if o.startswith(title)))
+        assert page.locator("table:visible").get_attribute("data-metric") == metric
+        for name in SETS:
+            row = page.locator(f'table:visible tr[data-set="{name}"]')
+            for column, method in enumerate(METHODS):
+                text = row.locator("td").nth(column).inner_text()
+                measured = tb.metrics.ood_metrics(SCORES["id"][method], SCORES[name][method])[metric]
+                assert text.startswith("not measured" if name == "isun" else f"{100 * measured:.2f}")
+                printed = tb.evaluation.find(tb.evaluation.paper_table(), set=name, method=method)
+                assert ("paper" in text) == (name != "cifar100")
+                assert printed is None or text.endswith(f"paper {100 * printed[metric]:.2f}")
+            kinds = {"svhn": (3, 3, 3), "textures": (3, 3, 3), "isun": (0, 0, 3), "cifar100": (3, 3, 0)}[name]
+            drawn = [row.locator(f".tb-strip .tb-{kind}").count() for kind in ("dot", "interval", "hollow")]
+            assert tuple(drawn) == kinds
+
+
+def options(page: Any) -> list[str]:
+    return page.get_by_role("combobox", name="Metric").locator("option").all_inner_texts()
+
+
+def test_results_sort_by_keyboard(show: Open) -> None:
+    page = show(results().data)
+    measured = [name for name in SETS if name != "isun"]
+    for metric, best in (("auroc", -1), ("fpr95", 1)):
+        page.get_by_role("combobox", name="Metric").select_option(
+            next(o for o in options(page) if o.startswith(metric.upper()))
+        )
+        key = {n: tb.metrics.ood_metrics(SCORES["id"]["energy"], SCORES[n]["energy"])[metric] for n in measured}
+        head = page.locator("table:visible th", has_text="Energy")
+        for sign, state in ((best, {1: "ascending", -1: "descending"}[best]), (-best, None), (0, "none")):
+            head.get_by_role("button").press("Enter")
+            expected = [*sorted(measured, key=lambda n: sign * key[n]), "isun"] if sign else SETS
+            assert order(page) == expected
+            assert state in (None, head.get_attribute("aria-sort"))
+            assert ("first" in page.locator("output").inner_text()) == bool(sign)
+
+
+def test_results_filter_by_keyboard(show: Open) -> None:
+    page = show(results().data)
+    page.get_by_role("checkbox", name="Softmax").press("Space")
+    assert page.locator("table:visible th:visible").filter(has_text="Softmax").count() == 0
+    assert page.locator("table:visible tbody tr").first.locator("td:visible").count() == 3  # two methods, one strip
+    assert page.locator('table:visible tr[data-set="svhn"] .tb-dot').count() == 2
+    page.locator("summary").press("Enter")
+    page.get_by_role("checkbox", name="SVHN").press("Space")
+    assert order(page) == [name for name in SETS if name != "svhn"]
+    assert "3 of 4 sets" in page.locator("output").inner_text()
+    colors = {m: f"rgb{tuple(bytes.fromhex(tb.plots.METHOD_COLORS[m][1:]))}" for m in METHODS}
+    paint = "button => getComputedStyle(button).borderBottomColor"
+    for method in METHODS[1:]:
+        head = page.locator(f'table:visible th[data-method="{method}"] button')
+        assert head.evaluate(paint) == colors[method]
+
+
+@pytest.mark.parametrize("kind", ["threshold", "temperature", "results"])
+def test_narrow_screen_and_small_page(show: Open, kind: str) -> None:
+    output = {
+        "threshold": lambda: explorers.threshold(PAIRS, "fig-x"),
+        "temperature": lambda: explorers.temperature(STEPS, ["first", "second"], "fig-x"),
+        "results": results,
+    }[kind]().data
+    page = show(FIGURE if kind != "results" else "", output, width=360)
+    assert page.locator(".tb-live").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for control in page.locator("input, select, button").all():
+        name = "e => e.labels?.length ? e.labels[0].textContent : e.textContent"
+        assert control.evaluate(name).strip(), "a control without a name"
+
+
+def test_without_a_script(show: Open) -> None:
+    page = show(FIGURE, explorers.threshold(PAIRS, "fig-x").data, results().data, script=False)
+    assert page.get_by_alt_text("the static figure").count() == 1
+    assert page.locator("noscript p:visible").count() == 2
+    assert page.locator("table:visible").count() == len(tb.metrics.METRICS)
+    assert page.locator("input, select, button").count() == 0
+    text = page.locator('table[data-metric="auroc"] tr[data-set="svhn"]').inner_text()
+    assert f"{100 * tb.metrics.ood_metrics(SCORES['id']['energy'], SCORES['svhn']['energy'])['auroc']:.2f}" in text
+
+
+def test_other_pages_are_left_alone(show: Open) -> None:
+    page = show(FIGURE, "<table><tr><td>1</td></tr></table>")
+    assert page.locator(".cell_output").inner_html() == f"{FIGURE}<table><tbody><tr><td>1</td></tr></tbody></table>"
+
+
+def test_outputs_are_small_and_safe() -> None:
+    ids, ood = RNG.normal(size=10_000), RNG.normal(1, 1, 5_000)
+    assert len(explorers.threshold(dict.fromkeys("abc", (ids, ood)), "fig-x").data) < 20_000
+    steps = {T: [np.exp(side) for side in (ids, *[ood] * 6)] for T in range(1, 15)}
+    assert len(explorers.temperature(steps, list("abcdef"), "fig-x").data) < 40_000
+    inside = re.search(r"<script[^>]*>(.*)</script>", explorers.threshold(PAIRS, "fig-x").data)
+    assert inside is not None
+    assert "<" not in inside[1]
+
+
+def test_several_training_seeds_share_a_cell() -> None:
+    one, other = (
+        {"set": "svhn", "method": "energy", "draws": 10, **dict.fromkeys(tb.metrics.METRICS, v)}
+        | {f"{m}_std": 0.01 for m in tb.metrics.METRICS}
+        | {"interval95": dict.fromkeys(tb.metrics.METRICS, (v - 0.02, v + 0.01))}
+        for v in (0.5, 0.6)
+    )
+    table = explorers.results([one, other], [], ["svhn"], ["energy"]).data
+    assert 'data-here="55.00" data-low="48.00" data-high="61.00"' in table
+    assert f"± {np.std([50, 60], ddof=1):.2f} (± 1.00)" in table
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    with pytest.raises(ValueError, match="thinkback: all scores are 1"):
+        explorers.threshold({"flat": (np.ones(3), np.ones(2))}, "fig-x")
+    with pytest.raises(ValueError, match="thinkback: T = 1 has scores of 2 OOD sets, the titles name 1"):
+        explorers.temperature({1.0: [np.ones(3), np.ones(2), np.ones(2)]}, ["one"], "fig-x")
