@@ -79,6 +79,27 @@ def test_text_claims_hold_when_thinkback_wins_everywhere():
     assert lost["Consistent"] == lost["Significantly"] == lost["AUPR"] == claims.NO
 
 
+@pytest.mark.parametrize(("shifts", "verdict"), [((4.0, 3.5, 4.5), claims.YES), ((4.0, 3.5, 0.5), claims.NO)])
+def test_one_of_three_seeds_is_enough_to_refute(shifts, verdict):
+    """Every claim of the table, the gain in AUPR too, is put to each seed; numbers are means, intervals hold all."""
+    generator = torch.Generator().manual_seed(0)
+    train = Features(torch.rand(500, 8, generator=generator), 4 * torch.randn(500, 5, generator=generator))
+    bundle = Bundle({evaluation.ID_TRAIN: train}, torch.zeros(5, 8), torch.zeros(5))
+    runs = [[{**r, "seed": k} for r in measured(shift, data.PAPER_SETS, k)] for k, shift in enumerate(shifts)]
+    records = [record for run in runs for record in run]
+    rows = claims.text_claims(records, PAPER, bundle)
+    assert {row["claim"].split()[0]: row["verdict"] for row in rows[:3]} == dict.fromkeys(
+        ("Consistent", "Significantly", "AUPR"), verdict
+    )
+    delta = evaluation.find(claims.deltas(records, PAPER), set="mean", baseline="msp", metric="fpr95")
+    own, other = ([evaluation.find(run, set="mean", method=m) for run in runs] for m in ("thinkback", "msp"))
+    assert delta["verdict"] == verdict
+    values = [b["fpr95"] - a["fpr95"] for a, b in zip(own, other, strict=True)]  # falling is better
+    assert delta["measured"] == pytest.approx(np.mean(values))
+    ends = -np.array([record["minus_msp"]["fpr95"] for record in own])
+    assert delta["interval"] == pytest.approx([ends.min(), ends.max()])
+
+
 def test_committed_verdicts_follow_from_the_committed_results(tmp_path):
     results = ROOT / "results"
     for name in ("table1.json", "wrn40-2-cifar10"):

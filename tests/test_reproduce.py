@@ -4,19 +4,22 @@ import json
 import re
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from thinkback_utils import data, evaluation, reproduce
-from thinkback_utils.features import Bundle, Features, extract
+from thinkback_utils import claims, data, evaluation, reproduce, runner
+from thinkback_utils.features import Bundle, Features, extract, save_arrays
+from thinkback_utils.files import read_json, write_json
 from thinkback_utils.metrics import METRICS
 from thinkback_utils.models import WideResNet
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "results" / "wrn40-2-cifar10" / "seed0"
+THREE = ("msp", "energy", "thinkback")  # the methods of Table 1
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +50,20 @@ def toy_root(tmp_path, monkeypatch):
 
 def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, capsys):
     command = ["--recipe", "smoke", "--epochs", "1", "--results", str(tmp_path / "results"), "--device", "cpu"]
-    command += ["--sets", "svhn", "cifar100"]
+    command += ["--sets", "svhn", "cifar100", "--seeds", "0", "1"]
     reproduce.main(command)
     folder = tmp_path / "results" / "wrn10-1-cifar10" / "seed0"
     first = {name: (folder / name).read_bytes() for name in ("weights.safetensors", "bundle.npz", "scores.npz")}
     reproduce.main(command)  # the weights are there: nothing is trained again
     assert {name: (folder / name).read_bytes() for name in first} == first
     records = json.loads((tmp_path / "results" / "table1.json").read_text())
-    assert {(r["set"], r["method"]) for r in records} == {
-        (name, method) for name in ("svhn", "cifar100", "mean") for method in evaluation.COMPARED
-    }
+    assert sorted((r["seed"], r["set"], r["method"]) for r in records) == sorted(
+        (seed, name, method)
+        for seed in (0, 1)
+        for name in ("svhn", "cifar100", "mean")
+        for method in evaluation.COMPARED
+    )
+    assert (folder.with_name("seed1") / "weights.safetensors").read_bytes() != first["weights.safetensors"]
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["recipe"] == "custom"  # one epoch is not the recipe's
     assert set(provenance["images_sha256"]) == {"cifar10-train", "cifar10-test", "svhn", "cifar100"}
@@ -180,6 +187,72 @@ def test_in_distribution_against_itself_is_a_coin(scored):
         assert low < 0.5 < high
 
 
+@pytest.fixture(scope="module")
+def three_seeds(bundle, tmp_path_factory):
+    """A results folder of three training seeds: a thinned copy of the committed run, and two that noise sets apart."""
+    results, records = tmp_path_factory.mktemp("results"), []
+    sizes = {"cifar10-train": 4000, "cifar10-test": 1500, "svhn": 600, "textures10": 600, "cifar100": 300}
+    sets = {}
+    for name, size in sizes.items():
+        item, index = bundle.sets[name], evaluation.evenly(len(bundle.sets[name]), size)
+        sets[name] = Features(item.features[index], item.logits[index], item.labels[index])
+    scored = evaluation.score_sets(sets, THREE)
+    for seed in range(3):
+        folder, noise = results / RUN.parent.name / f"seed{seed}", np.random.default_rng(seed)
+        own = {
+            n: {m: (s + seed / 10 * s.std() * noise.normal(size=len(s))).astype(np.float32) for m, s in row.items()}
+            for n, row in scored.items()
+        }
+        save_arrays(folder / "scores.npz", {f"{n}.{m}": s for n, row in own.items() for m, s in row.items()})
+        write_json(folder / "provenance.json", read_json(RUN / "provenance.json") | {"seed": seed})
+        table = evaluation.table(own, n_ood=500, draws=3)
+        table = evaluation.with_intervals([*table, *evaluation.means(table)], own, resamples=20)
+        records += [{"network": RUN.parent.name, "seed": seed} | record for record in table]
+    write_json(results / "table1.json", records)
+    first = results / RUN.parent.name / "seed0"
+    Bundle(sets, bundle.weight, bundle.bias).save(first / "bundle.npz")
+    (first / "weights.safetensors").symlink_to(RUN / "weights.safetensors")
+    save_arrays(first / "ablations.npz", {f"{n}.E_eq6": row["energy"] for n, row in scored.items()})
+    readings = {"E": {"images": {n: sizes[n] for n in scored}}}
+    write_json(first / "ablations.json", read_json(RUN / "ablations.json") | {"readings": readings})
+    return results
+
+
+def test_spread_over_training_seeds_on_the_page(three_seeds, tmp_path):
+    """Chapter 08, run on three seeds, shows numpy's means and deviations of the table's records, and its verdicts."""
+    claims.main(["--results", str(three_seeds)])
+    runner.use_own_kernel()
+    options = {"results_dir": str(three_seeds), "n_ood": 500, "draws": 3, "resamples": 20}
+    runner.run(ROOT / "notebooks" / "08_five_datasets.ipynb", tmp_path / "08.ipynb", options)
+    cells = nbformat.read(tmp_path / "08.ipynb", 4).cells
+    outputs = [out.get("data", {}) for cell in cells for out in cell.get("outputs", [])]
+    shown, html = ("\n".join(out[kind] for out in outputs if kind in out) for kind in ("text/markdown", "text/html"))
+    assert "training seed 0, one of 3" in shown
+
+    def numbers(text):
+        return [float(number) for number in re.findall(r"\d+\.\d+", text)]
+
+    records, compared = read_json(three_seeds / "table1.json"), 0
+    for metric in METRICS:
+        table = re.search(rf'<table data-metric="{metric}">(.*?)</table>', html, re.DOTALL)[1]
+        assert re.findall(r'<th scope="col" data-method="(\w+)">', table) == list(THREE)
+        for name in ("svhn", "textures10", "cifar100", "mean"):
+            row = re.search(rf'<tr data-set="{name}">(.*?)</tr>', table, re.DOTALL)[1]
+            for method, cell in zip(THREE, re.findall(r"<td[^>]*>(.*?)(?:<br>|</td>)", row), strict=True):
+                rows = [r for r in records if (r["set"], r["method"]) == (name, method)]
+                over_draws = [r[f"{metric}_std"] for r in rows] if rows[0].get("draws", 1) > 1 else []
+                values = [r[metric] for r in rows]
+                expected = [np.mean(values), np.std(values, ddof=1), *([np.mean(over_draws)] if over_draws else [])]
+                assert numbers(cell) == pytest.approx(100 * np.array(expected), abs=0.0051), (metric, name, method)
+                compared += len(expected)
+    assert compared == 4 * 3 * (3 + 3 + 2 + 2)
+    line = re.search(r"Over 3 training seeds the mean AUROC is (.*) %\.", shown)[1]
+    values = [[r["auroc"] for r in records if (r["set"], r["method"]) == ("mean", m)] for m in THREE]
+    expected = [[100 * np.mean(v), 100 * np.std(v, ddof=1)] for v in values]
+    assert numbers(line) == pytest.approx(np.ravel(expected), abs=0.0051)
+    assert (three_seeds / "verdicts.md").read_text().partition("\n\n")[2].strip() in shown
+
+
 def test_weights_make_the_features_of_the_bundle(bundle):
     if not (data.data_root() / "textures10.npz").exists():
         pytest.skip("textures10.npz is not in the data root (set THINKBACK_DATA)")
@@ -189,6 +262,7 @@ def test_weights_make_the_features_of_the_bundle(bundle):
 
 
 def test_readme_examples_run_as_shown(capsys):
+    data.import_torchvision()  # which the second example imports plainly
     first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     for code in (first, second):
         assert len(code.strip().splitlines()) <= 10

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .files import read_json
+
 
 def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Command, commit, time, device and versions of the running process, as JSON types."""
@@ -26,6 +28,37 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
         "device": _device(torch.device(device)),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
+
+
+def label(folder: str | Path) -> str:
+    """Which network made the numbers of a page: size, recipe, epochs, device, training seeds and accuracy.
+
+    Args:
+        folder: of one run, ``results/<network>/seed<k>``; or of a network, for numbers from all its runs.
+
+    Returns:
+        As in "WRN-40-2, `cpu` recipe (23 epochs on AMD EPYC, 2 threads, AVX2), 1 training seed, 92.8 % test accuracy";
+        of one run among others "training seed 0, one of 3"; differing recipes and machines are all named.
+
+    Raises:
+        ValueError: No finished run is there.
+    """
+    folder, name = Path(folder), "provenance.json"
+    files = [folder / name] if (folder / name).exists() else sorted(folder.glob(f"seed*/{name}"))
+    if not files:
+        raise ValueError(f"thinkback: no {name} in {folder} or its seed folders; has the run finished?")
+    runs, beside = [read_json(file) for file in files], list(folder.parent.glob(f"seed*/{name}"))
+    made: list[str] = []
+    for run in runs:
+        config, epochs = run["training"]["config"], len(run["training"]["history"]["loss"])
+        recipe = f"`{run['recipe']}` recipe ({epochs} epochs on {run['training']['device']})"
+        made.append(f"WRN-{config['depth']}-{config['width']}, {recipe}")
+    seeds = f"{len(files)} training seed{'s' * (len(files) > 1)}"
+    if len(beside) > 1:
+        seeds = f"training seed {runs[0]['seed']}, one of {len(beside)}"
+    accuracies = [run["accuracy"]["cifar10-test"] for run in runs]
+    ends = dict.fromkeys(f"{100 * end:.1f}" for end in (min(accuracies), max(accuracies)))
+    return f"{'; '.join(dict.fromkeys(made))}, {seeds}, {' to '.join(ends)} % test accuracy"
 
 
 class Box:

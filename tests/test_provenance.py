@@ -1,0 +1,49 @@
+"""What a page says of the network behind its numbers follows from the record of the run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from thinkback_utils.provenance import label
+
+NETWORK = Path(__file__).parents[1] / "results" / "wrn40-2-cifar10"
+
+
+def keep(folder, seed, accuracy, recipe="reference", device="a GPU"):
+    training = {"config": {"depth": 40, "width": 2}, "history": {"loss": [2.0, 1.0, 0.5]}, "device": device}
+    facts = {"seed": seed, "recipe": recipe, "training": training, "accuracy": {"cifar10-test": accuracy}}
+    (folder / f"seed{seed}").mkdir(parents=True)
+    (folder / f"seed{seed}" / "provenance.json").write_text(json.dumps(facts))
+
+
+def test_label_of_the_committed_network():
+    """training.json is the record of the training itself, provenance.json of all that came after."""
+    run, training = (json.loads((NETWORK / "seed0" / f"{n}.json").read_text()) for n in ("provenance", "training"))
+    text = label(NETWORK / "seed0")
+    assert f"`{run['recipe']}` recipe ({len(training['history']['accuracy'])} epochs on {training['device']})" in text
+    assert text.endswith(f", {100 * run['accuracy']['cifar10-test']:.1f} % test accuracy")
+
+
+def test_label_counts_seeds(tmp_path):
+    keep(tmp_path / "net", 0, 0.948)
+    alone = "WRN-40-2, `reference` recipe (3 epochs on a GPU), 1 training seed, 94.8 % test accuracy"
+    assert label(tmp_path / "net" / "seed0") == label(tmp_path / "net") == alone
+    keep(tmp_path / "net", 1, 0.9512)
+    keep(tmp_path / "net", 2, 0.9395)
+    both = "WRN-40-2, `reference` recipe (3 epochs on a GPU), {} % test accuracy"
+    assert label(tmp_path / "net") == both.format("3 training seeds, 94.0 to 95.1")
+    assert label(tmp_path / "net" / "seed2") == both.format("training seed 2, one of 3, 94.0")
+
+
+def test_label_names_every_recipe(tmp_path):
+    kinds = ("cpu", "two cores"), ("reference", "a GPU")
+    for seed, kind in enumerate(kinds):
+        keep(tmp_path / "net", seed, 0.9, *kind)
+    made = [f"WRN-40-2, `{recipe}` recipe (3 epochs on {device})" for recipe, device in kinds]
+    assert label(tmp_path / "net").startswith(f"{made[0]}; {made[1]}, 2 training seeds")
+
+
+def test_a_run_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"thinkback: no provenance.json in .*has the run finished"):
+        label(tmp_path)
