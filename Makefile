@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK THINKBACK_DATA
 RUN := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: book test lint serve clean
+.PHONY: book test lint serve bench bench-gpu clean
 .DEFAULT_GOAL := book
 
 $(STAMP): constraints.txt pyproject.toml
@@ -33,6 +33,12 @@ _build/html/index.html:
 
 serve: _build/html/index.html
 	$(RUN) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+bench: $(STAMP)
+	$(RUN) -m benchmarks
+
+bench-gpu: $(STAMP)
+	$(RUN) -m benchmarks --device cuda
 
 clean:
 	rm -rf _build .mypy_cache .pytest_cache .ruff_cache

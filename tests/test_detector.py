@@ -125,11 +125,18 @@ def oracle(method, x):
     """The same score, from the whole fit set at once and the functions by hand."""
     with torch.no_grad():
         (h, z), (g, y) = ((v.float(), v[:, :4].float()) for v in (x, FIT))
+
+    def u(v):
+        return v.double() / v.double().norm(dim=1, keepdim=True)
+
     return {
         "thinkback": lambda: scores.thinkback(h, z, DiagonalFisher(5.0).update(g, y).compute()),
         "thinkback_full": lambda: scores.thinkback_full(h, z, FullFisher(5.0).update(g, y).inverse_root()),
         "thinkback_kronecker": lambda: scores.thinkback_kronecker(
             h, z, KroneckerFisher(5.0).update(g, y).inverse_root()
+        ),
+        "thinkback_averaged": lambda: scores.thinkback_averaged(
+            u(h), z, KroneckerFisher(3.0, bias=True).update(u(g), y).inverse_root(0.1), 3.0
         ),
         "thinkback_eq5": lambda: scores.thinkback(h, z),
         "gradnorm": lambda: scores.gradnorm(h, z),
@@ -153,7 +160,7 @@ def test_fit_in_batches_is_the_plain_functions_on_all_data(method, tmp_path):
 
 def test_options_reach_the_score():
     fisher = DiagonalFisher(2.0).update(FIT, FIT[:, :4]).compute()
-    ours = OODDetector(Net(), temperature=2.0, eps=1e-3, damping=0.1).fit(FIT).score(NEW)
+    ours = OODDetector(Net(), method="thinkback", temperature=2.0, eps=1e-3, damping=0.1).fit(FIT).score(NEW)
     np.testing.assert_allclose(ours, scores.thinkback(NEW, NEW[:, :4], fisher, 2.0, 1e-3, 0.1), rtol=1e-9)
     root = FullFisher(2.0).update(FIT, FIT[:, :4]).inverse_root(0.1)
     ours = OODDetector(Net(), method="thinkback_full", temperature=2.0, damping=0.1).fit(FIT).score(NEW)
@@ -178,7 +185,7 @@ def test_fit_keeps_no_batch():
             alive.append(weakref.ref(x))
             yield x
 
-    detector = OODDetector(Net()).fit(batches())
+    detector = OODDetector(Net(), method="thinkback").fit(batches())
     gc.collect()
     assert not any(ref() is not None for ref in alive)
     assert [tuple(part.shape) for part in detector.state] == [(4, 6)]
@@ -238,9 +245,9 @@ def test_a_silent_feature_is_a_warning_that_damping_answers():
     silent = FIT.clone()
     silent[:, 5] = 0
     with pytest.warns(UserWarning, match=r"features that are 0 in all fit data: 5; .*Set damping"):
-        detector = OODDetector(Net()).fit(silent)
+        detector = OODDetector(Net(), method="thinkback").fit(silent)
     assert detector.score(NEW).median() > 1e6 * detector.score(silent).median()
-    assert OODDetector(Net(), damping=1e-3).fit(silent).score(NEW).median() < 1e4
+    assert OODDetector(Net(), method="thinkback", damping=1e-3).fit(silent).score(NEW).median() < 1e4
     with pytest.warns(UserWarning, match=r"on the fit data: 1, 2, 3, 4, 5 and 2 more; "):
         OODDetector(eye(8), damping=1e-3).fit(torch.eye(8)[:1] + 0.1)
 
@@ -335,7 +342,7 @@ def test_alpha_and_delta_are_fractions(value):
         ({"method": "energy", "damping": 0.1}, r"'energy' has the options \['temperature'\], not 'damping'"),
         ({"temperature": 0}, "temperature must be finite and not negative, a temperature positive; got 0"),
         ({"damping": -1.0}, "damping must be finite .* got -1.0"),
-        ({"eps": math.nan}, "eps must be finite .* got nan"),
+        ({"method": "thinkback", "eps": math.nan}, "eps must be finite .* got nan"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

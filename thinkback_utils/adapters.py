@@ -49,7 +49,11 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
     """
 
     def __init__(
-        self, encoder: Callable[[Tensor], Tensor] | None, head: nn.Module, method: str = "thinkback", **options: Any
+        self,
+        encoder: Callable[[Tensor], Tensor] | None,
+        head: nn.Module,
+        method: str = "thinkback_averaged",
+        **options: Any,
     ) -> None:
         if FeaturesDetector is object:
             raise ImportError("thinkback: ThinkbackDetector needs pytorch-ood; pip install 'thinkback-utils[peers]'")
@@ -171,16 +175,16 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     Raises:
         ValueError: of scikit-learn on a bad X; on no n_classes, an unknown method or option; on too few rows for alpha.
 
-    >>> logits = np.random.default_rng(0).normal(size=(400, 3))
+    >>> logits = np.random.default_rng(0).normal(size=(402, 3)) + 9 * np.tile(np.eye(3), (134, 1))
     >>> estimator = ThinkbackEstimator(n_classes=3, alpha=0.1).fit(np.hstack([logits, logits]))
-    >>> estimator.predict([[0.5, 0, 0, 0.5, 0, 0], [9, 9, 0, 9, 9, 0]])  # 1: inlier, -1: outlier
+    >>> estimator.predict([[9, 0, 0, 9, 0, 0], [3, 3, 3, 3, 3, 3]])  # 1: inlier, -1: outlier
     array([ 1, -1])
     """
 
     def __init__(
         self,
         n_classes: int = 0,
-        method: str = "thinkback",
+        method: str = "thinkback_averaged",
         alpha: float = 0.05,
         temperature: float | None = None,
         eps: float | None = None,

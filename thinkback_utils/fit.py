@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Fit a detector in one pass; each process reads its blocks, and one sum joins them."""
     parser = argparse.ArgumentParser(prog="python -m thinkback_utils.fit", description=main.__doc__)
     add_arguments(parser)
-    parser.add_argument("--method", default="thinkback", choices=METHODS)
+    parser.add_argument("--method", default="thinkback_averaged", choices=METHODS)
     parser.add_argument("--head", help="name of the last linear layer; found when it is not given")
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--damping", type=float)

@@ -1,0 +1,122 @@
+"""Set-ups of the forward pass: memory format, precision, batch size, compilation, against plain float32."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+import thinkback_utils as tb
+
+from .context import Context, skipped
+from .rounds import Call, Record
+
+IMAGES = 256
+BATCHES = (16, 64, 128, 256)
+T = 5.0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the backbone runs. The head and the scores stay in float32 and float64: bfloat16 loses small residuals."""
+
+    channels_last: bool = False
+    bfloat16: bool = False
+    compiled: bool = False
+    batch: int = 128
+
+    def __str__(self) -> str:
+        parts = ("channels last", self.channels_last), ("bfloat16 backbone", self.bfloat16), ("compiled", self.compiled)
+        return ", ".join([name for name, chosen in parts if chosen] or ["plain float32"]) + f", batch {self.batch}"
+
+
+PLAIN = Setup()
+SETUPS = (
+    PLAIN,
+    Setup(channels_last=True),
+    Setup(bfloat16=True),
+    Setup(channels_last=True, bfloat16=True),
+    Setup(channels_last=True, compiled=True),
+    *(
+        Setup(channels_last, batch=batch)
+        for channels_last in (False, True)
+        for batch in BATCHES
+        if batch != PLAIN.batch
+    ),
+)
+
+
+def forward(model: tb.models.WideResNet, setup: Setup) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Features and logits of images, by that set-up."""
+    layout = torch.channels_last if setup.channels_last else torch.contiguous_format
+    model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    features = torch.compile(model.forward_features) if setup.compiled else model.forward_features
+
+    @torch.no_grad()
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        found = []
+        for part in x.split(setup.batch):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=setup.bfloat16):
+                h = features(part.contiguous(memory_format=layout))
+            found.append((h.float(), model.forward_head(h.float())))
+        h, z = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return h, z
+
+    return run
+
+
+def why_not(setup: Setup, context: Context) -> str:
+    """The reason why a set-up is left out, empty if it is not."""
+    if setup.compiled and context.device.type == "cpu":
+        if context.quick:
+            return "compiling takes a minute, and this is a quick run"
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            return "no C++ compiler on this machine"
+    return ""
+
+
+def agreement(found: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """How far a set-up moves what comes out: the score (Eq. 5, median relative change), and the decisions (share)."""
+    scores = [tb.scores.thinkback(h.cpu(), z.cpu(), temperature=T) for h, z in (found, plain)]
+    moved = (scores[0] / scores[1] - 1).abs().median()
+    decided = (found[1].argmax(1) != plain[1].argmax(1)).double().mean()
+    return {"score_change": float(moved), "decisions_changed": float(decided)}
+
+
+def probe(context: Context, setup: Setup, x: Tensor, plain: tuple[Tensor, Tensor]) -> tuple[Call, Record]:
+    """A set-up ready to be timed on the images, and what its first call took and gave; an emulated one does a part."""
+    run_once = forward(context.network(), setup)
+    few = x[: setup.batch if setup.compiled else 16]  # a compiled one is compiled for its batch
+    start = time.perf_counter()
+    first = run_once(few)
+    seconds = time.perf_counter() - start
+    part = x[:8] if setup.bfloat16 and seconds > 1 else x
+    facts = {"batch": setup.batch, "first_call_seconds": seconds}
+    facts |= agreement(first, (plain[0][: len(few)], plain[1][: len(few)]))
+    return Call(partial(run_once, part), len(part) / len(x)), facts
+
+
+def run(context: Context) -> list[Record]:
+    """All set-ups by turns on the same images."""
+    x, left, facts = context.images(16 if context.quick else IMAGES), [], {}
+    calls: dict[str, Callable[[], object] | Call] = {}
+    plain = forward(context.network(), PLAIN)(x)
+    for setup in SETUPS[:2] if context.quick else SETUPS:
+        name, reason = str(setup), why_not(setup, context)
+        if not reason:
+            try:
+                calls[name], facts[name] = probe(context, setup, x, plain)
+            except Exception as error:  # a compiler fails in many ways, and says where on this machine
+                traceback.print_exc()
+                reason = f"it failed with {type(error).__name__}"
+        if reason:
+            left.append(skipped(name, reason, batch=setup.batch))
+    measured = context.measure(calls, str(PLAIN), budget=40, images=len(x))
+    return [record | facts[record["what"]] for record in measured] + left
