@@ -107,3 +107,10 @@ def test_committed_verdicts_follow_from_the_committed_results(tmp_path):
     claims.main(["--results", str(tmp_path)])
     for name in ("verdicts.json", "verdicts.md"):
         assert (tmp_path / name).read_text() == (results / name).read_text()
+
+
+def test_the_sentence_on_what_lies_beyond_takes_the_mean_over_seeds():
+    values = {"thinkback_averaged": (0.9, 0.8), "msp": (0.5, 0.6), "energy": (0.7, 0.7), "thinkback": (0.1, 0.2)}
+    records = [{"set": "mean", "method": m, "auroc": v} for m, pair in values.items() for v in pair]
+    assert "**Thinkback, averaged 85.0 %**, Softmax 55.0 %, Energy 70.0 %, Thinkback 15.0 %." in claims.beyond(records)
+    assert claims.beyond([r for r in records if r["method"] != "thinkback_averaged"]) == ""

@@ -241,8 +241,19 @@ def write(results: Path, network: str = "wrn40-2-cifar10", run: str = "seed0") -
     if len({record["seed"] for record in records}) > 1:
         made += f" The rows on T and on other readings are about `{run}` alone."
     with replacing(results / "verdicts.md") as temporary:
-        temporary.write_text(f"{made}\n\n{as_markdown(rows, differences)}", encoding="utf-8")
+        temporary.write_text(f"{made}\n\n{as_markdown(rows, differences)}{beyond(records)}", encoding="utf-8")
     return rows
+
+
+def beyond(records: Sequence[Record], method: str = "thinkback_averaged") -> str:
+    """A sentence on the score that was chosen apart from the suite; none where it was not measured."""
+    names = (method, *BASELINES, "thinkback")
+    means = {name: [r["auroc"] for r in records if r["set"] == "mean" and r["method"] == name] for name in names}
+    if not means[method]:
+        return ""
+    own, *others = (f"{TITLES[name]} {100 * float(np.mean(values)):.1f} %" for name, values in means.items())
+    text = f"Beyond the paper, a relative of the score was chosen apart from these sets. Mean AUROC: **{own}**"
+    return f"\n{text}, {', '.join(others)}.\n"
 
 
 def as_markdown(rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping[str, Any]]) -> str:
