@@ -33,6 +33,7 @@ LAYERS = {
     "shards": 2,
     "adapters": 3,
     "export": 3,
+    "demo": 3,
     "peers": 3,
     "gallery": 3,
     "explorers": 3,

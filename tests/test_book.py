@@ -1,17 +1,11 @@
-"""The notebooks are clean and alike, the book's parts agree with each other, and its built pages work in a browser."""
+"""The notebooks are clean and alike, and the book's parts agree with each other."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import http.server
 import json
 import re
-import shutil
-import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import papermill
@@ -21,7 +15,6 @@ import yaml
 from thinkback_utils import runner
 
 ROOT = Path(__file__).parents[1]
-HTML = ROOT / "_build" / "html"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 REPOSITORY = CONFIG["repository"]
@@ -41,7 +34,6 @@ if os.path.isdir("{FOLDER}/notebooks"):
     os.chdir("{FOLDER}/notebooks")"""
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-built = pytest.mark.skipif(not (HTML / "index.html").is_file(), reason="the book is not built: make book")
 
 
 def source(path: Path) -> str:
@@ -158,71 +150,3 @@ def test_book_reads_offline() -> None:
 def test_conda_users_get_the_same_list_of_packages() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert environment["dependencies"][1:] == ["pip", {"pip": ["-e .[book]"]}]
-
-
-@built
-def test_built_pages_are_complete() -> None:
-    runner.check(ROOT, HTML)
-
-
-@built
-def test_built_pages_load_nothing_from_elsewhere() -> None:
-    for page in HTML.rglob("*.html"):
-        tags = re.findall(r"<(?:script|link|img|iframe|source|video)\b[^>]*>", page.read_text(encoding="utf-8"))
-        foreign = [tag for tag in tags if re.search(r'(?:src|href)="(?:https?:)?//', tag)]
-        assert foreign == [], page.name
-
-
-LOOK = """async () => {
-    await window.MathJax?.startup?.promise;
-    const named = (e) => e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.querySelector("title");
-    return {
-        nameless: [...document.images].filter((i) => !i.hasAttribute("alt")).map((i) => i.src)
-            .concat([...document.querySelectorAll("article img")].filter((i) => !i.alt.trim()).map((i) => i.src))
-            .concat([...document.querySelectorAll(".cell_output svg:not([aria-hidden])")]
-                .filter((s) => !named(s)).map((s) => s.outerHTML.slice(0, 80))),
-        empty: [...document.images].filter((i) => !(i.complete && i.naturalWidth > 0)).map((i) => i.src),
-        formulas: document.querySelectorAll(".math mjx-merror, .math [data-mjx-error]").length,
-        wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    };
-}"""
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def handle(self) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the browser left for the next page
-            super().handle()
-
-
-@built
-def test_pages_work_in_a_browser() -> None:
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api")
-    handler = functools.partial(QuietHandler, directory=str(HTML))
-    pages = ["index.html", *(page.with_suffix(".html").as_posix() for page in runner.pages(ROOT))]
-    faults: list[tuple[Any, ...]] = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, playwright.sync_playwright() as driver:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        site = f"http://127.0.0.1:{server.server_port}/"
-        browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 360, "height": 740})
-        page.set_default_timeout(120_000)  # a busy machine is no fault of the page
-        page.on("console", lambda message: message.type == "error" and faults.append((page.url, message.text)))
-        page.on("pageerror", lambda error: faults.append((page.url, str(error))))
-        page.on("response", lambda reply: reply.status >= 400 and faults.append((page.url, reply.url, reply.status)))
-        page.on(
-            "request",
-            lambda request: request.url.startswith((site, "data:", "blob:")) or faults.append((page.url, request.url)),
-        )
-        for name in pages:
-            page.goto(site + name, wait_until="load")
-            faults += [(name, what, value) for what, value in page.evaluate(LOOK).items() if value]
-        browser.close()
-        server.shutdown()
-    assert faults == []

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from thinkback_utils.data import ImageSet
-from thinkback_utils.features import Bundle, Features, extract
+from thinkback_utils.features import Bundle, Features, extract, find_head
 from thinkback_utils.models import WideResNet
 
 IMAGES = torch.randint(256, (10, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
@@ -58,6 +58,23 @@ def test_ambiguous_head_lists_candidates_and_a_name_settles_it(returns):
     torch.testing.assert_close(extract(net, IMAGES, head="second").logits.shape, (10, 2))
     with pytest.raises(ValueError, match=r"no nn.Linear named 'third'.*'first'"):
         extract(net, IMAGES, head="third")
+
+
+@pytest.mark.parametrize("returns", ["first", "tuple", "dict"])
+def test_find_head_leaves_the_model_as_it_was(returns):
+    net = Net(returns).bfloat16().train()
+    assert find_head(net, IMAGES[:1]) == find_head(net, IMAGES[:2] / torch.tensor(255).bfloat16()) == "first"
+    assert find_head(nn.Linear(192, 4), IMAGES.flatten(1)) == ""  # the model is its own head
+    assert net.training
+    assert net.trunk[3].training
+    with pytest.raises(RuntimeError):
+        find_head(net, IMAGES[:, :1])
+    assert net.training
+    assert not any(module._forward_hooks for module in net.modules())
+    with pytest.raises(ValueError, match=r"no nn.Linear is returned by the model; .*'first' \(6 -> 4\), 'second'"):
+        find_head(Net("log"), IMAGES)
+    with pytest.raises(ValueError, match=r"the only one returned by the model; .*among 'first' \(6 -> 4\), 'second'"):
+        find_head(Net("both"), IMAGES)
 
 
 def test_every_form_of_images_gives_the_same():

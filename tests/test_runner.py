@@ -194,6 +194,49 @@ def test_raising_cell_stops_everything(book: Path, capsys: pytest.CaptureFixture
     assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
 
 
+def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run(path: Path, output: Path, values: dict[str, Any]) -> None:
+        ran.append(runner.slug(path))
+        if "raise" in path.read_text():
+            raise runner.BookError("thinkback: no")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, output)
+
+    def again(*arguments: str) -> list[str]:
+        ran.clear()
+        runner.main(["execute", *arguments])
+        return list(ran)
+
+    def write_text(name: str, text: str) -> None:
+        (book / name).parent.mkdir(parents=True, exist_ok=True)
+        (book / name).write_text(text)
+
+    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(runner, "PACKAGE", book / "package")
+    assert again() == ["one", "two"]
+    assert again() == []
+    assert again("--force", "--only", "two") == ["two"]
+    write(book / "notebooks" / "02_two.ipynb", "seed: int = 0  # seed", "seed + 2")
+    assert again() == ["two"]
+    assert again("-p", "eps", "0.5") == ["one"]  # which two does not have
+    assert again("-p", "eps", "0.5") == []
+    assert again() == ["one"]
+    for name in ("profiles/smoke.yml", "package/part.py", "results/seed0/scores.npz"):
+        write_text(name, "seed: 4")
+        assert again() == ["one", "two"], name
+        assert again() == [], name
+    (book / "results" / "seed0").rename(book / "results" / "seed1")
+    monkeypatch.setenv("THINKBACK_DATA", "elsewhere")
+    assert again() == ["one", "two"]
+    (book / "_build" / "executed" / "01_one.ipynb").unlink()
+    assert again() == ["one"]
+    write(book / "notebooks" / "01_one.ipynb", PARAMETERS, "raise")
+    assert again() == ["one"]
+    assert again() == ["one"]  # it failed: nothing of it counts as done
+
+
 def test_run_executes_one_notebook_in_its_own_folder(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = book / "share" / "kernels" / "python3"
     foreign.mkdir(parents=True)

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from .features import Images, _batches, _remember, extract
+from .export import exported, to_onnx
+from .features import Images, _batches, _linears, extract, find_head
 from .files import replacing
 from .methods import METHODS, Options, State
 
@@ -40,10 +42,10 @@ class OODDetector:
     Raises:
         ValueError: on an unknown method, or an option that is unknown to it or out of range.
 
-    >>> net, x = nn.Linear(4, 4, bias=False), torch.rand(2000, 4)
-    >>> _ = nn.init.eye_(net.weight)  # so that x is both features and logits
+    >>> net, x = nn.Linear(4, 4, bias=False), torch.rand(2000, 4) + 9 * torch.eye(4).repeat(500, 1)
+    >>> _ = nn.init.eye_(net.weight)  # so that x is both features and logits, each sure of a class
     >>> detector = OODDetector(net).fit(x[:1000]).calibrate(x[1000:], alpha=0.05)
-    >>> detector.predict(torch.tensor([[0.5] * 4, [9.0] * 4]))
+    >>> detector.predict(torch.tensor([[9.5, 0.5, 0.5, 0.5], [3.0] * 4]))
     tensor([False,  True])
     """
 
@@ -51,7 +53,7 @@ class OODDetector:
         self,
         model: nn.Module,
         head: str | None = None,
-        method: str = "thinkback",
+        method: str = "thinkback_averaged",
         batch_size: int = 256,
         **options: float | None,
     ) -> None:
@@ -104,9 +106,7 @@ class OODDetector:
 
     def score(self, images: Images) -> Tensor:
         """How far out each image is: float64 (N,), higher = more OOD."""
-        if self.state is None:
-            raise ValueError("thinkback: the detector is not fitted; call fit(training_images) first")
-        method, state = METHODS[self.method], self.state
+        method, state = METHODS[self.method], self._fitted()
         return torch.cat([method(h, z, state, **self.options) for h, z in self._passes(images)])
 
     def calibrate(self, images: Images, alpha: float = 0.05, delta: float | None = None) -> OODDetector:
@@ -141,12 +141,11 @@ class OODDetector:
             raise ValueError("thinkback: the detector has seen no data, there is nothing to save; fit or calibrate it")
         tensors = {f"state.{i}": part for i, part in enumerate(self.state)}
         tensors["head.weight"] = _head(self.model, self.head).weight.detach()
-        facts = {"format": FORMAT, "head": self.head, "method": self.method, "options": dict(self.options)}
         if self.calibration is not None:
-            tensors["calibration"], facts["threshold"] = self.calibration, self.threshold
+            tensors["calibration"] = self.calibration
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         with replacing(path) as temporary:
-            save_file(whole, temporary, {"thinkback_detector": json.dumps(facts)})
+            save_file(whole, temporary, {"thinkback_detector": json.dumps(self._facts())})
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> OODDetector:
@@ -172,6 +171,30 @@ class OODDetector:
         detector.state = tuple(tensors[f"state.{i}"] for i in range(len(tensors)))
         return detector
 
+    def exported(self, example: Tensor) -> torch.export.ExportedProgram:
+        """Classifier, score and, once calibrated, p-value and verdict as one graph; see :class:`export.Graph`.
+
+        ``exported(x).module()(images)`` runs it; ``torch.export.save`` writes it, and nothing of this package reads it.
+
+        Args:
+            example: one image or more, prepared as for the classifier, float (N, ...). Any N will do later.
+        """
+        return exported(self, example)
+
+    def export(self, path: str | Path, example: Tensor) -> None:
+        """Write :meth:`exported` as one ONNX file, opset 18: input ``images``, outputs as of :class:`export.Graph`.
+
+        Its metadata, ``thinkback_detector``, says as JSON what :meth:`save` notes, too: method, options, head and more.
+
+        Args:
+            path: of the file, below 2 GB.
+            example: as for :meth:`exported`.
+
+        Raises:
+            ImportError: without the packages of ``pip install 'thinkback-utils[export]'``.
+        """
+        to_onnx(self, path, example)
+
     def _passes(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
         """Features (B, D) and logits (B, K) of each batch; once the head is known, it alone is hooked."""
         empty = True
@@ -179,11 +202,20 @@ class OODDetector:
             if not len(x):
                 continue
             if self.head is None:
-                self.head = _name_of_head(self.model, x[:1])
+                self.head = find_head(self.model, x[:2])
             seen, empty = extract(self.model, [x], self.head), False
             yield seen.features, seen.logits
         if empty:
             raise ValueError("thinkback: there is no image, images is empty; was a generator read before?")
+
+    def _fitted(self) -> State:
+        if self.state is None:
+            raise ValueError("thinkback: the detector is not fitted; call fit(training_images) first")
+        return self.state
+
+    def _facts(self) -> dict[str, Any]:
+        facts = {"format": FORMAT, "head": self.head, "method": self.method, "options": dict(self.options)}
+        return facts if self.calibration is None else facts | {"threshold": self.threshold}
 
     def _calibrated(self) -> Tensor:
         if self.calibration is None:
@@ -240,22 +272,9 @@ def _listed(chosen: Tensor) -> str:
     return ", ".join(map(str, which[:5])) + (f" and {len(which) - 5} more" if len(which) > 5 else "")
 
 
-def _name_of_head(model: nn.Module, x: Tensor) -> str:
-    """The layer that ``extract`` finds: it raises unless exactly one fits."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    linears = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    hooks = [layer.register_forward_hook(_remember(name, seen)) for name, layer in linears]
-    try:
-        logits = extract(model, [x]).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return next(name for name, (_, z) in seen.items() if torch.equal(z.float().cpu(), logits))
-
-
 def _head(model: nn.Module, name: str, fitted: Tensor | None = None) -> nn.Linear:
     """The layer of that name, if it has the weight that was fitted, give or take the rounding of half precision."""
-    linears = {n: layer for n, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    linears = _linears(model)
     if name not in linears:
         raise ValueError(f"thinkback: the model has no head {name!r}, which the detector reads; it has {list(linears)}")
     if fitted is None:

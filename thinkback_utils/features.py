@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def extract(
         model: any classifier whose logits come out of an ``nn.Linear``.
         images: uint8 (N, 3, H, W), passed on as float in [0, 1]; or an ``ImageSet``; or an iterable of batches, each
             a float or uint8 tensor (B, ...) or a pair (tensor, labels). Float batches are passed on as they are.
-        head: name of that layer in ``model.named_modules()``; found when None: the one whose output the model returns.
+        head: name of that layer in ``model.named_modules()``; found when None, by :func:`find_head`.
         batch_size: used where ``images`` is one array.
         device: where the pass runs; the model's own when None.
 
@@ -71,31 +72,21 @@ def extract(
     >>> extract(net, torch.zeros(7, 3, 2, 2, dtype=torch.uint8)).features.shape
     torch.Size([7, 5])
     """
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = _linears(model)
     if head is not None and head not in linears:
         raise ValueError(f"thinkback: no nn.Linear named {head!r} in the model; there are {_listed(linears)}")
-    parameter, modes = next(model.parameters(), torch.empty(0)), {m: m.training for m in model.modules()}
-    home, dtype = parameter.device, parameter.dtype
-    model.to(device or home).eval()
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    watched = linears if head is None else {head: linears[head]}
-    hooks = [module.register_forward_hook(_remember(name, seen)) for name, module in watched.items()]
+    home = next(model.parameters(), torch.empty(0)).device
     kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
     try:
-        for x, y in _batches(images, batch_size):
-            seen.clear()
-            x = x.to(device or home)
-            output = model(x.to(dtype).div_(255) if x.dtype == torch.uint8 else x)
-            if head is None:
-                head = _find_head(seen, output, linears)
-            h, z = _head_pass(seen, head, len(x))
-            kept.append((h, z, y))
+        with _evaluating(model.to(device or home)):
+            for batch, y in _batches(images, batch_size):
+                x = _prepared(batch, model)
+                head = find_head(model, x[:2]) if head is None else head
+                with _seeing({head: linears[head]}) as seen:
+                    model(x)
+                kept.append((*_head_pass(seen, head, len(x)), y))
     finally:
-        for hook in hooks:
-            hook.remove()
         model.to(home)
-        for module, training in modes.items():
-            module.training = training
     if not kept:
         raise ValueError("thinkback: there is nothing to extract, images is empty")
     h, z = (torch.cat([batch[i] for batch in kept]) for i in (0, 1))  # type: ignore[misc]
@@ -103,11 +94,69 @@ def extract(
     return Features(h, z, None if any(y is None for y in labels) else torch.cat(labels))  # type: ignore[arg-type]
 
 
-def _remember(name: str, seen: dict[str, tuple[Tensor, Tensor]]) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[name] = inputs[0], output
+@torch.no_grad()
+def find_head(model: nn.Module, x: Tensor) -> str:
+    """Name of the last linear layer: the one ``nn.Linear`` whose output the model returns, for these images.
 
-    return hook
+    Args:
+        model: any classifier, which runs once and is given back as it was.
+        x: a few images as :func:`extract` takes them, float or uint8 (N, ...).
+
+    Raises:
+        ValueError: if not exactly one layer fits; the message lists the candidates.
+
+    >>> find_head(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 4))
+    '2'
+    """
+    linears = _linears(model)
+    with _evaluating(model), _seeing(linears) as seen:
+        returned = list(_outputs(model(_prepared(x, model))))
+    found = [n for n, (_, z) in seen.items() if any(z.shape == o.shape and torch.equal(z, o) for o in returned)]
+    if len(found) != 1:
+        what = "is returned by the model" if not found else "is the only one returned by the model"
+        raise ValueError(
+            f"thinkback: no nn.Linear {what}; name the head among {_listed({n: linears[n] for n in found} or linears)}"
+        )
+    return found[0]
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def _prepared(x: Tensor, model: nn.Module) -> Tensor:
+    """Images where the model is; uint8 as its kind of float in [0, 1], floats as they are."""
+    parameter = next(model.parameters(), torch.empty(0))
+    x = x.to(parameter.device)
+    return x.to(parameter.dtype).div_(255) if x.dtype == torch.uint8 else x
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, given back module by module."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _seeing(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Last input and output of each layer that runs meanwhile, by name, in the order of their first runs."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def remember(name: str) -> Any:
+        return lambda module, inputs, output: seen.update({name: (inputs[0], output)})
+
+    hooks = [layer.register_forward_hook(remember(name)) for name, layer in layers.items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _batches(images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -130,17 +179,6 @@ def _outputs(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, Mapping | tuple | list):
         for value in output.values() if isinstance(output, Mapping) else output:
             yield from _outputs(value)
-
-
-def _find_head(seen: dict[str, tuple[Tensor, Tensor]], output: Any, linears: Mapping[str, nn.Linear]) -> str:
-    returned = list(_outputs(output))
-    found = [n for n, (_, z) in seen.items() if any(z.shape == o.shape and torch.equal(z, o) for o in returned)]
-    if len(found) != 1:
-        what = "is returned by the model" if not found else "is the only one returned by the model"
-        raise ValueError(
-            f"thinkback: no nn.Linear {what}; name the head among {_listed({n: linears[n] for n in found} or linears)}"
-        )
-    return found[0]
 
 
 def _head_pass(seen: dict[str, tuple[Tensor, Tensor]], head: str, size: int) -> tuple[Tensor, Tensor]:

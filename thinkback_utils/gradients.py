@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import Images, _batches, _find_head, _remember
+from .features import Images, _batches, _evaluating, _prepared, _seeing, find_head
 from .scores import _damped, _matrix, residual
 
 READINGS = {
@@ -101,10 +101,8 @@ def squared_gradients(
     Feed them to :class:`MeanSquare` on training images, and to :func:`score`. All parameters of a WRN-40-2 are 2.2
     million a sample: 36 MB while they are squared, so keep ``batch_size`` near 16 there.
     """
-    parameter = next(model.parameters())
-    for x, _ in _batches(images, batch_size):
-        x = x.to(parameter.device)
-        x = x.to(parameter.dtype).div_(255) if x.dtype == torch.uint8 else x
+    for batch, _ in _batches(images, batch_size):
+        x = _prepared(batch, model)
         if layers is None or not {"C", *readings} - {"all"} <= set(layers):
             layers = find_layers(model, x[:2], layers)
         yield {
@@ -172,23 +170,16 @@ def find_layers(model: nn.Module, x: Tensor, layers: Mapping[str, str] | None = 
     >>> find_layers(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3)), torch.rand(2, 3, 2, 2))
     {'C': '3'}
     """
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
     kinds: Any = tuple(_KINDS.values())
     watched = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
-    hooks = [layer.register_forward_hook(_remember(name, seen)) for name, layer in watched.items()]
-    try:
-        with _frozen(model):
-            output = model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    ran = {kind: {n: watched[n] for n in seen if isinstance(watched[n], kind)} for kind in _KINDS.values()}
-    found = {reading: list(ran[kind])[-1] for reading, kind in _KINDS.items() if reading != "C" and ran[kind]}
+    with _evaluating(model), _seeing(watched) as seen:
+        model(x)
+    ran = {reading: [n for n in seen if isinstance(watched[n], kind)] for reading, kind in _KINDS.items()}
     given = dict(layers or {})
     if "C" not in given:
-        linears: dict[str, Any] = ran[nn.Linear]
-        given["C"] = _find_head({name: seen[name] for name in linears}, output, linears)
-    return {reading: (found | given)[reading] for reading in _KINDS if reading in found | given}
+        given["C"] = find_head(model, x)
+    found = {reading: names[-1] for reading, names in ran.items() if names} | given
+    return {reading: found[reading] for reading in _KINDS if reading in found}
 
 
 def _chosen(
@@ -225,14 +216,12 @@ def _check(reading: str, layer: nn.Module) -> None:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no parameter in the graph; given back as it was."""
-    modes = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
-        model.eval().requires_grad_(False)
-        yield
+        model.requires_grad_(False)
+        with _evaluating(model):
+            yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         for parameter, requires_grad in wanted.items():
             parameter.requires_grad_(requires_grad)
 
@@ -273,12 +262,8 @@ _PER_SAMPLE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {"D": _batchno
 
 def _every_parameter(model: nn.Module, x: Tensor, head: nn.Module, temperature: float) -> Tensor:
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-        seen: dict[str, tuple[Tensor, Tensor]] = {}
-        hook = head.register_forward_hook(_remember("head", seen))
-        try:
+        with _seeing({"head": head}) as seen:
             torch.func.functional_call(model, parameters, (image[None],))
-        finally:
-            hook.remove()
         z = seen["head"][1]
         return (z * residual(z.detach(), temperature).to(z)).sum()  # its gradient is that of L: r is held fixed
 

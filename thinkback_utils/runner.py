@@ -2,15 +2,18 @@
 
     python -m thinkback_utils.runner [--profile smoke] [--only SLUG ...] [-p NAME VALUE]     execute, then build
     python -m thinkback_utils.runner execute | build                                         one half of it
+    python -m thinkback_utils.runner --force                                                 also what is unchanged
     python -m thinkback_utils.runner run notebooks/08_five_datasets.ipynb -o out.ipynb -p prevalence 0.5
 
-papermill alone runs the defaults when a name is misspelt or the tag is missing: here both are errors.
+papermill alone runs the defaults when a name is misspelt or the tag is missing: here both are errors. An
+unchanged chapter is not executed again: :func:`refresh` knows what its executed copy was made of.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import os
 import posixpath
 import re
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +33,11 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from . import demo
+
 COMMON = ("profile", "seed", "device", "data_dir", "results_dir")  # a chapter may leave these undeclared
 KERNEL = {"kernel_name": "python3", "language": "python"}
+PACKAGE = Path(__file__).parent
 SCALARS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
 
 
@@ -160,8 +167,35 @@ def run(path: Path, output: Path, values: Mapping[str, Any]) -> None:
     print(f"{path.name}: {time.perf_counter() - started:.1f} s", flush=True)
 
 
-def execute(root: Path, build: Path, profile: str, only: Sequence[str], texts: Mapping[str, str]) -> None:
-    """Execute chapters in reading order into ``executed/``, after all parameters of all chapters were checked."""
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder, by name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def surroundings() -> list[Any]:
+    """What all chapters are made of: this package, Python, what is installed in it, and where images lie."""
+    installed = sorted((found.name, found.version) for found in distributions())
+    return [contents(PACKAGE), sys.version, installed, os.environ.get("THINKBACK_DATA")]
+
+
+def refresh(path: Path, output: Path, values: Mapping[str, Any], around: list[Any], force: bool = False) -> None:
+    """:func:`run`, unless the copy was made of this very notebook, parameters, results and surroundings."""
+    results = contents(path.parent / values.get("results_dir", "../results"))
+    made_of = [path.read_bytes(), sorted(values.items()), results, around]
+    recipe, now = output.with_suffix(".sha256"), hashlib.sha256(repr(made_of).encode()).hexdigest()
+    if not force and output.is_file() and recipe.is_file() and recipe.read_text(encoding="utf-8") == now:
+        print(f"{path.name}: unchanged", flush=True)
+        return
+    recipe.unlink(missing_ok=True)  # a chapter that fails leaves a partial copy
+    run(path, output, values)
+    recipe.write_text(now, encoding="utf-8")
+
+
+def execute(
+    root: Path, build: Path, profile: str, only: Sequence[str], texts: Mapping[str, str], force: bool = False
+) -> None:
+    """Execute changed chapters in reading order into ``executed/``, after all parameters of all were checked."""
     chapters = {slug(page): root / page for page in pages(root) if page.suffix == ".ipynb"}
     common, sections = load_profile(root / "profiles" / f"{profile}.yml")
     chosen = [slug(name) for name in only] or list(chapters)
@@ -175,8 +209,9 @@ def execute(root: Path, build: Path, profile: str, only: Sequence[str], texts: M
         mine = {text: value for text, value in texts.items() if text in hints[name]}
         values[name] = choose(path, common, sections.get(name, {}), mine)
     use_own_kernel()
+    around = surroundings()
     for name in chosen:
-        run(chapters[name], build / "executed" / chapters[name].name, values[name])
+        refresh(chapters[name], build / "executed" / chapters[name].name, values[name], around, force)
 
 
 def scrub(notebook: Any) -> Any:
@@ -203,6 +238,10 @@ def stage(root: Path, build: Path) -> None:
     for part in (root / "results").glob("*.md"):  # what pages of prose include
         (src / "results").mkdir(exist_ok=True)
         shutil.copyfile(part, src / "results" / part.name)
+    if (root / "results" / "gallery").is_dir():
+        shutil.copytree(root / "results" / "gallery", src / "book" / "_static" / "gallery")
+    if (root / "book" / "demo.md").is_file():
+        demo.assets(src, root)
     for page in (Path("_config.yml"), Path("_toc.yml"), *pages(root)):
         (src / page).parent.mkdir(parents=True, exist_ok=True)
         if page.suffix != ".ipynb":
@@ -227,6 +266,14 @@ def front_page(html: Path, first: str) -> None:
 
     page = re.sub(r'(\b(?:href|src|action|data-content_root)=)"([^"]*)"', moved, (html / first).read_text("utf-8"))
     (html / "index.html").write_text(page, encoding="utf-8")
+
+
+def mend(html: Path) -> None:
+    """Make entries of a bibliography items of their list: the role that docutils gives them is deprecated."""
+    for page in html.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        if 'role="doc-biblioentry"' in text:
+            page.write_text(text.replace('role="doc-biblioentry"', 'role="listitem"'), encoding="utf-8")
 
 
 def check(root: Path, html: Path) -> None:
@@ -264,6 +311,7 @@ def make(root: Path, build: Path) -> Path:
     book = ["build", str(build / "src"), "--path-output", str(build.parent), "-W", "-n", "--keep-going", "-q"]
     if subprocess.run([sys.executable, "-c", "from jupyter_book.cli.main import main; main()", *book]).returncode:
         raise BookError("thinkback: the book did not build without warnings; they are printed above")
+    mend(html)
     front_page(html, pages(root)[0].with_suffix(".html").as_posix())
     check(root, html)
     return html / "index.html"
@@ -278,6 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--profile", help="a file of profiles/ (default: smoke; for run: none)")
     parser.add_argument("--only", nargs="+", default=[], metavar="SLUG", help="execute these chapters alone")
+    parser.add_argument("--force", action="store_true", help="execute also what is unchanged since the last time")
     parser.add_argument("--build", type=Path, default=Path(), metavar="DIR", help="where _build/ goes (default: here)")
     options = parser.parse_args(arguments)
     if (options.action == "run") != (options.notebook is not None and options.output is not None):
@@ -290,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             use_own_kernel()
             run(options.notebook, options.output, values)
         if options.action in ("all", "execute"):
-            execute(root, build, options.profile or "smoke", options.only, texts)
+            execute(root, build, options.profile or "smoke", options.only, texts, options.force)
         if options.action in ("all", "build"):
             print(f"{make(root, build).resolve()}: ready in {time.perf_counter() - started:.0f} s")
     except BookError as error:

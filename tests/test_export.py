@@ -1,0 +1,122 @@
+"""A graph says what the detector says: in torch, in a file of torch.export, and in onnxruntime."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from thinkback_utils.detector import OODDetector
+from thinkback_utils.export import OPSET, OUTPUTS
+from thinkback_utils.features import extract
+from thinkback_utils.methods import METHODS
+
+onnx = pytest.importorskip("onnx", reason="no onnx: pip install -e .[test]")
+onnxruntime = pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install -e .[test]")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.rand(500, 3, 2, 2, generator=GENERATOR)
+FIT, HELD = X[:300], X[300:]
+
+
+def net():
+    """Confident, so that residuals span magnitudes; dropout would show a graph captured in training mode."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Softplus(), nn.Dropout(0.5), nn.Linear(6, 4))
+    generator = torch.Generator().manual_seed(0)
+    for layer in (model[1], model[4]):
+        nn.init.normal_(layer.weight, generator=generator)
+        nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        model[4].weight.mul_(20)
+        model[4].bias.sub_(model.eval()(FIT).mean(0))  # every class occurs
+    return model.train()
+
+
+def detector(method="thinkback", **options):
+    return OODDetector(net(), method=method, **options).fit(FIT).calibrate(HELD, alpha=0.1)
+
+
+def answers(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return dict(zip(OUTPUTS, session.run(None, {"images": np.asarray(images)}), strict=False))
+
+
+def agree(out, said, images, tolerance=1e-4):
+    """What a graph gave is what the detector says: relative in the score, up to calibration scores that near."""
+    out, score, n = {name: np.asarray(value) for name, value in out.items()}, said.score(images).numpy(), len(HELD)
+    np.testing.assert_allclose(out["logits"], extract(said.model, images).logits, tolerance, tolerance)
+    np.testing.assert_allclose(out["score"], score, tolerance)
+    assert out["score"].dtype == np.float64
+    between = np.abs(said.calibration.numpy() - score[:, None]) <= tolerance * np.abs(score[:, None])
+    assert (np.abs(out["p_value"] - said.p_value(images).numpy()) <= between.sum(1) / (n + 1) + 1e-12).all()
+    assert (out["rejected"] == said.predict(images).numpy())[np.abs(score / said.threshold - 1) > tolerance].all()
+    assert 0 < out["rejected"].sum() < len(images) or len(images) < 100
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_in_onnxruntime_at_any_batch_size(method, tmp_path):
+    said = detector(method)
+    said.export(tmp_path / "model.onnx", X[:1])
+    assert said.model.training
+    for size in (1, 7, 1100):
+        images = 2 * torch.rand(size, 3, 2, 2, generator=GENERATOR)
+        agree(answers(tmp_path / "model.onnx", images), said, images)
+
+
+def test_metadata_say_what_the_file_is(tmp_path):
+    said = detector(damping=1e-3)
+    said.export(tmp_path / "model.onnx", X)
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    facts = json.loads(next(entry.value for entry in model.metadata_props if entry.key == "thinkback_detector"))
+    assert facts == {
+        "format": 1,
+        "head": "4",
+        "method": "thinkback",
+        "options": {"temperature": 5.0, "eps": 1e-16, "damping": 1e-3},
+        "threshold": said.threshold,
+        "opset": OPSET,
+    }
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
+    (images,) = model.graph.input
+    assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == ["N", 3, 2, 2]
+    assert [output.name for output in model.graph.output] == list(OUTPUTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_without_calibration_there_is_no_verdict(tmp_path):
+    said = OODDetector(net(), method="energy")
+    assert list(said.exported(X).module()(X)) == ["logits", "score"]
+    said.export(tmp_path / "model.onnx", X)
+    assert list(answers(tmp_path / "model.onnx", X)) == ["logits", "score"]
+
+
+def test_torch_reads_the_graph_without_this_package(tmp_path):
+    said = detector()
+    torch.export.save(said.exported(X[:1]), tmp_path / "model.pt2")
+    run = torch.export.load(tmp_path / "model.pt2").module()
+    for size in (1, 7, 1100):
+        images = torch.rand(size, 3, 2, 2, generator=GENERATOR)
+        agree(run(images), said, images, 1e-6)
+
+
+def test_graph_is_of_the_detector_as_it_was():
+    said = detector()
+    program, before = said.exported(X), said.score(X)
+    with torch.no_grad():
+        said.model[4].weight.zero_()
+    torch.testing.assert_close(program.module()(X)["score"], before)
+    assert not any(module._forward_hooks for module in said.model.modules())
+
+
+def test_wrong_use_is_named(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="not fitted; call fit"):
+        OODDetector(net()).exported(X)
+    with pytest.raises(ValueError, match=r"float images; got torch\.uint8"):
+        detector().exported((255 * X).byte())
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"pip install 'thinkback-utils\[export\]'"):
+        detector().export(tmp_path / "model.onnx", X)

@@ -1,0 +1,117 @@
+"""What is published: one address, a citation, workflows and commands that name what exists, the cell for Colab."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import thinkback_utils
+from thinkback_utils import runner
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+PAGE = (ROOT / "book" / "how_to_run.md").read_text(encoding="utf-8")
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_one_repository_names_the_site_and_the_citation() -> None:
+    config, citation = load("_config.yml"), load("CITATION.cff")
+    owner, name = config["repository"]["url"].removeprefix("https://github.com/").split("/")
+    assert config["html"]["baseurl"] == f"https://{owner}.github.io/{name}/"
+    assert config["sphinx"]["config"]["ogp_site_url"] == config["html"]["baseurl"]
+    assert (citation["repository-code"], citation["url"]) == (config["repository"]["url"], config["html"]["baseurl"])
+
+
+def test_citation_names_this_version_and_the_paper() -> None:
+    citation = load("CITATION.cff")
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["version"] == thinkback_utils.__version__
+    [paper] = citation["references"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Yang", "Rossi"]
+    assert re.search(rf"arXiv:2107\.06668|{re.escape(paper['url'])}", (ROOT / "book" / "references.bib").read_text())
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
+def test_workflow_names_what_exists(path: Path) -> None:
+    jobs = load(str(path.relative_to(ROOT)))["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    assert [step["uses"] for step in steps if "uses" in step and not re.search(r"@v\d+$", step["uses"])] == []
+    assert all(job["timeout-minutes"] for job in jobs.values())
+    assert {need for job in jobs.values() for need in job.get("needs", [])} <= set(jobs)
+    script = "\n".join(step.get("run", "") for step in steps)
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"\bmake ([\w-]+)", script)) <= set(targets)
+    assert [module for module in re.findall(r"python3? -m ([\w.]+)", script) if not find_spec(module)] == []
+    ours = re.findall(r"\.venv/bin/([\w-]+)", script)
+    assert [program for program in ours if not shutil.which(program, path=os.path.dirname(sys.executable))] == []
+    assert [file for file in re.findall(r"(?<![\w/])\.ci/\w+", script) if not os.access(ROOT / file, os.X_OK)] == []
+
+
+def test_issue_forms_ask_something() -> None:
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config"]
+    for form in (load(str(path.relative_to(ROOT))) for path in forms):
+        assert {"name", "description", "body"} <= set(form)
+        assert all(field["attributes"]["label"] for field in form["body"])
+
+
+def commands(program: str) -> list[list[str]]:
+    """The command lines of the page on running that begin so."""
+    blocks = re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    return [shlex.split(line) for line in "".join(blocks).splitlines() if line.strip().startswith(program)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [*commands("python -m thinkback_utils.runner run"), *commands("papermill ")],
+    ids=" ".join,
+)
+def test_printed_commands_name_parameters_that_exist(words: list[str]) -> None:
+    notebook = next(word for word in words if word.endswith(".ipynb"))
+    names = {words[i + 1] for i, word in enumerate(words) if word == "-p"}
+    assert names
+    assert names <= set(runner.declared(ROOT / "notebooks" / Path(notebook).name))
+
+
+def test_bootstrap_cell_fetches_the_book_and_moves_into_it(tmp_path: Path) -> None:
+    """As on Colab, but for the network: git clones this repository, and pip only looks at what it is asked for.
+
+    No .pth file is read (-S), so that the package of this very environment is not found, its libraries are.
+    """
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("this is no clone, or there is no git")
+    cells = runner.read(next((ROOT / "notebooks").glob("*.ipynb"))).cells
+    bootstrap = next(cell.source for cell in cells if runner.tagged(cell, "bootstrap"))
+    (tmp_path / "pip.py").write_text(
+        "import sys, pathlib; assert sys.argv[1:4] == ['install', '-q', '--no-deps'] and sys.argv[4] == '-e'\n"
+        "assert (pathlib.Path(sys.argv[5]) / 'pyproject.toml').is_file()"
+    )
+    git = {"KEY": f"url.{ROOT.as_uri()}.insteadOf", "VALUE": load("_config.yml")["repository"]["url"]}
+    fake = {"GIT_CONFIG_COUNT": "1"} | {f"GIT_CONFIG_{name}_0": value for name, value in git.items()}
+    libraries = os.pathsep.join([str(tmp_path), sysconfig.get_path("purelib")])
+    content = tmp_path / "content"
+    content.mkdir()
+    check = "\nprint(importlib.util.find_spec('thinkback_utils').origin, os.getcwd(), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", bootstrap + check],
+        cwd=content, env=os.environ | fake | {"PYTHONPATH": libraries}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    package, folder = map(Path, done.stdout.splitlines())
+    assert package == content / "thinkback" / "thinkback_utils" / "__init__.py"
+    assert folder == content / "thinkback" / "notebooks"
+    assert (folder / "../results").is_dir()

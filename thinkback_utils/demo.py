@@ -1,0 +1,178 @@
+"""The live demo: a detector of the committed network for the reader's browser, and the pictures that it is tried on."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import tempfile
+from base64 import b64encode
+from collections.abc import Mapping
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import data, plots
+from .detector import OODDetector, conformal_threshold
+from .evaluation import ID_TEST, ID_TRAIN
+from .features import Bundle, extract
+from .files import read_json, replacing, write_json
+from .gallery import CLASSES
+from .methods import METHODS
+from .models import WideResNet
+from .provenance import describe, label
+
+RUN = Path("wrn40-2-cifar10", "seed0")
+N_CALIBRATION = 5000  # test images, the first; the pictures are of the others
+ALPHA = 0.05
+ALPHAS = tuple(i / 200 for i in range(1, 41))  # places of the slider
+FIRST = {ID_TEST: N_CALIBRATION, "svhn": 0, "cifar100": 0}  # index of the first picture of each set
+COUNT = 6  # pictures of each, in the sets' own order: nobody chose them
+BINS = 40
+SITE = "book/extra/demo"  # served as demo/
+RUNTIME = "book/vendor/onnxruntime/ort-wasm-simd.wasm.gz"
+
+
+def detector(results: Path) -> OODDetector:
+    """The committed network with the default score, fitted and calibrated on the features that its bundle keeps."""
+    model, sets = WideResNet.load(results / RUN / "weights.safetensors"), Bundle.load(results / RUN / "bundle.npz").sets
+    said = OODDetector(model.fc, "")  # to the last layer alone, features are the images
+    said.fit(sets[ID_TRAIN].features).calibrate(sets[ID_TEST].features[:N_CALIBRATION], ALPHA)
+    said.model, said.head = model, "fc"
+    return said
+
+
+def save_pictures(results: Path) -> None:
+    """Write ``demo/pictures.png``, one row of tiles, and ``pictures.json``, what they are; takes the image sets."""
+    tiles, pictures = [], []
+    for name, first in FIRST.items():
+        known = name.removesuffix("-test")
+        images = data.load(known, "test")
+        for index in range(first, first + COUNT):
+            what = "" if images.labels is None else CLASSES[name][int(images.labels[index])]
+            tiles.append(images.images[index].permute(1, 2, 0).numpy())
+            pictures.append({"set": name, "index": index, "title": data.TITLES[known], "class": what})
+    with replacing(results / "demo" / "pictures.png") as temporary:
+        Image.fromarray(np.concatenate(tiles, 1)).save(temporary, "PNG", optimize=True)
+    write_json(results / "demo" / "pictures.json", {**describe(), "pictures": pictures})
+
+
+def load_pictures(results: Path) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Images uint8 (N, 3, 32, 32), and of each its set, its index in it, and how both are called."""
+    with Image.open(results / "demo" / "pictures.png") as sprite:
+        tiles = torch.from_numpy(np.array(sprite.convert("RGB"))).permute(2, 0, 1)
+    return torch.stack(tiles.split(tiles.shape[1], 2)), read_json(results / "demo" / "pictures.json")["pictures"]
+
+
+def assets(folder: Path, root: Path = Path()) -> None:
+    """Add to a staged book what is made, not kept: the model that runs, and the parts that demo.md includes.
+
+    Args:
+        folder: of the staged sources; it gets ``book/extra/demo/model.onnx.gz`` and ``results/demo.md``.
+        root: of the repository, whose ``results/`` hold the network, its bundle and the pictures.
+    """
+    results = root / "results"
+    said, (images, pictures) = detector(results), load_pictures(results)
+    with tempfile.TemporaryDirectory() as scratch:
+        said.export(Path(scratch, "model.onnx"), images[:1] / 255)
+        packed = gzip.compress(Path(scratch, "model.onnx").read_bytes(), 9, mtime=0)
+    with replacing(folder / SITE / "model.onnx.gz") as temporary:
+        temporary.write_bytes(packed)
+    for picture, tile, expected in zip(pictures, images, _answers(said, images), strict=True):
+        picture |= {"png": _png(tile), **expected}
+    size = (len(packed) + (root / RUNTIME).stat().st_size) / 1e6
+    parts = {"facts": _facts(said, results), "widget": _widget(said, pictures, size)}
+    with replacing(folder / "results" / "demo.md") as temporary:
+        text = "\n".join(f"<!-- {name} -->\n\n{part}\n\n<!-- end -->\n" for name, part in parts.items())
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _answers(said: OODDetector, images: Tensor) -> list[dict[str, Any]]:
+    """What PyTorch says about each image."""
+    probabilities = extract(said.model, images).logits.double().softmax(1)
+    rows = zip(probabilities, said.score(images), said.p_value(images), strict=True)
+    return [{"probabilities": p.tolist(), "score": float(score), "p": float(value)} for p, score, value in rows]
+
+
+def _facts(said: OODDetector, results: Path) -> str:
+    options = ", ".join(f"{name} = {value:g}" for name, value in said.options.items() if value is not None)
+    score = METHODS[said.method].title + (f" ({options})" if options else "")
+    return (
+        f"The classifier is {label(results / RUN)}. The score is {score}, fitted on all training images. "
+        f"Its p-values compare with the scores of the first {N_CALIBRATION:,} test images of CIFAR-10. The pictures of "
+        f"CIFAR-10 that can be chosen are the next {COUNT} test images, those of other sets the first {COUNT} in the "
+        "book's copy: no picture was chosen for what a score says about it."
+    )
+
+
+def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> str:
+    """The demo as it is without JavaScript, a table, with the numbers that demo.js makes more of."""
+    scores = said._calibrated()
+    facts = {
+        "classes": CLASSES[ID_TEST],
+        "megabytes": round(size, 1),
+        "count": len(scores),
+        "alphas": ALPHAS,
+        "thresholds": [conformal_threshold(scores, alpha) for alpha in ALPHAS],
+        "start": ALPHAS.index(ALPHA),
+        "histogram": _histogram(scores.numpy(), [picture["score"] for picture in pictures]),
+        "title": METHODS[said.method].title,
+        "pictures": [{key: picture[key] for key in ("title", "class", "score")} for picture in pictures],
+    }
+    text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    head = "".join(
+        f'<th scope="col">{name}</th>' for name in ("Picture", "Answer", "p-value", f"At α = {_percent(ALPHA, 0)}")
+    )
+    style = f"--tb-ink: {plots.INK}; --tb-id: {plots.ID_COLOR}; --tb-ood: {plots.OOD_COLOR}"
+    return (
+        f'```{{raw}} html\n<div class="tb-demo" style="{style}">\n'
+        "<noscript><p>With JavaScript, the network runs here. Without it, this is what it says.</p></noscript>\n"
+        f"<details open><summary>What PyTorch says about the pictures</summary>\n<table><thead><tr>{head}</tr></thead>"
+        f"<tbody>\n{chr(10).join(map(_row, pictures))}\n</tbody></table></details>\n"
+        f'<script type="application/json">{text}</script>\n</div>\n```'
+    )
+
+
+def _row(picture: Mapping[str, Any]) -> str:
+    title, best = f"{picture['title']}: {picture['class']}", int(np.argmax(picture["probabilities"]))
+    image = f'<img src="data:image/png;base64,{picture["png"]}" alt="{escape(title)}" width="48" height="48">'
+    answer = f"{CLASSES[ID_TEST][best]}, {_percent(picture['probabilities'][best])}"
+    verdict = "refused" if picture["p"] <= ALPHA else "accepted"
+    cells = "".join(f"<td>{cell}</td>" for cell in (answer, f"{picture['p']:.4f}", verdict))
+    return f'<tr><th scope="row">{image} <span>{escape(title)}</span></th>{cells}</tr>'
+
+
+def _percent(fraction: float, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _histogram(scores: np.ndarray, shown: list[float]) -> dict[str, Any]:
+    """Counts of the calibration scores, on a logarithmic axis if none is negative; beyond its ends lie the rarest."""
+    logarithmic = bool(scores.min() > 0)
+    values, others = (np.log10(np.maximum(v, 1e-300)) if logarithmic else np.asarray(v) for v in (scores, shown))
+    low, high = float(np.quantile(values, 0.005)), float(max(values.max(), others.max()))
+    counts, _ = np.histogram(values.clip(low), BINS, (low, high))
+    return {"log": logarithmic, "range": [low, high], "counts": counts.tolist()}
+
+
+def _png(tile: Tensor) -> str:
+    file = BytesIO()
+    Image.fromarray(tile.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
+    return b64encode(file.getvalue()).decode()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Take the pictures of the demo from the image sets, once; the build of the book makes everything else."""
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.demo", description=main.__doc__)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of full runs")
+    save_pictures(parser.parse_args(arguments).results)
+
+
+if __name__ == "__main__":
+    main()
