@@ -294,7 +294,8 @@ def test_whole_book(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (book / "book" / "references.bib").touch()
     for name in ("_static", "vendor"):
         shutil.copytree(ROOT / "book" / name, book / "book" / name)
-    for name in (config["logo"], config["html"]["favicon"]):
+    card = config["sphinx"]["config"]["ogp_social_cards"]["image"]
+    for name in (config["logo"], config["html"]["favicon"], card):
         shutil.copyfile(ROOT / name, book / name)
     before = {path for path in book.rglob("*") if "_build" not in path.parts}
     assert runner.main(["-p", "sets", "[isun]"]) == 0
