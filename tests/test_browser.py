@@ -73,7 +73,7 @@ LISTEN = """() => {
     };
     const there = (e) => e.checkVisibility({ visibilityProperty: true }) && e.getClientRects().length;
     const controls = [...document.querySelectorAll("a[href], button, input, select, summary, [tabindex]")]
-        .filter((e) => e.tabIndex >= 0 && !e.disabled && !(e.type === "radio" && !e.checked) && there(e));
+        .filter((e) => e.tabIndex >= 0 && !e.matches(":disabled") && !(e.type === "radio" && !e.checked) && there(e));
     window.before = new Map(controls.map((e) => [e, look(e)]));
     window.reached = new Map();
     addEventListener("focusin", ({ target: e }) => {
@@ -120,7 +120,7 @@ def site(html: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # one driver at a time: other modules start their own
 def browser(html: Path) -> Iterator[Page]:
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
@@ -131,7 +131,7 @@ def browser(html: Path) -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def faults(browser: Page, site: str) -> list[Any]:
     """What went wrong in the browser since the list was cleared."""
     found: list[Any] = []

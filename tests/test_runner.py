@@ -292,7 +292,7 @@ def test_whole_book(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Execute, stage, build, check; then each thing the check is there for."""
     config = yaml.safe_load(shutil.copyfile(ROOT / "_config.yml", book / "_config.yml").read_text(encoding="utf-8"))
     (book / "book" / "references.bib").touch()
-    for name in ("_static", "vendor"):
+    for name in ("_static", "extra", "vendor"):
         shutil.copytree(ROOT / "book" / name, book / "book" / name)
     card = config["sphinx"]["config"]["ogp_social_cards"]["image"]
     for name in (config["logo"], config["html"]["favicon"], card):
