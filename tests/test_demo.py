@@ -46,6 +46,8 @@ def site(tmp_path_factory):
     shutil.copytree(ROOT / "book" / "extra", html, dirs_exist_ok=True)
     shutil.copytree(src / "book" / "extra", html, dirs_exist_ok=True)
     shutil.copytree(RUNTIME, html / RUNTIME.name)
+    (html / "_static").mkdir()
+    shutil.copyfile(ROOT / "book" / "_static" / "dom.js", html / "_static" / "dom.js")
     parts = (src / "results" / "demo.md").read_text("utf-8")
 
     def included(match):
@@ -56,7 +58,7 @@ def site(tmp_path_factory):
     raw = re.findall(r"```\{raw\} html\n(.+?)\n```", page, re.DOTALL)
     head = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        '<title>Demo</title><link rel="icon" href="data:,">'
+        '<title>Demo</title><link rel="icon" href="data:,"><script src="../_static/dom.js"></script>'
     )
     (html / "book").mkdir()
     (html / "book" / "demo.html").write_text(f"{head}<main>{''.join(raw)}</main>", encoding="utf-8")

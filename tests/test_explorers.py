@@ -57,6 +57,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
 
     def show(*outputs: str, script: bool = True, width: int = 1280) -> Any:
         head = f'<link rel="stylesheet" href="{(STATIC / "explorers.css").as_uri()}">'
+        head += f'<script src="{(STATIC / "dom.js").as_uri()}"></script>'
         head += f'<script defer src="{(STATIC / "explorers.js").as_uri()}"></script>'
         body = f'<main class="bd-content"><div class="cell_output">{"".join(outputs)}</div></main>'
         file = tmp_path / "page.html"

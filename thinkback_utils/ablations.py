@@ -21,7 +21,7 @@ from tqdm import tqdm
 from . import data, scores
 from .evaluation import ID_TEST, ID_TRAIN, evenly
 from .features import extract, save_arrays
-from .files import read_json, write_json
+from .files import read_json, sha256, write_json
 from .gradients import MeanSquare, find_layers, score, squared_gradients
 from .models import WideResNet
 from .provenance import describe
@@ -237,7 +237,7 @@ def load(folder: str | Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, 
 
 def digest(folder: Path) -> str:
     """SHA-256 of the weights in a results folder, which says what a file beside them was made from."""
-    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    return sha256(folder / "weights.safetensors")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,7 +23,7 @@ from .detector import OODDetector, conformal_threshold
 from .evaluation import ID_TEST, ID_TRAIN
 from .features import Bundle, extract
 from .files import read_json, replacing, write_json
-from .gallery import CLASSES
+from .gallery import CLASSES, _percent
 from .methods import METHODS
 from .models import WideResNet
 from .provenance import describe, label
@@ -146,10 +146,6 @@ def _row(picture: Mapping[str, Any]) -> str:
     verdict = "refused" if picture["p"] <= ALPHA else "accepted"
     cells = "".join(f"<td>{cell}</td>" for cell in (answer, f"{picture['p']:.4f}", verdict))
     return f'<tr><th scope="row">{image} <span>{escape(title)}</span></th>{cells}</tr>'
-
-
-def _percent(fraction: float, digits: int = 1) -> str:
-    return f"{100 * fraction:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _histogram(scores: np.ndarray, shown: list[float]) -> dict[str, Any]:

@@ -31,9 +31,9 @@ from torch import Tensor
 
 from . import data
 from .data import ImageSet
-from .evaluation import ID_TEST, ID_TRAIN, evenly, means, score_sets, table, with_intervals
+from .evaluation import ID_TEST, ID_TRAIN, evenly, means, save_scores, score_sets, table, with_intervals
 from .family import Candidate, candidates, statistics
-from .features import Bundle, Features, extract, save_arrays
+from .features import Bundle, Features, extract
 from .files import read_json, replacing, write_json
 from .methods import METHODS
 from .models import WideResNet
@@ -204,8 +204,7 @@ def suite(
     seen = {name: extract(model, data.load(name)) for name in sets or available_sets()}
     seen |= {ID_TRAIN: fitted, ID_TEST: extract(model, data.load("cifar10"))}
     scored = score_sets(seen)
-    flat = {f"{name}.{method}": s.astype(np.float32) for name, row in scored.items() for method, s in row.items()}
-    save_arrays(folder / "scores.npz", flat)
+    save_scores(folder / "scores.npz", scored)
     records = table(scored)
     facts = {"network": network, "accuracy": seen[ID_TEST].accuracy()}
     facts["records"] = with_intervals([*records, *means(records)], scored)

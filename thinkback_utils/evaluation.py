@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import data, metrics
-from .features import Features
+from .features import Features, save_arrays
 from .files import read_json
 from .methods import METHODS
 
@@ -39,14 +39,20 @@ def score_sets(
     return out
 
 
-def load_scores(folder: str | Path) -> Scores:
+def save_scores(path: str | Path, scored: Scores) -> None:
+    """Keep per-sample scores as float32 arrays ``<set>.<method>``, for :func:`load_scores`."""
+    flat = {f"{name}.{method}": s.astype(np.float32) for name, row in scored.items() for method, s in row.items()}
+    save_arrays(path, flat)
+
+
+def load_scores(folder: str | Path, file_name: str = "scores.npz") -> Scores:
     """The per-sample scores that made a run's rows of the table: ``load_scores(folder)[set][method]``, float32 (N,).
 
     ``metrics.ood_metrics(kept["cifar10-test"]["energy"], kept["svhn"]["energy"])`` is then a cell of it, but for the
     draws of images.
     """
     kept: Scores = {}
-    with np.load(Path(folder) / "scores.npz", allow_pickle=False) as file:
+    with np.load(Path(folder) / file_name, allow_pickle=False) as file:
         for key in file.files:
             name, method = key.rsplit(".", 1)
             kept.setdefault(name, {})[method] = file[key]

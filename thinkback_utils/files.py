@@ -37,8 +37,4 @@ def read_json(path: str | Path) -> Any:
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

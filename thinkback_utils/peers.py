@@ -421,12 +421,7 @@ def load(folder: str | Path) -> tuple[Scores, Record]:
     record: Record = read_json(folder / "peers.json")
     if record["weights_sha256"] != digest(folder):
         raise ValueError(f"thinkback: {folder / 'peers.npz'} is of other weights than those beside it; {command}")
-    scored: Scores = {}
-    with np.load(folder / "peers.npz", allow_pickle=False) as file:
-        for key in file.files:
-            name, peer = key.rsplit(".", 1)
-            scored.setdefault(name, {})[peer] = file[key]
-    return scored, record
+    return evaluation.load_scores(folder, "peers.npz"), record
 
 
 def table(folder: str | Path, resamples: int = 200) -> list[Record]:

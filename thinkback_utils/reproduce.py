@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from . import ablations, claims, data, variants
@@ -20,11 +19,12 @@ from .evaluation import (
     Scores,
     float16_error,
     means,
+    save_scores,
     score_sets,
     table,
     with_intervals,
 )
-from .features import Bundle, extract, save_arrays
+from .features import Bundle, extract
 from .files import read_json, write_json
 from .provenance import describe
 from .train import TrainConfig, add_config_arguments, config_from, pick_device, recipe_name, train_network
@@ -64,8 +64,7 @@ def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | No
     head = model.get_classifier()
     Bundle(exact, head.weight.detach().cpu(), head.bias.detach().cpu()).save(folder / "bundle.npz")
     scored = score_sets(Bundle.load(folder / "bundle.npz").sets)
-    flat = {f"{name}.{method}": s.astype(np.float32) for name, row in scored.items() for method, s in row.items()}
-    save_arrays(folder / "scores.npz", flat)
+    save_scores(folder / "scores.npz", scored)
     facts = {
         "recipe": recipe_name(config),
         "seed": config.seed,

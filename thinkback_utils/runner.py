@@ -34,6 +34,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from . import demo
+from .files import sha256
 
 COMMON = ("profile", "seed", "device", "data_dir", "results_dir")  # a chapter may leave these undeclared
 KERNEL = {"kernel_name": "python3", "language": "python"}
@@ -170,7 +171,7 @@ def run(path: Path, output: Path, values: Mapping[str, Any]) -> None:
 def contents(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder, by name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def surroundings() -> list[Any]:

@@ -11,17 +11,7 @@
 
   // Controls and readouts
 
-  const maker = (create) => (tag, attributes = {}, ...children) => {
-    const node = create(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-      else node.setAttribute(name, value);
-    }
-    node.append(...children);
-    return node;
-  };
-  const html = maker((tag) => document.createElement(tag));
-  const svg = maker((tag) => document.createElementNS("http://www.w3.org/2000/svg", tag));
+  const { html, svg } = window.thinkback; // of _static/dom.js
 
   /** A labelled slider over `count` places; `say` puts a place into words. */
   function slider(title, count, start, say, change) {

@@ -9,17 +9,7 @@
   const data = JSON.parse(root.querySelector("script").textContent);
   const SIDE = 32;
 
-  const maker = (create) => (tag, attributes = {}, ...children) => {
-    const node = create(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-      else node.setAttribute(name, value);
-    }
-    node.append(...children);
-    return node;
-  };
-  const html = maker((tag) => document.createElement(tag));
-  const svg = maker((tag) => document.createElementNS("http://www.w3.org/2000/svg", tag));
+  const { html, svg } = window.thinkback; // of _static/dom.js
   const percent = (x, digits = 1) => `${+(100 * x).toFixed(digits)}\u00a0%`;
   const power = (x) => {
     const [digits, exponent] = x.toExponential(0).split("e");
