@@ -14,7 +14,7 @@ import thinkback_utils as tb
 
 from .context import Context
 
-GROUPS = ("machine", "score", "fit", "evaluation", "layers", "inference", "training")
+GROUPS = ("machine", "score", "fit", "job", "evaluation", "layers", "inference", "training")
 
 
 def lines(records: list[dict[str, Any]]) -> list[str]:

@@ -43,11 +43,11 @@ def work(model: tb.models.WideResNet, x: Tensor, way: str) -> Callable[[], objec
     """Eq. 6 of a batch, forward pass included, in one of the ``WAYS``; E is given, and its values do not matter."""
     layers = tb.gradients.find_layers(model, x[:2])
     if way == "A":
-        expected = torch.ones_like(model.get_classifier().weight, dtype=torch.float64, device="cpu")
+        inverse = torch.ones_like(model.get_classifier().weight, dtype=torch.float64, device="cpu")
 
         def run() -> None:
             out = tb.features.extract(model, x, layers["C"], len(x))
-            tb.scores.thinkback(out.features, out.logits, expected)
+            tb.scores.thinkback_diagonal(out.features, out.logits, inverse)
 
     elif way.endswith(VMAP):
         names = parameters_of(model, x[:2], way.removesuffix(VMAP))

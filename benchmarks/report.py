@@ -13,6 +13,7 @@ from .rounds import Record
 
 TITLES = tb.methods.TITLES | {
     "kronecker": "Thinkback, Kronecker",
+    "averaged": "Thinkback, averaged",
     "forward": "f(x) itself",
     "backward, batch 1": "full backward, one by one",
     "autograd, head": "autograd, last layer, one by one",
@@ -219,6 +220,19 @@ def fit(runs: Runs) -> str:
     return table(("fit", "time", "of f(x) of the batch"), lines)
 
 
+def job(runs: Runs) -> str:
+    """Images in, scores out: by library and method, images a second and memory."""
+    found, lines = runs.named("job"), []
+    for what, record in found.items():
+        if "seconds" in record:
+            rate = number(2 * record["images"] / record["seconds"])
+            lines.append((what, rate, span(record), size(found[f"memory, {what}"]["peak_bytes"])))
+    left = "".join(f" {r['what']}: {r['skipped']}." for r in runs.records("job", skipped=True))
+    first = next(iter(found.values()))
+    head = ("fit and score", "images a second", f"time, of {first['reference']}", "memory at the peak")
+    return f"{table(head, lines)}\n\n{first['images']:,} images to fit on and as many to score.{left}"
+
+
 def layers(runs: Runs) -> str:
     """Eq. 6 by reading, in forward passes, and its memory."""
     found, lines = runs.named("layers"), []
@@ -237,11 +251,35 @@ def inference(runs: Runs) -> str:
         for what, r in found.items()
     ]
     left = [f"{r['what']}: {r['skipped']}" for r in runs.records("inference", skipped=True)]
+    usual = found.get("channels last, batch 64")
     best = min(found.values(), key=lambda r: r["ratio"])
     text = f"Fastest: {best['what']}, {1 / best['ratio']:.2f} times as fast as plain float32 at batch 128. "
+    if usual and runs.device == "cpu":
+        text += f"`extract` and `OODDetector` run {usual['what']}: {1 / usual['ratio']:.2f} times as fast. "
     text += f"Left out: {'; '.join(left)}." if left else ""
     head = ("f(x)", "an image", "of plain float32, batch 128", "scores move by", "decisions that change")
     return f"{table(head, lines)}\n\n{text}"
+
+
+def precision(exact: tb.evaluation.Scores, low: tb.evaluation.Scores, resamples: int = 200) -> str:
+    """What reduced precision does to every metric, beside the 95 % bootstrap interval of the exact one.
+
+    Args:
+        exact, low: set -> method -> scores (N,) of the same images; the in-distribution set is one of them.
+    """
+    names, ID = [name for name in exact if name != tb.evaluation.ID_TEST], tb.evaluation.ID_TEST
+    lines = []
+    for method in exact[ID]:
+        inside, moved = [], []
+        for name in names:
+            sampled = tb.metrics.resampled(exact[ID][method], exact[name][method], resamples=resamples)
+            limits = tb.metrics.interval95(sampled)
+            one, two = (tb.metrics.ood_metrics(s[ID][method], s[name][method]) for s in (exact, low))
+            moved += [abs(one[metric] - two[metric]) for metric in tb.metrics.METRICS]
+            inside += [limits[metric][0] <= two[metric] <= limits[metric][1] for metric in tb.metrics.METRICS]
+        lines.append((TITLES.get(method, method), f"{100 * max(moved):.2f}", f"{sum(inside)} of {len(inside)}"))
+    head = ("bfloat16 backbone", "largest change of a metric (points)", "metrics inside their interval in float32")
+    return table(head, lines)
 
 
 def training(runs: Runs) -> str:

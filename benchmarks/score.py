@@ -68,8 +68,8 @@ def backward(model: nn.Module, head: nn.Linear, images: Tensor, importance: Tens
     return torch.stack(scores)
 
 
-def closed_forms(h: Tensor, z: Tensor | None, head: nn.Linear, expected: Tensor, roots: Roots | None) -> Rows:
-    """Scores of features and logits; where no logits are given, each call computes its own."""
+def closed_forms(h: Tensor, z: Tensor | None, head: nn.Linear, inverse: Tensor, roots: Roots | None) -> Rows:
+    """Scores of features and logits, with what a fit keeps; where no logits are given, each call computes its own."""
 
     def logits() -> Tensor:
         return head(h) if z is None else z
@@ -77,10 +77,11 @@ def closed_forms(h: Tensor, z: Tensor | None, head: nn.Linear, expected: Tensor,
     rows: Rows = {
         "msp": lambda: tb.scores.msp(logits()),
         "energy": lambda: tb.scores.energy(logits()),
-        "thinkback": lambda: tb.scores.thinkback(h, logits(), expected, T, EPS),
+        "thinkback": lambda: tb.scores.thinkback_diagonal(h, logits(), inverse, T),
     }
     if roots is not None:
         rows["kronecker"] = lambda: tb.scores.thinkback_kronecker(h, logits(), roots, T)
+        rows["averaged"] = lambda: tb.scores.thinkback_averaged(F.normalize(h), logits(), roots, T)
     return rows
 
 
@@ -93,10 +94,10 @@ def part_of(batch: int, head: nn.Linear) -> int:
     return min(batch, max(1, ENTRIES // head.weight.numel()))
 
 
-def by_autograd(h: Tensor, head: nn.Linear, expected: Tensor) -> Rows:
+def by_autograd(h: Tensor, head: nn.Linear, inverse: Tensor) -> Rows:
     """The score by differentiating the last layer, on a part of the batch where gradients are large."""
     part = h[: part_of(len(h), head)]
-    given = (part, head.weight.detach(), head.bias.detach(), (1 / (EPS + expected)).float())
+    given = (part, head.weight.detach(), head.bias.detach(), inverse.float())
     share = len(part) / len(h)
     return {
         "vmap(grad), head": Call(lambda: vectorized(*given), share),
@@ -137,10 +138,10 @@ def on_network(context: Context) -> list[Record]:
     if train is None or train.labels is None:
         train = tb.features.Features(torch.rand(50_000, 128), torch.randn(50_000, 10), torch.arange(50_000) % 10)
     assert train.labels is not None
-    expected = tb.fisher.DiagonalFisher(T).update(train.features, train.logits).compute().to(context.device)
+    expected = tb.fisher.DiagonalFisher(T).update(train.features, train.logits).compute()
+    inverse = tb.scores.inverse_diagonal(expected, EPS).to(context.device)
     roots = tb.fisher.KroneckerFisher(T).update(train.features, train.logits).inverse_root()
     detectors = of_features(head, train.features, train.labels)
-    importance = (1 / (EPS + expected)).float()
     for batch in BATCHES[:1] if context.quick else BATCHES:
         x = context.images(batch)
         with torch.no_grad():
@@ -149,8 +150,8 @@ def on_network(context: Context) -> list[Record]:
         few = x[:BACKWARDS]
         facts: dict[str, Any] = {"place": "network", "batch": batch, "K": 10, "D": 128}
         rows: Rows = {"forward": torch.no_grad()(partial(model, x))}
-        rows |= closed_forms(h, z, head, expected, roots) | by_autograd(h, head, expected)
-        rows["backward, batch 1"] = Call(partial(backward, model, head, few, importance), len(few) / batch)
+        rows |= closed_forms(h, z, head, inverse, roots) | by_autograd(h, head, inverse)
+        rows["backward, batch 1"] = Call(partial(backward, model, head, few, inverse.float()), len(few) / batch)
         rows |= gradnorm(model, x, "fc.weight", 64)
         rows |= {name: partial(score, tb.features.Features(h, h)) for name, score in detectors.items()}
         records += context.measure(rows, "forward", **facts) + missing(rows, **facts)
@@ -161,7 +162,7 @@ def on_head(context: Context, K: int, D: int, batches: tuple[int, ...]) -> list[
     """Every score from the features on, the last layer's product included, on synthetic features."""
     generator, device = torch.Generator().manual_seed(0), context.device
     head = nn.Linear(D, K).requires_grad_(False).to(device)
-    expected = torch.rand(K, D, generator=generator, dtype=torch.float64).to(device)
+    inverse = torch.rand(K, D, generator=generator, dtype=torch.float64).to(device)
     roots = None
     if K <= 1000:  # random ones: a score's time depends on their shape alone
         A, B = (torch.rand(n, n, generator=generator, dtype=torch.float64).to(device) for n in (K, D))
@@ -171,7 +172,7 @@ def on_head(context: Context, K: int, D: int, batches: tuple[int, ...]) -> list[
     for batch in batches:
         h = torch.rand(batch, D, generator=generator).to(device)
         facts: dict[str, Any] = {"place": "head", "batch": batch, "K": K, "D": D, "bank": len(bank)}
-        rows = closed_forms(h, None, head, expected, roots) | by_autograd(h, head, expected)
+        rows = closed_forms(h, None, head, inverse, roots) | by_autograd(h, head, inverse)
         rows |= gradnorm(head, h, "weight", part_of(batch, head))
         rows |= {name: partial(score, tb.features.Features(h, h)) for name, score in detectors.items()}
         records += context.measure(rows, "energy", least=5 if K <= 1000 else 3, **facts) + missing(rows, **facts)

@@ -15,7 +15,7 @@ from torch import nn
 import benchmarks
 import thinkback_utils as tb
 from benchmarks import __main__ as command
-from benchmarks import context, costs, evaluation, fit, inference, layers, memory, report, score, training
+from benchmarks import context, costs, evaluation, fit, inference, job, layers, memory, report, score, training
 from benchmarks.rounds import Call, alternate, summarize
 from thinkback_utils.peers import kept_bytes
 
@@ -88,7 +88,8 @@ def test_baselines_compute_the_score_they_are_compared_with():
     given = (h, head.weight.detach(), head.bias.detach(), 1 / expected)
     for found in (score.one_by_one(*given), score.vectorized(*given), score.backward(model, head, x, 1 / expected)):
         torch.testing.assert_close(found, scores)
-    for rows in (score.closed_forms(h, z, head, expected, None), score.closed_forms(h, None, head, expected, None)):
+    for logits in (z, None):
+        rows = score.closed_forms(h, logits, head, 1 / expected, None)
         assert set(rows) == {"msp", "energy", "thinkback"}
         torch.testing.assert_close(rows["thinkback"]().detach(), scores)
         torch.testing.assert_close(rows["energy"]().detach(), -z.logsumexp(1))
@@ -99,6 +100,20 @@ def test_loops_do_the_share_that_they_claim(monkeypatch):
     rows = score.by_autograd(torch.rand(12, 6), nn.Linear(6, 4), torch.ones(4, 6))
     assert {row.share for row in rows.values()} == {0.25}
     assert all(len(row.run()) == 3 for row in rows.values())
+
+
+@needs_peers
+def test_both_libraries_do_the_same_job():
+    results = str(Path(benchmarks.__file__).parents[1] / "results")
+    ours, theirs = (job.job(method, 20, results)() for method in ("energy", "EnergyBased"))
+    torch.testing.assert_close(ours, theirs.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_job_is_reported_with_its_rate_and_memory(tmp_path):
+    found = [record("Energy", 1.0, seconds=4.0, images=100), {"what": "memory, Energy", "images": 100, "peak_bytes": 5e6}]
+    text = report.job(runs(tmp_path, job=[*found, context.skipped("KNN, pytorch-ood", "not there", images=100)]))
+    assert "| Energy | 50 | 1 (1 to 1) | 5 MB |" in text
+    assert "KNN, pytorch-ood: not there." in text
 
 
 def test_a_missing_library_is_said(monkeypatch):

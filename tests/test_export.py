@@ -73,7 +73,7 @@ def test_metadata_say_what_the_file_is(tmp_path):
     onnx.checker.check_model(model, full_check=True)
     facts = json.loads(next(entry.value for entry in model.metadata_props if entry.key == "thinkback_detector"))
     assert facts == {
-        "format": 1,
+        "format": 2,
         "head": "4",
         "method": "thinkback",
         "options": {"temperature": 5.0, "eps": 1e-16, "damping": 1e-3},

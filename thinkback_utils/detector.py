@@ -17,11 +17,12 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from .export import exported, to_onnx
-from .features import Images, _batches, _linears, extract, find_head
+from .features import Images, _batch_size, _batches, _linears, extract, find_head
 from .files import replacing
+from .fisher import summed
 from .methods import METHODS, Options, State
 
-FORMAT = 1  # of the file; a reader refuses any other
+FORMAT = 2  # of the file; a reader refuses any other
 
 
 class OODDetector:
@@ -36,7 +37,7 @@ class OODDetector:
         model: any classifier whose logits come out of an ``nn.Linear``.
         head: name of that layer; found at the first image when None.
         method: a key of ``methods.METHODS``.
-        batch_size: used where images are one array.
+        batch_size: used where images are one array; None: the fastest, as in :func:`features.extract`.
         options: ``temperature``, ``eps``, ``damping``, as far as the method has them; see :mod:`scores`. None: default.
 
     Raises:
@@ -54,7 +55,7 @@ class OODDetector:
         model: nn.Module,
         head: str | None = None,
         method: str = "thinkback_averaged",
-        batch_size: int = 256,
+        batch_size: int | None = None,
         **options: float | None,
     ) -> None:
         if method not in METHODS:
@@ -86,20 +87,21 @@ class OODDetector:
         method = METHODS[self.method]
         if method.fisher is None:
             return self
-        predicted, active = torch.tensor(0), torch.tensor(False)
+        predicted, active = torch.tensor(0), torch.tensor(0)  # images by class; that have the feature
 
         def watched() -> Iterator[tuple[Tensor, Tensor]]:
             nonlocal predicted, active
             for h, z in self._passes(images):
                 predicted = predicted + torch.bincount(z.argmax(1), minlength=z.shape[1])
-                active = active | (h != 0).any(0)
+                active = active + (h != 0).sum(0)
                 yield h, z
 
         self.state, self.calibration = method.fit(watched(), **self.options), None
+        predicted, active = summed(predicted), summed(active)
         if missing := _listed(predicted == 0):
             text = f"never predicted on the fit data: {missing}; inputs that are given one tend to score far out"
             warnings.warn(f"thinkback: classes {text}. Fit on data of every class", stacklevel=2)
-        if self.options["damping"] == 0 and (silent := _listed(~active)):
+        if self.options["damping"] == 0 and (silent := _listed(active == 0)):
             text = f"0 in all fit data: {silent}; with damping=0 nothing says how unusual other values are"
             warnings.warn(f"thinkback: features that are {text}. Set damping, 1e-3 say", stacklevel=2)
         return self
@@ -197,8 +199,8 @@ class OODDetector:
 
     def _passes(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
         """Features (B, D) and logits (B, K) of each batch; once the head is known, it alone is hooked."""
-        empty = True
-        for x, _ in _batches(images, self.batch_size):
+        empty, device = True, next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        for x, _ in _batches(images, self.batch_size or _batch_size(device)):
             if not len(x):
                 continue
             if self.head is None:

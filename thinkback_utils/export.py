@@ -68,7 +68,7 @@ class _Unchecked(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if function is Tensor.__bool__:
+        if function in (Tensor.__bool__, Tensor.item):
             return False
         if function is Tensor.split:
             return (args[0],)

@@ -47,19 +47,19 @@ def extract(
     model: nn.Module,
     images: Images,
     head: str | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> Features:
     """Run ``model`` once over ``images`` and keep the input and output of its last linear layer.
 
-    The model is put in evaluation mode for the pass and given back as it was.
+    The model is put in evaluation mode for the pass and given back as it was. On a CPU it gets images channels last.
 
     Args:
         model: any classifier whose logits come out of an ``nn.Linear``.
         images: uint8 (N, 3, H, W), passed on as float in [0, 1]; or an ``ImageSet``; or an iterable of batches, each
             a float or uint8 tensor (B, ...) or a pair (tensor, labels). Float batches are passed on as they are.
         head: name of that layer in ``model.named_modules()``; found when None, by :func:`find_head`.
-        batch_size: used where ``images`` is one array.
+        batch_size: used where ``images`` is one array; None: what was fastest, 64 on a CPU and 256 elsewhere.
         device: where the pass runs; the model's own when None.
 
     Returns:
@@ -79,11 +79,11 @@ def extract(
     kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
     try:
         with _evaluating(model.to(device or home)):
-            for batch, y in _batches(images, batch_size):
+            for batch, y in _batches(images, batch_size or _batch_size(device or home)):
                 x = _prepared(batch, model)
                 head = find_head(model, x[:2]) if head is None else head
                 with _seeing({head: linears[head]}) as seen:
-                    model(x)
+                    _run(model, x)
                 kept.append((*_head_pass(seen, head, len(x)), y))
     finally:
         model.to(home)
@@ -110,7 +110,7 @@ def find_head(model: nn.Module, x: Tensor) -> str:
     """
     linears = _linears(model)
     with _evaluating(model), _seeing(linears) as seen:
-        returned = list(_outputs(model(_prepared(x, model))))
+        returned = list(_outputs(_run(model, _prepared(x, model))))
     found = [n for n, (_, z) in seen.items() if any(z.shape == o.shape and torch.equal(z, o) for o in returned)]
     if len(found) != 1:
         what = "is returned by the model" if not found else "is the only one returned by the model"
@@ -129,6 +129,22 @@ def _prepared(x: Tensor, model: nn.Module) -> Tensor:
     parameter = next(model.parameters(), torch.empty(0))
     x = x.to(parameter.device)
     return x.to(parameter.dtype).div_(255) if x.dtype == torch.uint8 else x
+
+
+def _batch_size(device: str | torch.device) -> int:
+    """On CPUs the feature maps of few images stay in the caches, and memory is not asked for anew at each layer."""
+    return 64 if torch.device(device).type == "cpu" else 256
+
+
+def _run(model: nn.Module, x: Tensor) -> Any:
+    """The model's output; CPUs convolve faster with channels last, and weights follow the images."""
+    if x.ndim == 4 and x.device.type == "cpu":
+        try:
+            return model(x.contiguous(memory_format=torch.channels_last))
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):  # of a model that flattens its feature maps by a view
+                raise
+    return model(x)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .scores import _pair, _temperature, inverse_root, residual
+from .scores import _matrix, _pair, _temperature, inverse_root, residual
 
 LabelKind = Literal["predicted", "true", "model"]
 Streaming = TypeVar("Streaming", bound="_LastLayerFisher")
@@ -43,7 +43,7 @@ class _LastLayerFisher(ABC):
         Raises:
             ValueError: on bad arrays (as in the scores), missing labels, or another D or K than before.
         """
-        h, z = _pair(features, logits)
+        h, z = _pair(_matrix("features", features), logits)
         if self.bias:
             h = torch.cat([h, torch.ones_like(h[:, :1])], 1)
         batch = self._sums_of(h, z, labels)
@@ -61,11 +61,9 @@ class _LastLayerFisher(ABC):
         """
         if dist.is_available() and dist.is_initialized():
             held = self._held()
-            total = torch.cat([*(part.flatten() for part in held), held[0].new_tensor([self.count])])
-            total = total.cuda() if dist.get_backend() == "nccl" else total
-            dist.all_reduce(total)
+            total = summed(torch.cat([*(part.flatten() for part in held), held[0].new_tensor([self.count])]))
             parts = total[:-1].split([part.numel() for part in held])
-            self._sums = tuple(new.view_as(old).to(old.device) for new, old in zip(parts, held, strict=True))
+            self._sums = tuple(new.view_as(old) for new, old in zip(parts, held, strict=True))
             self.count = int(total[-1])
         return self
 
@@ -216,6 +214,15 @@ class KroneckerFisher(_LastLayerFisher):
         A = sign * u.T @ u
         A.diagonal().copy_(diagonal.sum(0))
         return A, h.T @ h
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum of a tensor over the processes of ``torch.distributed``, on each; alone, the tensor itself."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    total = values.cuda() if dist.get_backend() == "nccl" else values.clone()
+    dist.all_reduce(total)
+    return total.to(values.device)
 
 
 def _classes(labels: Tensor | NDArray[np.integer] | None, logits: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import Images, _batches, _evaluating, _prepared, _seeing, find_head
-from .scores import _damped, _matrix, residual
+from .scores import _matrix, inverse_diagonal, residual
 
 READINGS = {
     "A": "weight of the last linear layer",
@@ -158,7 +158,7 @@ def score(squares: Tensor, expected: Tensor | None = None, eps: float = 1e-16, d
         return squares.double().sum(1)
     if expected.shape != squares.shape[1:]:
         raise ValueError(f"thinkback: squares {tuple(squares.shape)} and E {tuple(expected.shape)} disagree on P")
-    return squares.double() @ (1 / _damped(expected[None], squares, squares[:, :1], eps, damping)[0])
+    return squares.double() @ inverse_diagonal(expected[None], eps, damping)[0].to(squares.device)
 
 
 @torch.no_grad()

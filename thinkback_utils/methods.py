@@ -62,7 +62,13 @@ _PAPER, _ROOT = {"temperature": 5.0, "eps": 1e-16, "damping": 0.0}, {"temperatur
 METHODS: dict[str, Method] = {
     "msp": Method("Softmax", lambda h, z, s, o: scores.msp(z, **o), {"temperature": 1.0}),
     "energy": Method("Energy", lambda h, z, s, o: scores.energy(z, **o), {"temperature": 1.0}),
-    "thinkback": Method("Thinkback", lambda h, z, s, o: scores.thinkback(h, z, s[0], **o), _PAPER, DiagonalFisher),
+    "thinkback": Method(
+        "Thinkback",
+        lambda h, z, s, o: scores.thinkback_diagonal(h, z, s[0], o["temperature"]),
+        _PAPER,
+        DiagonalFisher,
+        lambda fisher, o: (scores.inverse_diagonal(fisher.compute(), o["eps"], o["damping"]),),
+    ),
     "max_logit": Method("MaxLogit", lambda h, z, s, o: scores.max_logit(z), {}),
     "gradnorm": Method("GradNorm", lambda h, z, s, o: scores.gradnorm(h, z, **o), {"temperature": 1.0}),
     "thinkback_eq5": Method("Thinkback, Eq. 5", lambda h, z, s, o: scores.thinkback(h, z, **o), {"temperature": 5.0}),

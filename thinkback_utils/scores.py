@@ -6,6 +6,7 @@ as the kind of array that went in (torch or NumPy).
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import numpy as np
@@ -64,7 +65,7 @@ def gradnorm(features: Array, logits: Array, temperature: float = 1.0) -> Array:
     """
     h, z = _pair(features, logits)
     u = (z / _temperature(temperature)).softmax(1) - 1 / z.shape[1]
-    return _like(-h.abs().sum(1) * u.abs().sum(1) / temperature, logits)
+    return _like(-h.abs().sum(1) * u.abs().sum(1) / temperature, logits, features=h)
 
 
 def gradnorm_autograd(features: Tensor, weight: Tensor, bias: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -111,15 +112,39 @@ def thinkback(
     >>> thinkback(h, z, temperature=1.0)  # ||(-1/2, 1/2)||^2 times 5^2
     array([12.5])
     """
+    if fisher is not None:
+        return thinkback_diagonal(features, logits, inverse_diagonal(fisher, eps, damping), temperature)
     h, z = _pair(features, logits)
-    r2, h2 = residual(z, temperature).square(), h.square()
-    if fisher is None:
-        return _like(r2.sum(1) * h2.sum(1), logits)
-    importance = 1 / _damped(fisher, h, z, eps, damping)  # (K, D[+1])
-    score = torch.linalg.vecdot(r2 @ importance[:, : h.shape[1]], h2)
-    if importance.shape[1] > h.shape[1]:
-        score = score + r2 @ importance[:, -1]
-    return _like(score, logits)
+    return _like(residual(z, temperature).square().sum(1) * h.square().sum(1), logits, features=h)
+
+
+def thinkback_diagonal(
+    features: Array, logits: Array, inverse: Tensor | NDArray[np.floating], temperature: float = 5.0
+) -> Array:
+    """:func:`thinkback` with the Fisher inverted beforehand: ``sum_kd r_k^2 h_d^2 V_kd``, for any number of batches.
+
+    The sum over d is a linear layer, V its weight, on squared features; the whole costs as much as the classifier's own
+    last layer in float64.
+
+    Args:
+        features, logits, temperature: as in :func:`thinkback`.
+        inverse: V, float (K, D), or (K, D + 1) with the bias column last, from :func:`inverse_diagonal`.
+
+    Returns:
+        float64 (N,), non-negative, higher = more OOD.
+
+    Raises:
+        ValueError: on bad arrays as in :func:`thinkback`, or an inverse of other K or D.
+
+    >>> thinkback_diagonal(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), np.ones((2, 2)), temperature=1.0)
+    array([12.5])
+    """
+    h, z = _pair(features, logits)
+    V = _weights("inverse", inverse, h)
+    _same_classes("inverse fisher", V, z)
+    h = _inputs(h, V.shape[1], z, V, "inverse fisher")
+    score = torch.linalg.vecdot(residual(z, temperature).square(), h.square() @ V.T)
+    return _like(score, logits, features=h, inverse=V)
 
 
 def thinkback_autograd(
@@ -142,8 +167,7 @@ def thinkback_autograd(
     squared = head_gradients(features, weight, bias, logits.argmax(1), temperature).square()  # (N, K, D + 1)
     if fisher is None:
         return squared[:, :, :-1].sum((1, 2))
-    floor = _damped(fisher, features.double(), logits, eps, damping)
-    return (squared[:, :, : fisher.shape[1]] / floor).sum((1, 2))
+    return (squared[:, :, : fisher.shape[1]] * inverse_diagonal(fisher, eps, damping)).sum((1, 2))
 
 
 def thinkback_full(
@@ -173,11 +197,11 @@ def thinkback_full(
     array([10.8125])
     """
     h, z = _pair(features, logits)
-    W, K = _matrix("root", root).to(h.device), z.shape[1]
+    W, K = _weights("root", root, h), z.shape[1]
     r, h = residual(z, temperature), _inputs(h, len(W) / K, z, W)
     parts = zip(r.split(1024), h.split(1024), strict=True)  # g is K times as large as h
     whitened = (torch.einsum("nk,nd->nkd", *part).flatten(1) @ W for part in parts)
-    return _like(torch.cat([g.square().sum(1) for g in whitened]), logits)
+    return _like(torch.cat([g.square().sum(1) for g in whitened]), logits, features=h, root=W)
 
 
 def thinkback_kronecker(
@@ -209,7 +233,8 @@ def thinkback_kronecker(
     h, z = _pair(features, logits)
     A, B = _roots(roots, h, z)
     h = _inputs(h, len(B), z, B)
-    return _like((residual(z, temperature) @ A).square().sum(1) * (h @ B).square().sum(1), logits)
+    score = (residual(z, temperature) @ A).square().sum(1) * (h @ B).square().sum(1)
+    return _like(score, logits, features=h, root_A=A, root_B=B)
 
 
 def thinkback_averaged(
@@ -244,7 +269,35 @@ def thinkback_averaged(
     others = r + A[y] / temperature  # what r_y is, but for the onehot of y
     each = others.square().sum(1, keepdim=True) - 2 / temperature * others @ A.T + (A / temperature).square().sum(1)
     each = each.scatter(1, y[:, None], r.square().sum(1, keepdim=True))  # without the cancellation
-    return _like((p * each).sum(1) * (_inputs(h, len(B), z, B) @ B).square().sum(1), logits)
+    score = (p * each).sum(1) * (_inputs(h, len(B), z, B) @ B).square().sum(1)
+    return _like(score, logits, features=h, root_A=A, root_B=B)
+
+
+def inverse_diagonal(fisher: Tensor | NDArray[np.floating], eps: float = 1e-16, damping: float = 0.0) -> Tensor:
+    """``1 / (eps + damping * mean(E) + E)``: what a squared gradient counts in :func:`thinkback`.
+
+    Args:
+        fisher, eps, damping: as in :func:`thinkback`.
+
+    Returns:
+        float64, the shape of E; scoring never sees E again.
+
+    Raises:
+        ValueError: on a Fisher that is no matrix, not finite or negative; a negative floor; zeros without a floor.
+
+    >>> inverse_diagonal(np.array([[4.0, 0.0]]), eps=0.0, damping=0.5)
+    tensor([[0.2000, 1.0000]], dtype=torch.float64)
+    """
+    expected = _matrix("fisher", fisher)
+    if eps < 0 or damping < 0 or bool(expected.min() < 0):
+        raise ValueError(
+            f"thinkback: eps, damping and fisher must not be negative, got eps={eps}, damping={damping}, "
+            f"smallest fisher entry {expected.min().item():.3g}"
+        )
+    floor = eps + damping * expected.mean() + expected
+    if bool(floor.min() == 0):
+        raise ValueError("thinkback: fisher has entries that are 0 and eps and damping are 0 too; set one of them")
+    return 1 / floor
 
 
 def inverse_root(matrix: Tensor | NDArray[np.floating], damping: float = 0.0) -> Tensor:
@@ -328,54 +381,32 @@ def residual(logits: Tensor, temperature: float, labels: Tensor | None = None) -
         labels: int64 (N,); the network's own decision ``argmax z`` when None.
     """
     z = logits.double()
-    y = (z.argmax(1) if labels is None else labels)[:, None]
+    y = z.argmax(1, keepdim=True) if labels is None else labels[:, None]
     others = (z / _temperature(temperature)).softmax(1).scatter(1, y, 0.0)
     return others.scatter(1, y, -others.sum(1, keepdim=True)) / temperature
 
 
-def _damped(
-    fisher: Tensor | NDArray[np.floating], features: Tensor, logits: Tensor, eps: float, damping: float
-) -> Tensor:
-    expected = _matrix("fisher", fisher).to(features.device)
-    (classes, columns), width = expected.shape, features.shape[1]
-    if classes != logits.shape[1]:
-        raise ValueError(
-            f"thinkback: logits {tuple(logits.shape)} and fisher {tuple(expected.shape)} disagree on K; "
-            "was the Fisher fitted on another model?"
-        )
-    if columns not in (width, width + 1):
-        raise ValueError(
-            f"thinkback: features {tuple(features.shape)} and fisher {tuple(expected.shape)} disagree on D; "
-            "was the Fisher fitted on another model?"
-        )
-    if eps < 0 or damping < 0 or bool(expected.min() < 0):
-        raise ValueError(
-            f"thinkback: eps, damping and fisher must not be negative, got eps={eps}, damping={damping}, "
-            f"smallest fisher entry {expected.min().item():.3g}"
-        )
-    floor = eps + damping * expected.mean() + expected
-    if bool(floor.min() == 0):
-        raise ValueError("thinkback: fisher has entries that are 0 and eps and damping are 0 too; set one of them")
-    return floor
-
-
 def _roots(roots: tuple[object, object], h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    A, B = (_matrix("root", root).to(h.device) for root in roots)
-    if len(A) != z.shape[1]:
-        raise ValueError(
-            f"thinkback: logits {tuple(z.shape)} and the root of A {tuple(A.shape)} disagree on K; "
-            "was the Fisher fitted on another model?"
-        )
+    A, B = (_weights("root", root, h) for root in roots)
+    _same_classes("the root of A", A, z)
     return A, B
 
 
-def _inputs(features: Tensor, columns: float, logits: Tensor, root: Tensor) -> Tensor:
-    """The features, with a constant 1 for the bias if the root has ``columns`` = D + 1 of them."""
+def _same_classes(name: str, weights: Tensor, logits: Tensor) -> None:
+    if len(weights) != logits.shape[1]:
+        raise ValueError(
+            f"thinkback: logits {tuple(logits.shape)} and {name} {tuple(weights.shape)} disagree on K; "
+            "was the Fisher fitted on another model?"
+        )
+
+
+def _inputs(features: Tensor, columns: float, logits: Tensor, weights: Tensor, name: str = "root") -> Tensor:
+    """The features, with a constant 1 for the bias if the weights read ``columns`` = D + 1 of them."""
     width = features.shape[1]
     if columns not in (width, width + 1):
         raise ValueError(
-            f"thinkback: features {tuple(features.shape)}, logits {tuple(logits.shape)} and root {tuple(root.shape)} "
-            "disagree; was the Fisher fitted on another model?"
+            f"thinkback: features {tuple(features.shape)}, logits {tuple(logits.shape)} and {name} "
+            f"{tuple(weights.shape)} disagree; was the Fisher fitted on another model?"
         )
     return features if columns == width else torch.cat([features, torch.ones_like(features[:, :1])], 1)
 
@@ -388,13 +419,8 @@ def _temperature(temperature: float) -> float:
 
 def _matrix(name: str, values: object) -> Tensor:
     """A float64 matrix, or the reason why ``values`` is none."""
-    tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
-    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # which has no float64
-    if not tensor.is_floating_point():
-        raise ValueError(f"thinkback: {name} must be floating point, got {tensor.dtype}; convert with .float()")
-    if tensor.ndim != 2 or 0 in tensor.shape:
-        raise ValueError(f"thinkback: {name} must be a non-empty matrix (N, ·), got shape {tuple(tensor.shape)}")
-    if not tensor.sum().isfinite() and (bad := ~torch.isfinite(tensor)).any():  # the sum is the fast half
+    tensor = _floating(name, values)
+    if not math.isfinite(tensor.sum().item()) and (bad := ~torch.isfinite(tensor)).any():  # the sum is the fast half
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(
             f"thinkback: {name} has {int(bad.sum())} values that are not finite, "
@@ -403,8 +429,24 @@ def _matrix(name: str, values: object) -> Tensor:
     return tensor.double()
 
 
+def _weights(name: str, values: object, features: Tensor) -> Tensor:
+    """What a fit left, larger than a batch; whether it is finite is left to :func:`_like`."""
+    return _floating(name, values).to(features.device, torch.float64)
+
+
+def _floating(name: str, values: object) -> Tensor:
+    tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # which has no float64
+    if not tensor.is_floating_point():
+        raise ValueError(f"thinkback: {name} must be floating point, got {tensor.dtype}; convert with .float()")
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise ValueError(f"thinkback: {name} must be a non-empty matrix (N, ·), got shape {tuple(tensor.shape)}")
+    return tensor
+
+
 def _pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
-    h, z = _matrix("features", features), _matrix("logits", logits)
+    """Both as float64; whether features are finite is left to :func:`_like`, since no score hides it."""
+    h, z = _floating("features", features).double(), _matrix("logits", logits)
     if len(h) != len(z):
         raise ValueError(f"thinkback: features {tuple(h.shape)} and logits {tuple(z.shape)} disagree on N")
     if h.device != z.device:
@@ -414,5 +456,9 @@ def _pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
     return h, z
 
 
-def _like(score: Tensor, given: Array) -> Array:
+def _like(score: Tensor, given: Array, **causes: Tensor) -> Array:
+    """The score as the kind of array that was given; one that is not finite is an error of its first bad cause."""
+    if causes and not math.isfinite(score.sum().item()):
+        for name, values in causes.items():
+            _matrix(name, values)
     return score if isinstance(given, Tensor) else score.cpu().numpy()
