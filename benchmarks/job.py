@@ -53,9 +53,8 @@ def run(context: Context) -> list[Record]:
         "results": str(context.results.resolve()),
         "device": str(context.device),
     }
-    methods = OURS if isinstance(library, str) else (*OURS, *PEERS)
-    if context.quick:
-        methods = methods[:1]
+    peers = () if isinstance(library, str) else PEERS
+    methods = [*OURS, *peers][: 1 if context.quick else None]
     calls = {title(method): job(method, **options) for method in methods}
     records = context.measure(calls, title(OURS[0]), budget=60, least=3, images=images)
     for method in methods:

@@ -110,7 +110,10 @@ def test_both_libraries_do_the_same_job():
 
 
 def test_a_job_is_reported_with_its_rate_and_memory(tmp_path):
-    found = [record("Energy", 1.0, seconds=4.0, images=100), {"what": "memory, Energy", "images": 100, "peak_bytes": 5e6}]
+    found = [
+        record("Energy", 1.0, seconds=4.0, images=100),
+        {"what": "memory, Energy", "images": 100, "peak_bytes": 5e6},
+    ]
     text = report.job(runs(tmp_path, job=[*found, context.skipped("KNN, pytorch-ood", "not there", images=100)]))
     assert "| Energy | 50 | 1 (1 to 1) | 5 MB |" in text
     assert "KNN, pytorch-ood: not there." in text
@@ -381,6 +384,15 @@ def test_the_model_takes_the_slower_of_memory_and_arithmetic(tmp_path):
     seconds = 10**6 * (1e3 / 1e9 + 2 * 35 * machine.network / machine.float64 / 1e9)
     assert f"| **fit: one** | {seconds:.3g} s |" in table
     assert f"| **fit: two** | {seconds / 2:.3g} s |" in table
+
+
+def test_reduced_precision_is_held_against_the_interval():
+    rng, ID = np.random.default_rng(0), tb.evaluation.ID_TEST
+    exact = {ID: {"msp": rng.normal(0, 1, 300)}, "svhn": {"msp": rng.normal(1, 1, 300)}}
+    near = {name: {"msp": row["msp"] + 1e-9} for name, row in exact.items()}
+    far = {ID: exact[ID], "svhn": {"msp": exact["svhn"]["msp"] + 2}}
+    assert "| Softmax | 0.00 | 4 of 4 |" in report.precision(exact, near, resamples=50)
+    assert "| 0 of 4 |" in report.precision(exact, far, resamples=50)
 
 
 def test_an_epoch_is_held_against_its_floor(tmp_path):

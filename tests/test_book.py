@@ -142,8 +142,12 @@ def test_book_reads_offline() -> None:
     assert CONFIG["sphinx"]["config"]["mathjax_path"].startswith("../mathjax/")
     mathjax = ROOT / "book" / "vendor" / "mathjax"
     assert (mathjax / "LICENSE").is_file()
+    parts = CONFIG["sphinx"]["config"]["mathjax3_config"]["loader"]["load"]
+    assert [part for part in ["startup", "core", *parts] if not (mathjax / f"{part}.js").is_file()] == []
     fonts = {path.stem for path in (mathjax / "output" / "chtml" / "fonts" / "woff-v2").glob("*.woff")}
-    named = set(re.findall(r"%%URL%%/(MathJax_[\w-]+)\.woff", (mathjax / "tex-mml-chtml.js").read_text("utf-8")))
+    font = (mathjax / "output" / "chtml" / "fonts" / "tex.js").read_text("utf-8")
+    named = set(re.findall(r"%%URL%%/(MathJax_[\w-]+)\.woff", font))
+    assert named
     assert named <= fonts
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import precision_score
 
 import thinkback_utils as tb
 from thinkback_utils import explorers
 
-STATIC = Path(__file__).parents[1] / "book" / "_static"
+ROOT = Path(__file__).parents[1]
+STATIC, GALLERY = ROOT / "book" / "_static", ROOT / "results" / "gallery"
 FIGURE = '<figure id="fig-x"><img alt="the static figure" src="data:,"><figcaption>The caption</figcaption></figure>'
 METHODS = ["msp", "energy", "thinkback"]
 SETS = ["textures", "svhn", "isun", "cifar100"]
@@ -56,9 +60,10 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
     faults: list[str] = []
 
     def show(*outputs: str, script: bool = True, width: int = 1280) -> Any:
-        head = f'<link rel="stylesheet" href="{(STATIC / "explorers.css").as_uri()}">'
-        head += f'<script src="{(STATIC / "dom.js").as_uri()}"></script>'
-        head += f'<script defer src="{(STATIC / "explorers.js").as_uri()}"></script>'
+        static = shutil.copytree(STATIC, tmp_path / "_static", dirs_exist_ok=True)
+        shutil.copytree(GALLERY, static / "gallery", dirs_exist_ok=True)
+        head = "".join(f'<link rel="stylesheet" href="_static/{name}.css">' for name in ("gallery", "explorers"))
+        head += '<script src="_static/dom.js"></script><script defer src="_static/explorers.js"></script>'
         body = f'<main class="bd-content"><div class="cell_output">{"".join(outputs)}</div></main>'
         file = tmp_path / "page.html"
         file.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8">{head}{body}', encoding="utf-8")
@@ -66,6 +71,8 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
         page.set_default_timeout(60_000)
         page.on("console", lambda message: message.type in ("error", "warning") and faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
+        page.requested = []
+        page.on("request", lambda request: page.requested.append(request.url))
         page.goto(file.as_uri())
         return page
 
@@ -197,12 +204,131 @@ def test_results_filter_by_keyboard(show: Open) -> None:
         assert head.evaluate(paint) == colors[method]
 
 
-@pytest.mark.parametrize("kind", ["threshold", "temperature", "results"])
+BROWSED = json.loads((GALLERY / "examples.json").read_text(encoding="utf-8"))
+IMAGES = BROWSED["images"]
+TITLES = {"cifar10-test": "CIFAR-10", "svhn": "SVHN", "cifar100": "CIFAR-100"}
+SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
+
+
+def value(text: str) -> float:
+    """A number as the page writes it."""
+    digits, _, exponent = text.partition("10") if re.search("[⁰¹²³⁴-⁹]", text) else (text, "", "0")
+    mantissa = digits.removesuffix(" · ").translate(SUPERSCRIPTS)
+    return float(mantissa or 1) * 10.0 ** int(exponent.translate(SUPERSCRIPTS))
+
+
+def card(page: Any) -> dict[str, Any]:
+    """The image on the card, once everything on it was compared with the kept numbers."""
+    title, index = re.fullmatch(r"(.+), image (\d+)", page.locator(".tb-card output b").inner_text()).groups()
+    (row,) = [row for row in IMAGES if (TITLES[row["set"]], row["index"]) == (title, int(index))]
+    said = page.locator(".tb-card output").inner_text()
+    found = re.search(r"Class: (.+)\s+Answer: (.+)\s+‖h‖² = (.+)\s+‖r‖² = (.+) at T = 5\s+‖r‖² = (.+) at T = 1", said)
+    true, predicted, norm2, residual2, sharp = found.groups()
+    assert [true, predicted] == [row["true"], row["predicted"]]
+    for text, key in ((norm2, "norm2"), (residual2, "residual2"), (sharp, "residual2_T1")):
+        assert value(text) == pytest.approx(row[key], rel=0.05 if "10" in text else 5e-4), key
+    lines = page.locator(".tb-card tbody tr").all()
+    for line, (method, name) in zip(lines, BROWSED["methods"].items(), strict=True):
+        cells = line.locator("th, td").all_inner_texts()
+        assert cells[0] == name
+        assert value(cells[1]) == pytest.approx(row["scores"][method], rel=5e-4)
+        assert float(cells[2]) == pytest.approx(row["percentiles"][method], abs=0.006)
+        inside = row["set"] == "cifar10-test"
+        expected = "rejects false alarm" if inside else "rejects caught"
+        if not row["alarms"][method]:
+            expected = "accepts rightly" if inside else "accepts missed"
+        assert cells[3].split() == expected.split()
+    return row
+
+
+def test_examples_by_keyboard(show: Open) -> None:
+    page = show(FIGURE, explorers.examples(BROWSED, "fig-x").data)
+    slider = page.get_by_role("slider")
+    assert slider.get_attribute("aria-valuetext") == f"none of {len(IMAGES)}"
+    assert not [url for url in page.requested if url.endswith("sprite.png")], "pictures come when they are asked for"
+    assert page.locator("figure .tb-explorer").count() == 1
+    assert page.locator("figcaption").is_visible()
+    page.locator("select").first.focus()
+    for _ in range(2 + 4):  # axis, three sets, mistakes, the slider: the marks are one stop
+        page.keyboard.press("Tab")
+    assert slider.evaluate("e => e === document.activeElement")
+    for method, title in BROWSED["methods"].items():
+        page.get_by_role("combobox", name="Score").select_option(title)
+        ranked = sorted(IMAGES, key=lambda row: row["scores"][method])
+        for key, place in (("Home", 0), ("ArrowRight", 1), ("ArrowUp", 2), ("End", -1), ("ArrowLeft", -2)):
+            slider.press(key)
+            assert card(page) == ranked[place]
+            assert slider.get_attribute("aria-valuetext") == f"{place % len(IMAGES) + 1} of {len(IMAGES)}"
+        assert page.locator(".tb-chosen th").inner_text() == title
+        assert page.locator(".tb-alarm").count() == sum(row["alarms"][method] for row in IMAGES)
+        assert page.locator(".tb-explorer > svg .tb-hollow").count() == sum(not row["alarms"][method] for row in IMAGES)
+    assert page.locator(".tb-card output").count() == 1, "what changes is read aloud"
+
+
+def test_examples_of_some_sets_and_mistakes_alone(show: Open) -> None:
+    page = show(FIGURE, explorers.examples(BROWSED, "fig-x").data)
+    slider = page.get_by_role("slider")
+    page.get_by_role("checkbox", name="SVHN").press("Space")
+    page.get_by_role("checkbox", name="only mistakes").press("Space")
+    wrong = [row for row in IMAGES if row["alarms"]["thinkback"] == (row["set"] == "cifar10-test")]
+    expected = sorted((r for r in wrong if r["set"] != "svhn"), key=lambda row: row["scores"]["thinkback"])
+    for place, row in enumerate(expected):
+        slider.press("ArrowRight" if place else "Home")
+        assert card(page) == row
+    assert slider.get_attribute("aria-valuetext") == f"{len(expected)} of {len(expected)}"
+    for name in ("CIFAR-10", "CIFAR-100"):
+        page.get_by_role("checkbox", name=name, exact=True).press("Space")
+    assert slider.is_disabled()
+    assert slider.get_attribute("aria-valuetext") == "none of 0"
+
+
+@pytest.mark.parametrize(("axis", "key"), [(0, "residual2"), (1, "residual2_T1"), (2, "percentiles")])
+def test_examples_by_pointer(show: Open, axis: int, key: str) -> None:
+    """Marks lie where their numbers say, a logarithm or a percentile upward; the one under the pointer is shown."""
+    page = show(FIGURE, explorers.examples(BROWSED, "fig-x").data, width=360)
+    page.get_by_role("combobox", name="Vertical axis").select_option(index=axis)
+    marks = page.locator(".tb-explorer > svg path")
+    matrix = "all => all.map(e => [e.transform.baseVal[0].matrix.e, e.transform.baseVal[0].matrix.f])"
+    places = np.array(marks.evaluate_all(matrix))
+    ranked = sorted(IMAGES, key=lambda row: row["scores"]["thinkback"])
+    up = np.array([row[key]["thinkback"] if key == "percentiles" else np.log(row[key]) for row in ranked])
+    across = np.log([row["norm2"] for row in ranked])
+    for drawn, numbers, sign in ((places[:, 0], across, 1), (places[:, 1], up, -1)):
+        assert sign * np.corrcoef(drawn, numbers)[0, 1] > 1 - 1e-6
+    box, size = page.locator(".tb-explorer > svg").bounding_box(), page.locator(".tb-card").bounding_box()
+    distance = np.linalg.norm(places[:, None] - places[None], axis=-1) + 99 * np.eye(len(places))
+    alone = np.flatnonzero(distance.min(1) > 3)
+    assert len(alone) > 60
+    for i in alone[:: len(alone) // 6]:
+        page.mouse.move(box["x"] + places[i, 0] + 1, box["y"] + places[i, 1])
+        assert card(page) == ranked[i]
+        assert page.locator(".tb-card").bounding_box() == size, "the card must not move the page"
+        seen = page.locator(".tb-card .tb-tile").bounding_box()
+        assert 0 <= seen["x"] <= seen["x"] + seen["width"] <= 360
+
+
+def test_examples_show_the_picture(show: Open) -> None:
+    page = show(FIGURE, explorers.examples(BROWSED, "fig-x").data)
+    sprite = np.asarray(Image.open(GALLERY / "sprite.png"))
+    for key in ("Home", "PageUp", "PageUp"):
+        page.get_by_role("slider").press(key)
+        page.wait_for_load_state("networkidle")
+        row, tile = card(page), page.locator(".tb-card .tb-tile")
+        assert tile.get_attribute("aria-label") == f"{TITLES[row['set']]}, image {row['index']}: {row['true']}"
+        y, x = (32 * place for place in divmod(row["tile"], BROWSED["columns"]))
+        expected = sprite[y : y + 32, x : x + 32].repeat(4, 0).repeat(4, 1)
+        tile.evaluate("e => Object.assign(e.style, { position: 'fixed', top: 0, left: 0 })")  # on whole pixels
+        shot = Image.open(io.BytesIO(tile.screenshot())).convert("RGB")
+        np.testing.assert_allclose(np.asarray(shot).astype(int), expected.astype(int), atol=2)
+
+
+@pytest.mark.parametrize("kind", ["threshold", "temperature", "results", "examples"])
 def test_narrow_screen_and_small_page(show: Open, kind: str) -> None:
     output = {
         "threshold": lambda: explorers.threshold(PAIRS, "fig-x"),
         "temperature": lambda: explorers.temperature(STEPS, ["first", "second"], "fig-x"),
         "results": results,
+        "examples": lambda: explorers.examples(BROWSED, "fig-x"),
     }[kind]().data
     page = show(FIGURE if kind != "results" else "", output, width=360)
     assert page.locator(".tb-live").count() == 1
@@ -213,13 +339,26 @@ def test_narrow_screen_and_small_page(show: Open, kind: str) -> None:
 
 
 def test_without_a_script(show: Open) -> None:
-    page = show(FIGURE, explorers.threshold(PAIRS, "fig-x").data, results().data, script=False)
+    more = explorers.examples(BROWSED, "fig-x").data
+    page = show(FIGURE, explorers.threshold(PAIRS, "fig-x").data, results().data, more, script=False)
     assert page.get_by_alt_text("the static figure").count() == 1
-    assert page.locator("noscript p:visible").count() == 2
+    assert page.locator("noscript p:visible").count() == 3
     assert page.locator("table:visible").count() == len(tb.metrics.METRICS)
     assert page.locator("input, select, button").count() == 0
     text = page.locator('table[data-metric="auroc"] tr[data-set="svhn"]').inner_text()
     assert f"{100 * tb.metrics.ood_metrics(SCORES['id']['energy'], SCORES['svhn']['energy'])['auroc']:.2f}" in text
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_the_table_of_examples_stays(show: Open, script: bool) -> None:
+    text = (ROOT / "results" / "examples.md").read_text(encoding="utf-8")
+    raw = re.findall(r"```\{raw\} html\n(.+?)\n```", text, re.DOTALL)
+    page = show(FIGURE.replace("fig-x", "fig-examples-plane"), *raw, script=script)
+    assert page.get_by_alt_text("the static figure").count() == (not script)
+    assert page.locator(".tb-live").count() == script
+    page.locator("summary").click()
+    assert page.locator("details tbody tr:visible").count() == len(IMAGES)
+    assert page.locator("details .tb-tile").first.evaluate("e => getComputedStyle(e).backgroundImage") != "none"
 
 
 def test_other_pages_are_left_alone(show: Open) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from thinkback_utils import data, gallery
+from thinkback_utils import data, gallery, gallery_page
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
 from thinkback_utils.features import Bundle, Features
 
@@ -51,8 +51,8 @@ def test_extremes_are_the_first_of_a_sorted_list(toy, gathered, method):
         assert [row["index"] for row in rows] == [i for _, n, i in ranked if n == name][: gallery.SHOWN[name]]
     assert [row["index"] for row in own["alarms"]] == sorted(range(N), key=lambda i: -ids[i])[: gallery.COUNT]
     row = own["pictured"]["cifar100"][0]
-    assert row["true"] == gallery.CLASSES["cifar100"][row["index"] % 100]
-    assert row["predicted"] == gallery.CLASSES[ID_TEST][int(toy.sets["cifar100"].logits[row["index"]].argmax())]
+    assert row["true"] == gallery_page.CLASSES["cifar100"][row["index"] % 100]
+    assert row["predicted"] == gallery_page.CLASSES[ID_TEST][int(toy.sets["cifar100"].logits[row["index"]].argmax())]
     assert row["percentile"] == pytest.approx(100 * np.mean(ids < scored["cifar100"][method][row["index"]]), rel=1e-5)
 
 
@@ -74,7 +74,11 @@ def test_examples_lie_in_every_part_of_every_scores_range(toy, gathered):
     for name, count in gallery.EXAMPLES.items():
         drawn = [row["index"] for row in browsed["images"] if row["set"] == name]
         ranks = np.argsort(np.argsort(scored[name][gallery.BROWSED[0]]))  # the first score picks from all
-        assert len({int(ranks[i]) * (count // 3) // N for i in drawn}) == count // 3
+        pieces = count // len(gallery.BROWSED)
+        assert len({int(ranks[i]) * pieces // N for i in drawn}) == pieces
+    for row in browsed["images"]:
+        for method, alarm in row["alarms"].items():
+            assert alarm == ((scored[ID_TEST][method] >= scored[row["set"]][method][row["index"]]).sum() <= 44)
     other = gallery.examples(toy, scored, gallery.EXAMPLES, seed=1)
     assert other != gallery.examples(toy, scored, gallery.EXAMPLES)
 
@@ -125,7 +129,7 @@ def test_no_picture_too_many_and_none_of_another_set():
 
 
 def tiles_of(picture, count):
-    side, columns = data.SIDE, gallery.COLUMNS
+    side, columns = data.SIDE, gallery_page.COLUMNS
     for i in range(count):
         y, x = divmod(i, columns)
         yield picture[y * side : (y + 1) * side, x * side : (x + 1) * side]
@@ -156,7 +160,8 @@ def test_one_command_makes_everything(toy, gathered, tmp_path, monkeypatch, caps
     text = (tmp_path / "results" / "gallery.md").read_text()
     assert text.count("<!-- end -->") == 8
     assert "the only training run" in text
-    assert {path.name for path in out.glob("*.svg")} == {"louder.svg", "shared.svg"}
+    assert "96 of CIFAR-10, 48 of SVHN, 48 of CIFAR-100" in (tmp_path / "results" / "examples.md").read_text()
+    assert {path.name for path in out.glob("*.svg")} == {"examples.svg", "louder.svg", "shared.svg"}
     (folder / "provenance.json").write_text(json.dumps(facts | {"images_sha256": dict.fromkeys(hashes, "0")}))
     with pytest.raises(ValueError, match="are not those of"):
         gallery.main(command)
@@ -191,8 +196,8 @@ def test_committed_picks_follow_from_the_committed_bundle(committed):
     statistics = {name: gallery.network_statistics(bundle.sets[name]) for name in scored}
     for method, own in committed["limits"]["methods"].items():
         alike(own["shared"], gallery.shared(bundle, scored, statistics, method))
-    height = -(-len(tiles) // gallery.COLUMNS) * data.SIDE
-    assert Image.open(RESULTS / "gallery" / "sprite.png").size == (gallery.COLUMNS * data.SIDE, height)
+    height = -(-len(tiles) // gallery_page.COLUMNS) * data.SIDE
+    assert Image.open(RESULTS / "gallery" / "sprite.png").size == (gallery_page.COLUMNS * data.SIDE, height)
 
 
 def test_committed_pictures_are_few_and_of_the_three_sets(committed):
@@ -222,14 +227,36 @@ def test_committed_pictures_are_the_images(committed):
 
 def test_committed_text_follows_from_the_committed_numbers(committed):
     command = "run `python -m thinkback_utils.gallery`"
-    assert (RESULTS / "gallery.md").read_text(encoding="utf-8") == gallery.as_markdown(committed["limits"]), command
+    assert (RESULTS / "gallery.md").read_text(encoding="utf-8") == gallery_page.limits(committed["limits"]), command
+    assert (RESULTS / "examples.md").read_text(encoding="utf-8") == gallery_page.browser(committed["examples"]), command
     runs = {r["seed"] for r in json.loads((RESULTS / "table1.json").read_text()) if r["network"] == RUN.parent.name}
     assert set(committed["limits"]["runs"]) == runs, command
 
 
-def test_the_page_includes_every_part_and_its_style_fits_the_sprite():
-    page = (ROOT / "book" / "limits.md").read_text(encoding="utf-8")
-    parts = re.findall(r"<!-- (\w+) -->\n", (RESULTS / "gallery.md").read_text(encoding="utf-8"))
-    assert re.findall(r'start-after: "<!-- (\w+) -->"', page) == [part for part in parts if part != "end"]
+@pytest.mark.parametrize(("page", "source"), [("limits", "gallery"), ("examples", "examples")])
+def test_a_page_includes_every_part(page, source):
+    text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8")
+    parts = re.findall(r"<!-- (\w+) -->\n", (RESULTS / f"{source}.md").read_text(encoding="utf-8"))
+    assert re.findall(r'start-after: "<!-- (\w+) -->"', text) == [part for part in parts if part != "end"]
+    assert set(re.findall(r"results/(\w+)\.md", text)) == {source}
+
+
+def test_the_style_fits_the_sprite():
     style = (ROOT / "book" / "_static" / "gallery.css").read_text(encoding="utf-8")
-    assert f"calc({gallery.COLUMNS} * 4rem)" in style
+    assert f"calc({gallery_page.COLUMNS} * var(--side))" in style
+
+
+def test_the_table_says_what_the_browser_shows(committed):
+    table = gallery_page.browser(committed["examples"]).partition("<tbody>")[2]
+    rows = re.findall(r"<tr>(.*?)</tr>", table)
+    assert len(rows) == len(committed["examples"]["images"])
+    for text, row in zip(rows, committed["examples"]["images"], strict=True):
+        *_, true, predicted, norm2, residual2, s1, s2, s3, s4 = re.findall(r"<td>([^<]*)</td>", text)
+        assert [true, predicted] == [row["true"], row["predicted"]]
+        assert float(norm2) == pytest.approx(row["norm2"], rel=0.01)
+        assert float(residual2) == pytest.approx(row["residual2"], rel=0.05)
+        for cell, method in zip((s1, s2, s3, s4), gallery.BROWSED, strict=True):
+            assert float(cell.partition("\u00a0")[0]) == pytest.approx(row["percentiles"][method], abs=0.006)
+            assert ("●" in cell) == row["alarms"][method]
+        place = re.search(r"--x:(\d+);--y:(\d+)", text)
+        assert int(place[1]) + gallery_page.COLUMNS * int(place[2]) == row["tile"]

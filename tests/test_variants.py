@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -101,3 +102,12 @@ def test_committed_file_is_of_the_committed_network():
             plain = bundle.sets[name.removesuffix("@bfloat16")]
             rows = evaluation.evenly(len(plain), len(item))
             assert (item.features - plain.features[rows]).abs().median() < 0.05
+
+
+def test_scores_of_both_precisions_are_of_the_same_images():
+    exact, low = variants.bfloat16_scores(RUN, ["energy", "thinkback_averaged"])
+    assert exact.keys() == low.keys()
+    for name, row in exact.items():
+        for method, scores in row.items():
+            assert np.corrcoef(np.argsort(np.argsort(scores)), np.argsort(np.argsort(low[name][method])))[0, 1] > 0.99
+            assert not np.array_equal(scores, low[name][method])

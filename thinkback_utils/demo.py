@@ -23,7 +23,7 @@ from .detector import OODDetector, conformal_threshold
 from .evaluation import ID_TEST, ID_TRAIN
 from .features import Bundle, extract
 from .files import read_json, replacing, write_json
-from .gallery import CLASSES, _percent
+from .gallery_page import CLASSES, percent
 from .methods import METHODS
 from .models import WideResNet
 from .provenance import describe, label
@@ -127,7 +127,7 @@ def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> s
     }
     text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     head = "".join(
-        f'<th scope="col">{name}</th>' for name in ("Picture", "Answer", "p-value", f"At α = {_percent(ALPHA, 0)}")
+        f'<th scope="col">{name}</th>' for name in ("Picture", "Answer", "p-value", f"At α = {percent(ALPHA, 0)}")
     )
     style = f"--tb-ink: {plots.INK}; --tb-id: {plots.ID_COLOR}; --tb-ood: {plots.OOD_COLOR}"
     return (
@@ -142,7 +142,7 @@ def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> s
 def _row(picture: Mapping[str, Any]) -> str:
     title, best = f"{picture['title']}: {picture['class']}", int(np.argmax(picture["probabilities"]))
     image = f'<img src="data:image/png;base64,{picture["png"]}" alt="{escape(title)}" width="48" height="48">'
-    answer = f"{CLASSES[ID_TEST][best]}, {_percent(picture['probabilities'][best])}"
+    answer = f"{CLASSES[ID_TEST][best]}, {percent(picture['probabilities'][best])}"
     verdict = "refused" if picture["p"] <= ALPHA else "accepted"
     cells = "".join(f"<td>{cell}</td>" for cell in (answer, f"{picture['p']:.4f}", verdict))
     return f'<tr><th scope="row">{image} <span>{escape(title)}</span></th>{cells}</tr>'

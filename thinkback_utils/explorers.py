@@ -20,6 +20,10 @@ from .methods import TITLES
 
 BINS = 40  # of a drawn histogram
 STEPS = 3 * BINS  # of the threshold's slider
+START = "thinkback"  # the score that the example browser shows first
+SET_COLORS = (plots.ID_COLOR, plots.OOD_COLOR, plots.METHOD_COLORS["energy"])  # of its sets, in their order
+SLIDERS = '<a href="#{}">A figure of this page</a> has sliders where JavaScript runs.'
+MARKS = '<a href="#{}">The figure</a> shows the picture behind each mark where JavaScript runs.'
 
 Pair = tuple[ArrayLike, ArrayLike]
 Record = Mapping[str, Any]
@@ -58,7 +62,7 @@ def threshold(pairs: Mapping[str, Pair], figure: str, prevalence: float = 1 / 6)
             }
         )
     start = grid.index(round(prevalence, 6))
-    return _sliders("threshold", figure, {"bin": STEPS // BINS, "start": start, "prevalence": grid, "pairs": choices})
+    return _fed("threshold", figure, {"bin": STEPS // BINS, "start": start, "prevalence": grid, "pairs": choices})
 
 
 def temperature(
@@ -96,7 +100,41 @@ def temperature(
             }
         )
     first = min(range(len(frames)), key=lambda i: abs(list(steps)[i] - start))
-    return _sliders("temperature", figure, {"start": first, "sets": list(sets), "frames": frames})
+    return _fed("temperature", figure, {"start": first, "sets": list(sets), "frames": frames})
+
+
+def examples(browsed: Record, figure: str) -> HTML:
+    """Single images as marks on a plane, each with its picture, the network's answer and what every score says.
+
+    Args:
+        browsed: of ``results/gallery/examples.json``: see :func:`thinkback_utils.gallery.examples`.
+        figure: name of the figure on the same page whose image gives way.
+    """
+    rows, sets = browsed["images"], list(dict.fromkeys(row["set"] for row in browsed["images"]))
+    keys = ("index", "predicted", "true", "norm2", "residual2", "residual2_T1", "tile")
+    data: dict[str, Any] = {key: [row[key] for row in rows] for key in keys}
+    data["set"] = [sets.index(row["set"]) for row in rows]
+    data["sets"] = [
+        {"title": set_title(name), "color": color, "outlier": name != evaluation.ID_TEST}
+        for name, color in zip(sets, SET_COLORS, strict=False)
+    ]
+    data["methods"] = [
+        {"title": title}
+        | {key: [row[key][name] for row in rows] for key in ("scores", "percentiles")}
+        | {"alarms": [int(row["alarms"][name]) for row in rows]}
+        for name, title in browsed["methods"].items()
+    ]
+    data |= {"start": list(browsed["methods"]).index(START), "alpha": browsed["alpha"], "columns": browsed["columns"]}
+    return _fed("examples", figure, data, MARKS)
+
+
+def set_title(name: str) -> str:
+    """What a set is called, the in-distribution test images included.
+
+    >>> set_title("cifar10-test")
+    'CIFAR-10'
+    """
+    return evaluation.SET_TITLES[name.removesuffix("-test")]
 
 
 def results(records: Sequence[Record], paper: Sequence[Record], sets: Sequence[str], methods: Sequence[str]) -> HTML:
@@ -153,10 +191,9 @@ def _cell(own: Sequence[Record], printed: Sequence[Record], metric: str) -> str:
     return f"<td{data}>{text}</td>"
 
 
-def _sliders(kind: str, figure: str, data: Mapping[str, Any]) -> HTML:
+def _fed(kind: str, figure: str, data: Mapping[str, Any], hint: str = SLIDERS) -> HTML:
     text = json.dumps({"figure": figure, **data}, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-    hint = f'<a href="#{figure}">A figure of this page</a> has sliders where JavaScript runs.'
-    return _explorer(kind, f'<script type="application/json">{text}</script>', hint)
+    return _explorer(kind, f'<script type="application/json">{text}</script>', hint.format(figure))
 
 
 def _explorer(kind: str, content: str, hint: str) -> HTML:

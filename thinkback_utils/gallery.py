@@ -1,5 +1,7 @@
 """Where the scores fail: the numbers of the page on limits, its gallery of misses and false alarms, images to browse.
 
+This module picks and counts; :mod:`thinkback_utils.gallery_page` puts into figures and words what it found.
+
 Images of three sets may be shown, as few small pictures: CIFAR-10, CIFAR-100 and SVHN. Of all others only numbers are.
 """
 
@@ -8,66 +10,39 @@ from __future__ import annotations
 import argparse
 import hashlib
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from . import data, plots, scores
+from . import data, gallery_page, plots, scores
 from .ablations import digest
 from .detector import conformal_threshold
-from .evaluation import ID_TEST, ID_TRAIN, NEAR, SET_TITLES, Scores, evenly, score_sets
+from .evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
 from .features import Bundle, Features
 from .files import read_json, replacing, write_json
+from .gallery_page import CLASSES, Facts
 from .methods import TITLES
 from .metrics import mean_auroc
 from .provenance import describe
 
 METHODS = ("msp", "energy", "thinkback", "thinkback_kronecker", "thinkback_averaged")
-BROWSED = ("msp", "energy", "thinkback")  # the scores of the example browser
+BROWSED = ("msp", "energy", "thinkback", "thinkback_averaged")  # the scores of the example browser
 SHOWN = {"svhn": 6, "cifar100": 6}  # misses of each method with a picture
 COUNT = 12  # false alarms of each method; lowest OOD images of each
-EXAMPLES = {ID_TEST: 90, "svhn": 45, "cifar100": 45}
+EXAMPLES = {ID_TEST: 96, "svhn": 48, "cifar100": 48}
 MOST_IMAGES = 300  # pictures in all
 ALPHA = 0.05  # false alarms at the threshold that tells missed from caught
 SURE = 0.99  # a confidence
 FEWEST = 20  # images in a group that is described
 LOUDNESS = tuple(2.0 ** (k / 2) for k in range(-4, 9))
-COLUMNS = 20  # of the sprite
-NETWORK = {"norm2": "squared length ‖h‖²", "residual2": "squared residual ‖r‖²", "confidence": "confidence"}
-PIXELS = {
-    "brightness": "brightness",
-    "contrast": "contrast",
-    "edges": "edge energy",
-    "detail": "fine detail",
-    "size": "compressed size",
-}
-MARKS = "osD^vPX"
-COLORS = {"thinkback_kronecker": plots.OOD_COLOR, **plots.METHOD_COLORS}
-_CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
-can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
-porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
-streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-willow_tree wolf woman worm"""
-CLASSES = {  # of the sets that may be shown
-    ID_TEST: ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "svhn": tuple(f"digit {digit}" for digit in range(10)),
-    "cifar100": tuple(name.replace("_", " ") for name in _CIFAR100.split()),
-}
 
-Facts = dict[str, Any]  # as JSON holds them
 Vector = NDArray[np.float64]
 Statistics = Mapping[str, Mapping[str, Vector]]  # set -> statistic -> (N,)
 
@@ -131,11 +106,12 @@ def examples(bundle: Bundle, scored: Scores, counts: Mapping[str, int], seed: in
 
     Returns:
         What :func:`described` says, without one percentile but with ``norm2``, ``residual2`` (T = 5), ``residual2_T1``
-        and, by method, ``scores`` and ``percentiles``; in the order of sets and indices.
+        and, by method, ``scores``, ``percentiles`` and ``alarms``; in the order of sets and indices.
     """
     generator, out = np.random.default_rng(seed), []
     for name, count in counts.items():
         item, drawn = bundle.sets[name], np.zeros(len(bundle.sets[name]), dtype=bool)
+        raised = {method: alarms(scored, name, method) for method in BROWSED}
         for method in BROWSED:
             ranked = np.argsort(scored[name][method], kind="stable")
             pieces = np.array_split(ranked[~drawn[ranked]], count // len(BROWSED))
@@ -149,6 +125,7 @@ def examples(bundle: Bundle, scored: Scores, counts: Mapping[str, int], seed: in
             own = {m: scored[name][m][index] for m in BROWSED}
             facts["scores"] = {m: _short(value) for m, value in own.items()}
             facts["percentiles"] = {m: _short(percentiles(scored[ID_TEST][m], own[m])) for m in BROWSED}
+            facts["alarms"] = {m: bool(raised[m][index]) for m in BROWSED}
             out.append(facts)
     return out
 
@@ -274,7 +251,7 @@ def gather(bundle: Bundle) -> tuple[Facts, Facts, Scores]:
     facts: Facts = {"alpha": ALPHA, "sure": SURE, "loudness": [_short(factor) for factor in LOUDNESS]}
     facts |= {"confident": confident(bundle, scored), "lengths": lengths(bundle, scored)}
     facts["methods"] = {m: rates(bundle, scored, loud, m) | extremes(bundle, scored, m) for m in METHODS}
-    browsed = {"methods": {m: TITLES[m] for m in BROWSED}, "images": examples(bundle, scored, EXAMPLES)}
+    browsed = {"alpha": ALPHA, "methods": {m: TITLES[m] for m in BROWSED}, "images": examples(bundle, scored, EXAMPLES)}
     return facts, browsed, scored
 
 
@@ -299,254 +276,6 @@ def number(facts: Facts, browsed: Facts) -> list[tuple[str, int]]:
     return tiles
 
 
-def sprite(tiles: Sequence[tuple[str, int]], images: Mapping[str, Tensor]) -> Image.Image:
-    """All pictures in one, ``COLUMNS`` a row, in the order of their tiles; images uint8 (N, 3, 32, 32) by set."""
-    pictures = torch.stack([images[name][index] for name, index in tiles])
-    empty = pictures.new_zeros(-len(pictures) % COLUMNS, *pictures.shape[1:])
-    rows = torch.cat([pictures, empty]).unflatten(0, (-1, COLUMNS))  # (rows, columns, 3, H, W)
-    return Image.fromarray(rows.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy())
-
-
-def plot_shared(facts: Facts) -> Figure:
-    """AUROC of each statistic, wrong side against right: OOD sets (mean and range) above, test images below."""
-    figure, axes = plt.subplots(2, 1, figsize=(4.8, 8.8), sharex=True)
-    titles = {**NETWORK, **PIXELS}
-    for ax, inside in zip(axes, (False, True), strict=True):
-        for i, (method, mark) in enumerate(zip(METHODS, MARKS, strict=False)):
-            sides = _sides(facts, method, inside)
-            for row, key in enumerate(titles):
-                values = [value for value, _ in (side[key] for side in sides)]
-                ends = [
-                    value + sign * half * inside for value, half in (side[key] for side in sides) for sign in (-1, 1)
-                ]
-                y = -row + 0.14 * (2 - i)
-                ax.plot([min(ends), max(ends)], [y, y], color=COLORS[method], linewidth=1.2, alpha=0.6)
-                ax.plot(np.mean(values), y, mark, color=COLORS[method], markersize=4.5, label=TITLES[method])
-        ax.axvline(0.5, color=plots.INK, linewidth=0.8, linestyle=":")
-        ax.axhline(0.5 - len(NETWORK), color=plots.INK, linewidth=0.5)
-        ax.set_yticks([-row for row in range(len(titles))], list(titles.values()))
-        ax.set(xlim=(-0.02, 1.02), title="false alarms against quiet images" if inside else "missed against caught")
-        ax.tick_params(axis="y", length=0)
-    axes[1].set_xlabel("AUROC: less of it ← 0.5 → more of it")
-    _legend(figure, axes[0])
-    return figure
-
-
-def plot_louder(facts: Facts) -> Figure:
-    """Share of far images that raise an alarm against the factor of their features."""
-    figure, ax = plt.subplots(figsize=(4.8, 3.8))
-    for method, mark in zip(METHODS, MARKS, strict=False):
-        rate = [100 * value for value in facts["methods"][method]["louder"]]
-        ax.plot(facts["loudness"], rate, f"{mark}-", markersize=4, color=COLORS[method], label=TITLES[method])
-    ax.axvline(1, color=plots.INK, linewidth=0.8, linestyle=":")
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    ax.set(xlabel="features multiplied by", ylabel="far images with an alarm (%)", ylim=(-2, 102))
-    _legend(figure, ax)
-    return figure
-
-
-def _legend(figure: Figure, ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    figure.legend(once.values(), once, loc="outside lower left", ncols=2)
-
-
-def as_markdown(facts: Facts) -> str:
-    """What the page on limits includes: each part stands between a comment that names it and ``<!-- end -->``."""
-    parts = {
-        "network": _network_text(facts),
-        "confident": _confident_text(facts),
-        "lengths": _lengths_text(facts),
-        "louder": _louder_text(facts),
-        "classes": _classes_text(facts),
-        "near": _near_text(facts),
-        "gallery": _gallery_text(facts),
-        "shared": _shared_text(facts),
-    }
-    return "".join(f"<!-- {name} -->\n\n{text}\n\n<!-- end -->\n\n" for name, text in parts.items())
-
-
-def _network_text(facts: Facts) -> str:
-    network, runs = facts["network"], len(facts["runs"])
-    paper = [name for name in data.PAPER_SETS if name in facts["lengths"]]
-    return (
-        f"The numbers on this page are of {f'one of {runs} training runs' if runs > 1 else 'the only training run'}: "
-        f"recipe `{network['recipe']}`, seed {network['seed']}, {_percent(network['accuracy'])} of the CIFAR-10 test "
-        f"images correct. Of the paper's {len(data.PAPER_SETS)} sets it was tested on {len(paper)}: "
-        f"{', '.join(SET_TITLES[name] for name in paper) or 'none'}. A score's threshold is where "
-        f"{_percent(facts['alpha'], 0)} of the CIFAR-10 test images raise an alarm; an OOD image below it is *missed*, "
-        "any other *caught*."
-    )
-
-
-def _confident_text(facts: Facts) -> str:
-    rows, sure = facts["confident"], _percent(facts["sure"], 0)
-    inside, total = rows[ID_TEST], Counter[str]()
-    for name in facts["lengths"]:
-        total.update(rows[name])
-    caught = _by_method(lambda m: _percent(total[m] / max(total["sure"], 1)))
-    text = (
-        f"The network is at least {sure} sure of {_percent(inside['sure'] / inside['images'])} of the CIFAR-10 test "
-        f"images and of {total['sure']:,} of the {total['images']:,} OOD images. Of the latter "
-        f"{total['sure']:,}, each score catches: {caught}. By set, how many it is sure of and how many of "
-        "those are caught:\n\n"
-    )
-    body = [[SET_TITLES[name], *(f"{rows[name][key]:,}" for key in ("sure", *METHODS))] for name in facts["lengths"]]
-    return text + _table(["", f"{sure} sure", *(TITLES[m] for m in METHODS)], body)
-
-
-def _lengths_text(facts: Facts) -> str:
-    rows = facts["lengths"]
-    below = sum(row["norm2"] < 0.5 for row in rows.values())
-    loss = {name: row["residual2"] - row["product"] for name, row in rows.items()}
-    most = max(loss, key=lambda name: loss[name])
-    low, high = (_percent(end(row["norm2"] for row in rows.values())) for end in (min, max))
-    text = (
-        f"Taken alone as a score, ‖h‖² has AUROCs from {low} to {high}: below one half, the wrong way, on {below} of "
-        f"{len(rows)} sets. As a factor of the residual it lowers the AUROC on {sum(x > 0 for x in loss.values())} of "
-        f"them. The largest change is on {SET_TITLES[most]}, from {_percent(rows[most]['residual2'])} to "
-        f"{_percent(rows[most]['product'])}.\n\n"
-    )
-    keys = {"norm2": "‖h‖²", "residual2": "‖r‖²", "product": "Eq. 5: ‖r‖² ‖h‖²", "thinkback": "Eq. 6"}
-    body = [[SET_TITLES[name], *(_percent(row[key]) for key in keys)] for name, row in rows.items()]
-    return text + _table(["AUROC of", *keys.values()], body)
-
-
-def _louder_text(facts: Facts) -> str:
-    at = [facts["loudness"].index(factor) for factor in (0.5, 1.0, 2.0)]
-    rate = _by_method(lambda m: ", ".join(_percent(facts["methods"][m]["louder"][i], 0) for i in at))
-    text = f"Far images caught at half, at the same and at twice the length: {rate}."
-    caption = (
-        "Far images whose features are multiplied by a factor before the last layer reads them: how many are caught, "
-        "in the mean over the far sets. At the dotted line stands the network as it is."
-    )
-    return f"{_figure('louder', text, caption)}\n\n{text}"
-
-
-def _classes_text(facts: Facts) -> str:
-    body = []
-    for method in METHODS:
-        ranked = sorted(zip(facts["methods"][method]["classes"], CLASSES[ID_TEST], strict=True))
-        body.append([TITLES[method], *(f"{name}: {_percent(rate)}" for rate, name in (ranked[0], ranked[-1]))])
-    return _table(["", "fewest false alarms", "most false alarms"], body)
-
-
-def _near_text(facts: Facts) -> str:
-    (near,), body = NEAR, []
-    for method in METHODS:
-        cells = [TITLES[method]]
-        for values in (facts["methods"][method][key] for key in ("auroc", "caught")):
-            far = [value for name, value in values.items() if name not in NEAR]
-            cells += [_percent(float(np.mean(far))), _percent(values[near])]
-        body.append(cells)
-    ranked = sorted(zip(facts["methods"]["thinkback"]["near"], CLASSES[near], strict=True))
-    low, high = (", ".join(f"{name} ({_percent(x, 0)})" for x, name in part) for part in (ranked[:5], ranked[:-6:-1]))
-    title = SET_TITLES[near]
-    heads = ["", "AUROC, mean of the far sets", f"AUROC, {title}", "caught, mean of the far sets", f"caught, {title}"]
-    return f"{_table(heads, body)}\n\nOf the classes of {title} Thinkback catches least of {low}, and most of {high}."
-
-
-def _gallery_text(facts: Facts) -> str:
-    tabs = []
-    for method in METHODS:
-        own = facts["methods"][method]
-        missed = ", ".join(f"{SET_TITLES[name]} {_percent(1 - rate, 0)}" for name, rate in own["caught"].items())
-        sets = Counter(SET_TITLES[row["set"]] for row in own["lowest"])
-        lowest = ", ".join(f"{count} of {title}" for title, count in sets.items())
-        text = (
-            f"Missed: {missed}. The {len(own['lowest'])} lowest of all OOD images: {lowest}; no more than "
-            f"{_percent(max(row['percentile'] for row in own['lowest']) / 100, 2)} of the test images score below any "
-            "of them."
-        )
-        rows = {f"Missed, {SET_TITLES[name]}": rows for name, rows in own["pictured"].items()}
-        rows[f"False alarms, {SET_TITLES['cifar10']}"] = own["alarms"]
-        lists = [f"**{title}**\n\n{_pictures(part)}" for title, part in rows.items()]
-        tabs.append(f":::{{tab-item}} {TITLES[method]}\n\n" + "\n\n".join([text, *lists]) + "\n:::")
-    return "::::{tab-set}\n" + "\n\n".join(tabs) + "\n::::"
-
-
-def _pictures(rows: Sequence[Facts]) -> str:
-    items = []
-    for row in rows:
-        title = SET_TITLES["cifar10" if row["set"] == ID_TEST else row["set"]]
-        label, place = f"{title}, image {row['index']}: {row['true']}", divmod(row["tile"], COLUMNS)
-        answer = "✓" if row["true"] == row["predicted"] else f"→ {row['predicted']}"
-        items.append(
-            f'<li><span class="tb-tile" role="img" aria-label="{escape(label)}" style="--x:{place[1]};--y:{place[0]}">'
-            f"</span>{escape(row['true'])} {escape(answer)}<br>{_percent(row['percentile'] / 100, 2)}</li>"
-        )
-    return '<ul class="tb-gallery">\n' + "\n".join(items) + "\n</ul>"
-
-
-def _shared_text(facts: Facts) -> str:
-    tables = []
-    for inside, head in ((False, "missed against caught"), (True, "false alarms against quiet")):
-        columns = [_means(_sides(facts, method, inside)) for method in METHODS]
-        body = [[title, *(f"{mean[key]:.2f}" for mean in columns)] for key, title in {**NETWORK, **PIXELS}.items()]
-        tables.append(_table([head, *(TITLES[method] for method in METHODS)], body))
-    caption = (
-        "How well one statistic tells the images on the wrong side of a threshold from the others of their set. Above, "
-        "marks are means over OOD sets and lines reach from the lowest set to the highest; below, lines are 95 % "
-        "intervals. At the dotted line the statistic tells nothing."
-    )
-    alt = "Marks for five scores and eight statistics; the list and the table after the figure say what they show."
-    lines = [f"- **{TITLES[method]}.** {_sentence(facts, method)}" for method in METHODS]
-    numbers = "````{dropdown} The numbers of the figure: AUROC\n" + "\n\n".join(tables) + "\n````"
-    return "\n\n".join([_figure("shared", alt, caption), "\n".join(lines), numbers])
-
-
-def _sentence(facts: Facts, method: str) -> str:
-    """What the images on the wrong side share, in words: the strongest statistic of the network and of the pixels."""
-
-    def strongest(keys: Mapping[str, str], sides: Sequence[Facts]) -> str:
-        mean = _means(sides)
-        key = max(keys, key=lambda k: abs(mean[k] - 0.5))
-        agree = sum((side[key][0] > 0.5) == (mean[key] > 0.5) for side in sides)
-        where = f", this way on {agree} of {len(sides)} sets" if len(sides) > 1 else ""
-        return f"{'more' if mean[key] > 0.5 else 'less'} {keys[key]} ({mean[key]:.2f}{where})"
-
-    sets, (inside,) = _sides(facts, method, False), _sides(facts, method, True)
-    names = [name for name in facts["methods"][method]["shared"] if name != ID_TEST]
-    gap = [side["answer"][1] - side["answer"][2] for side in sets]
-    answer, here, there = sets[int(np.argmax(gap))]["answer"]
-    wrong, right = inside["errors"]
-    return (
-        f"What it misses has {strongest(NETWORK, sets)}; in the pixels, {strongest(PIXELS, sets)}. The answer that "
-        f"stands out is *{answer}*, on {SET_TITLES[names[int(np.argmax(gap))]]}: {_percent(here, 0)} of the missed and "
-        f"{_percent(there, 0)} of the caught get it. Its false alarms have {strongest(NETWORK, [inside])}; in the "
-        f"pixels, {strongest(PIXELS, [inside])}. The network is wrong about {_percent(wrong, 0)} of them, and about "
-        f"{_percent(right, 0)} of the quiet images."
-    )
-
-
-def _sides(facts: Facts, method: str, inside: bool) -> list[Facts]:
-    return [side for name, side in facts["methods"][method]["shared"].items() if (name == ID_TEST) == inside]
-
-
-def _means(sides: Sequence[Facts]) -> dict[str, float]:
-    return {key: float(np.mean([side[key][0] for side in sides])) for key in (*NETWORK, *PIXELS)}
-
-
-def _figure(name: str, alt: str, caption: str) -> str:
-    options = f":name: fig-limits-{name}\n:alt: {alt}"
-    return f"```{{figure}} /book/_static/gallery/{name}.svg\n{options}\n\n{caption}\n```"
-
-
-def _table(heads: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(heads) - 1)]
-    lines = [f"| {' | '.join(line)} |".replace("-", "‑") for line in (heads, *body)]  # hyphens that do not break
-    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
-
-
-def _by_method(text: Callable[[str], str]) -> str:
-    return "; ".join(f"{TITLES[method]} {text(method)}" for method in METHODS)
-
-
-def _percent(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f}\u00a0%"
-
-
 def _auroc(columns: Scores, name: str, key: str) -> float:
     return _short(mean_auroc(columns[ID_TEST][key], [columns[name][key]])[0])
 
@@ -557,7 +286,7 @@ def _short(value: Any) -> float:
 
 
 def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
-    """Write ``results/gallery/`` and ``results/gallery.md`` from one run's bundle and the images; returns the folder.
+    """Write ``gallery/``, ``gallery.md`` and ``examples.md`` from one run's bundle and the images; returns the folder.
 
     Raises:
         ValueError: if an image set is not the one that the bundle was made of.
@@ -577,11 +306,12 @@ def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
     accuracy = made_of["accuracy"][ID_TEST]
     facts |= {"runs": seeds, "network": {"recipe": made_of["recipe"], "seed": seed, "accuracy": accuracy}}
     tiles = number(facts, browsed)
-    browsed |= {"columns": COLUMNS, "id_images": len(bundle.sets[ID_TEST])}
-    save(out, facts, browsed, sprite(tiles, images))
+    browsed |= {"network": facts["network"], "columns": gallery_page.COLUMNS}
+    save(out, facts, browsed, gallery_page.sprite(tiles, images))
     write_json(out / "provenance.json", provenance | {"weights_sha256": digest(folder), "pictures": len(tiles)})
-    with replacing(results / "gallery.md") as temporary:
-        temporary.write_text(as_markdown(facts), encoding="utf-8")
+    for name, text in (("gallery", gallery_page.limits(facts)), ("examples", gallery_page.browser(browsed))):
+        with replacing(results / f"{name}.md") as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return out
 
 
@@ -592,8 +322,12 @@ def save(folder: Path, facts: Facts, browsed: Facts, pictures: Image.Image) -> N
     with replacing(folder / "sprite.png") as temporary:
         pictures.save(temporary, "PNG", optimize=True)
     plots.use_style()
-    for name, plot in (("shared", plot_shared), ("louder", plot_louder)):
-        figure = plot(facts)
+    figures = {
+        "shared": gallery_page.plot_shared(facts),
+        "louder": gallery_page.plot_louder(facts),
+        "examples": gallery_page.plot_examples(browsed),
+    }
+    for name, figure in figures.items():
         with replacing(folder / f"{name}.svg") as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
         plt.close(figure)

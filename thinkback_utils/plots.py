@@ -20,8 +20,8 @@ METHOD_COLORS = {
     "thinkback": "#b4529c",
     "thinkback_averaged": "#7a4fc4",
     "max_logit": "#b59a2c",
-    "gradnorm": "#3d8fd1",
-    "thinkback_eq5": "#d9622b",
+    "gradnorm": "#96703f",
+    "thinkback_eq5": "#cf6f9e",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from . import data
 from .ablations import digest
 from .data import ImageSet
-from .evaluation import ID_TEST, ID_TRAIN, NEAR, evenly
+from .evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
 from .features import Bundle, Features, extract
 from .files import read_json, write_json
 from .models import WideResNet
@@ -74,6 +74,26 @@ def in_bfloat16(model: WideResNet, images: ImageSet, batch_size: int = 250) -> F
         half = extract(model, images, batch_size=batch_size)
     logits = F.linear(half.features, head.weight.detach().cpu(), head.bias.detach().cpu())
     return Features(half.features, logits, images.labels)
+
+
+def bfloat16_scores(folder: Path, methods: Iterable[str]) -> tuple[Scores, Scores]:
+    """Scores of the same images through the float32 backbone and through the bfloat16 one, fitted on the former.
+
+    Args:
+        folder: with ``bundle.npz`` and ``variants.npz``.
+        methods: keys of ``methods.METHODS``.
+
+    Returns:
+        Twice set -> method -> (N,), exact and low.
+    """
+    bundle, made = Bundle.load(folder / "bundle.npz"), Bundle.load(folder / "variants.npz")
+    low = {name.removesuffix("@bfloat16"): item for name, item in made.sets.items() if name.endswith("@bfloat16")}
+    exact = {}
+    for name, item in low.items():
+        rows, whole = evenly(len(bundle.sets[name]), len(item)), bundle.sets[name]
+        exact[name] = Features(whole.features[rows], whole.logits[rows])
+    train, chosen = {ID_TRAIN: bundle.sets[ID_TRAIN]}, tuple(methods)
+    return score_sets(train | exact, chosen), score_sets(train | low, chosen)
 
 
 def run(folder: Path, augmented: int = 10_000, bfloat16: int = 300, seed: int = 0, device: str | None = None) -> None:

@@ -6,8 +6,17 @@
   const percent = (x) => (Number.isFinite(x) ? `${(100 * x).toFixed(1)} %` : "–");
   const plain = (x) => String(x).replace("-", "−");
   const scale = (from, to, a, b) => (x) => a + ((x - from) / (to - from)) * (b - a);
+  const logarithmic = (from, to, a, b) => (x) => scale(Math.log(from), Math.log(to), a, b)(Math.log(x));
   const least = (values) => Math.min(...values);
   const most = (values) => Math.max(...values);
+
+  /** A number of any size in few letters. */
+  function short(x) {
+    if (x === 0 || Math.abs(x) >= 1e-3) return plain(Number(x.toPrecision(4)));
+    const [digits, exponent] = x.toExponential(1).split("e");
+    const raised = exponent.replace(/./g, (c) => (c === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[c]));
+    return `${digits === "1.0" ? "" : `${plain(digits)} · `}10${raised}`;
+  }
 
   // Controls and readouts
 
@@ -21,6 +30,10 @@
       node: html("label", { class: "tb-slider" }, html("span", {}, `${title} `, shown), input),
       at: () => input.valueAsNumber,
       move: (place) => (input.value = place),
+      among(places) {
+        input.max = places - 1;
+        input.disabled = places === 0;
+      },
       name() {
         shown.textContent = say(input.valueAsNumber);
         input.setAttribute("aria-valuetext", shown.textContent);
@@ -35,6 +48,20 @@
       at: () => select.selectedIndex,
       move: (place) => (select.selectedIndex = place),
     };
+  }
+
+  /** A box to tick for each item's `shown`, with its color and its mark if it has them. */
+  function boxes(name, items, changed) {
+    const box = (item) => {
+      const change = (event) => {
+        item.shown = event.target.checked;
+        changed();
+      };
+      const input = html("input", { type: "checkbox", onchange: change });
+      input.checked = item.shown;
+      return html("label", { style: item.color ? `--tb-here: ${item.color}` : "" }, input, item.mark ?? "", item.title);
+    };
+    return html("div", { class: "tb-boxes", role: "group", "aria-label": name }, ...items.map(box));
   }
 
   /** Numbers under their names, read aloud when they change. */
@@ -80,6 +107,17 @@
     const step = power * [1, 2, 2.5, 5, 10].find((m) => m * power * count >= 0.999 * (high - low));
     const [first, last] = [Math.ceil(low / step - 1e-9), Math.floor(high / step + 1e-9)];
     return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(6)));
+  }
+
+  /** Places on a logarithmic axis: 1, 2 and 5 of each power of ten, or powers alone where these are too many. */
+  function decades(low, high, count) {
+    const first = Math.floor(Math.log10(low));
+    const powers = Array.from({ length: Math.ceil(Math.log10(high)) - first }, (_, i) => first + i);
+    const fine = powers.flatMap((k) => [1, 2, 5].map((m) => Number(`${m}e${k}`)));
+    const inside = (places) => places.filter((place) => place >= low && place <= high);
+    if (inside(fine).length <= count) return inside(fine);
+    const step = Math.ceil(powers.length / count);
+    return inside(powers.filter((k) => k % step === 0).map((k) => Number(`1e${k}`)));
   }
 
   /** A horizontal axis at height y, its title below. */
@@ -360,15 +398,6 @@
       said.textContent = `${title}: ${drawn.length - 1} of ${sets.length} sets${by}.`;
     }
 
-    const box = (item) => {
-      const change = (event) => {
-        item.shown = event.target.checked;
-        redraw();
-      };
-      const style = item.color ? `--tb-here: ${item.color}` : "";
-      return html("label", { style }, html("input", { type: "checkbox", checked: "", onchange: change }), item.title);
-    };
-    const boxes = (name, items) => html("div", { class: "tb-boxes", role: "group", "aria-label": name }, ...items.map(box));
     const metric = choice("Metric", tables.map(({ title }) => title), redraw);
     const said = html("output", { class: "tb-words" });
     const key = "● here, with its 95 % interval; ○ in the paper. The name of a method sorts.";
@@ -376,15 +405,177 @@
     redraw();
     return [
       metric.node,
-      boxes("Methods", methods),
-      html("details", {}, html("summary", {}, "Choose sets"), boxes("Sets", sets)),
+      boxes("Methods", methods, redraw),
+      html("details", {}, html("summary", {}, "Choose sets"), boxes("Sets", sets, redraw)),
       html("p", { class: "tb-words" }, key),
       said,
       html("div", { class: "pst-scrollable-table-container" }, ...tables.map(({ table }) => table)),
     ];
   }
 
-  const KINDS = { threshold, temperature, results };
+  // The example browser: a mark an image, one of them with its card
+
+  const SHAPES = [
+    "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0", // in the order of the sets
+    "M0 -5.5L5.2 4H-5.2Z",
+    "M-4 -4H4V4H-4Z",
+  ];
+
+  function examples(data) {
+    const { methods } = data;
+    const sets = data.sets.map((each, i) => {
+      const [d, transform] = [SHAPES[i], "translate(6 6)"];
+      const mark = svg("svg", { "aria-hidden": true }, shape("path", "tb-hollow", each.color, { d, transform }));
+      return { ...each, d, mark, shown: true };
+    });
+    const mistakes = { title: "only mistakes of the score", shown: false };
+    const all = data.set.map((_, i) => i);
+    const heights = [
+      { title: "squared residual ‖r‖², T = 5", of: (i) => data.residual2[i] },
+      { title: "squared residual ‖r‖², T = 1", of: (i) => data.residual2_T1[i] },
+      { title: "percentile of the score", of: (i) => method().percentiles[i], linear: true },
+    ];
+    const method = () => methods[score.at()];
+    const height = () => heights[up.at()];
+    const set = (i) => sets[data.set[i]];
+    const wrong = (i) => Boolean(method().alarms[i]) !== set(i).outlier;
+    const level = `${100 * data.alpha} %`;
+    let shown = []; // images, in the order of the score
+    let spots = []; // their places
+    let picked;
+
+    /** A little more than the range of these values, on a logarithmic axis. */
+    function room(values) {
+      const margin = (most(values) / least(values)) ** 0.04;
+      return [least(values) / margin, most(values) * margin];
+    }
+
+    function products([left, right], [low, high], x, y) {
+      return decades(left * low, right * high, 9).flatMap((product) => {
+        const [a, b] = [Math.max(left, product / high), Math.min(right, product / low)];
+        if (x(b) - x(a) < 60) return [];
+        return [
+          line(x(a), y(product / a), x(b), y(product / b), "tb-iso"),
+          text(x(b) - 4, y(product / b) - 5, short(product), "end"),
+        ];
+      });
+    }
+
+    const ring = shape("circle", "tb-ring", "var(--tb-text)", { r: 10 });
+    const plane = chart(392, (node, width) => {
+      const [left, right, top, base] = [44, width - 8, 26, 350];
+      const { title, of, linear } = height();
+      const across = room(data.norm2);
+      const x = logarithmic(...across, left, right);
+      const range = linear ? [0, 100] : room(all.map(of));
+      const y = linear ? scale(...range, base, top) : logarithmic(...range, base, top);
+      const cut = y(100 - 100 * data.alpha);
+      spots = shown.map((i) => [x(data.norm2[i]), y(of(i))]);
+      node.append(
+        text(0, 12, title, "start", "var(--tb-text)"),
+        ...(linear ? ticks(...range, 5) : decades(...range, 7)).flatMap((place) => [
+          line(left, y(place), right, y(place), "tb-grid"),
+          text(left - 6, y(place) + 4, short(place), "end"),
+        ]),
+        ...axis(x, [left, right], base, decades(...across, 7), "squared feature norm ‖h‖²", short),
+        ...shown.map((i, at) => {
+          const kind = method().alarms[i] ? "tb-alarm" : "tb-hollow";
+          return shape("path", kind, set(i).color, { d: set(i).d, transform: `translate(${spots[at].join(" ")})` });
+        }),
+        ...(linear ? [line(left, cut, right, cut, "tb-cut")] : products(across, range, x, y)),
+        ring,
+      );
+      point();
+      const counts = sets.filter((each) => each.shown).map((each) => {
+        const own = shown.filter((i) => set(i) === each);
+        return `${own.filter((i) => method().alarms[i]).length} of ${own.length} from ${each.title}`;
+      });
+      return `${title} by squared feature norm. ${method().title} raises an alarm on ${counts.join(", ")}.`;
+    });
+
+    const picture = html("div", { class: "tb-picture" });
+    const said = html("output", {}, "Point at a mark, tap it, or move the slider.");
+    const rows = methods.map(({ title }) => {
+      const cells = [html("td", {}, "–"), html("td", {}, "–"), html("td", {}, "–", html("small", {}, "–"))];
+      return { cells, node: html("tr", {}, html("th", { scope: "row" }, title), ...cells) };
+    });
+    const heads = ["Score", "Value", "Percentile", `At ${level}`].map((name) => html("th", { scope: "col" }, name));
+    const head = html("thead", {}, html("tr", {}, ...heads));
+    const table = html("table", {}, head, html("tbody", {}, ...rows.map((row) => row.node)));
+    const card = html("div", { class: "tb-card" }, picture, said, table);
+
+    function point() {
+      const at = shown.indexOf(picked);
+      ring.style.visibility = at < 0 ? "hidden" : "visible";
+      if (at >= 0) ring.setAttribute("transform", `translate(${spots[at].join(" ")})`);
+    }
+
+    /** What a score does with an image, and what that is called. */
+    const verdict = (alarm, outlier) =>
+      alarm ? ["rejects", outlier ? "caught" : "false alarm"] : ["accepts", outlier ? "missed" : "rightly"];
+
+    function pick(i) {
+      if (i === undefined || i === picked) return;
+      picked = i;
+      point();
+      const name = `${set(i).title}, image ${data.index[i]}`;
+      const tile = { x: data.tile[i] % data.columns, y: Math.floor(data.tile[i] / data.columns) };
+      const seen = { role: "img", "aria-label": `${name}: ${data.true[i]}`, style: `--x: ${tile.x}; --y: ${tile.y}` };
+      picture.replaceChildren(html("span", { class: "tb-tile", ...seen }));
+      said.replaceChildren(
+        html("b", {}, name),
+        html("span", {}, `Class: ${data.true[i]}`),
+        html("span", {}, `Answer: ${data.predicted[i]}`),
+        html("span", {}, `‖h‖² = ${short(data.norm2[i])}`),
+        html("span", {}, `‖r‖² = ${short(data.residual2[i])} at T = 5`),
+        html("span", {}, `‖r‖² = ${short(data.residual2_T1[i])} at T = 1`),
+      );
+      methods.forEach(({ scores, percentiles, alarms }, k) => {
+        const [does, called] = verdict(alarms[i], set(i).outlier);
+        const [value, percentile, what] = rows[k].cells;
+        value.textContent = short(scores[i]);
+        percentile.textContent = percentiles[i].toFixed(2);
+        what.replaceChildren(does, html("small", {}, called));
+      });
+      knob.move(shown.indexOf(i));
+      knob.name();
+    }
+
+    function redraw() {
+      const order = method().scores;
+      shown = all.filter((i) => set(i).shown && (!mistakes.shown || wrong(i))).sort((a, b) => order[a] - order[b]);
+      rows.forEach(({ node }, k) => node.classList.toggle("tb-chosen", k === score.at()));
+      plane.redraw();
+      knob.among(shown.length);
+      knob.move(shown.indexOf(picked));
+      knob.name();
+    }
+
+    function nearest({ clientX, clientY }) {
+      const { left, top } = plane.node.getBoundingClientRect();
+      const far = spots.map(([x, y]) => Math.hypot(left + x - clientX, top + y - clientY));
+      const at = far.indexOf(least(far));
+      if (far[at] < 24) pick(shown[at]);
+    }
+
+    const say = (place) => `${shown.includes(picked) ? place + 1 : "none"} of ${shown.length}`;
+    const score = choice("Score", methods.map(({ title }) => title), redraw);
+    const up = choice("Vertical axis", heights.map(({ title }) => title), redraw);
+    const knob = slider("Image, in the order of the score:", all.length, 0, say, () => pick(shown[knob.at()]));
+    knob.node.addEventListener("focusin", () => shown.includes(picked) || pick(shown[knob.at()]));
+    for (const event of ["pointermove", "pointerdown"]) plane.node.addEventListener(event, nearest);
+    score.move(data.start);
+    redraw();
+    return [
+      html("div", { class: "tb-choices" }, score.node, up.node),
+      boxes("Images", [...sets, mistakes], redraw),
+      plane.node,
+      knob.node,
+      card,
+    ];
+  }
+
+  const KINDS = { examples, threshold, temperature, results };
   for (const root of document.querySelectorAll(".tb-explorer")) {
     const data = JSON.parse(root.querySelector("script")?.textContent ?? "{}");
     const parts = KINDS[root.dataset.kind](data, root);
