@@ -283,22 +283,26 @@ def precision(exact: tb.evaluation.Scores, low: tb.evaluation.Scores, resamples:
 
 
 def training(runs: Runs) -> str:
-    """An epoch: the usual loop, ours at each resolution and in the mean, and the floor."""
+    """An epoch: the usual loop, ours at each resolution and in the mean, the floors, and where a step's time goes."""
     found = runs.named("training")
-    unit, loops = found["product float32"], {what: r for what, r in found.items() if what != "product float32"}
+    loops = {what: r for what, r in found.items() if what.startswith(("usual", "ours"))}
     lines = [(what, milliseconds(r, r["images"]), span(r)) for what, r in loops.items()]
     mean = sum(r["share_of_recipe"] * r["ratio"] for r in loops.values() if "share_of_recipe" in r)
     full, usual = found["ours, 32 px"], min(r["ratio"] for what, r in loops.items() if what.startswith("usual"))
-    floor = full["operations"] * unit["ratio"] / unit["operations"]
-    each = found[unit["reference"]]["seconds"] / full["images"]
-    for what, ratio in (("ours, mean over the recipe", mean), ("floor: a dense product's speed", floor)):
-        lines.append((f"*{what}*", f"{1e3 * ratio * each:,.3g} ms", f"{ratio:.3g}"))
-    text = f"Ours is {usual / full['ratio']:.2f} times as fast as the better usual loop at full size, "
-    text += (
-        f"{usual / mean:.2f} times over the recipe, and at full size {full['ratio'] / floor:.1f} times the floor of "
-    )
-    text += f"{full['operations'] / full['images'] / 1e9:.2f} G operations an image."
-    return table(("training, an epoch", "an image", f"of the {unit['reference']}"), lines) + f"\n\n{text}"
+    more = {"ours, mean over the recipe": mean}
+    for name, unit, count in (("a dense product", "product float32", "operations"), ("a copy", "copy", "bytes")):
+        more[f"floor: at the speed of {name}"] = full[count] * found[unit]["ratio"] / found[unit][count]
+    each = found[full["reference"]]["seconds"] / full["images"]
+    lines += [(f"*{what}*", f"{1e3 * ratio * each:,.3g} ms", f"{ratio:.3g}") for what, ratio in more.items()]
+    text = f"Ours is {usual / full['ratio']:.2f} times as fast as the better usual loop at full size and "
+    text += f"{usual / mean:.2f} times over the recipe. At full size an image takes "
+    operations, moved = (full[count] / full["images"] for count in ("operations", "bytes"))
+    text += f"{operations / 1e9:.2f} G operations and moves {size(moved)}; "
+    arithmetic, memory = list(more.values())[1:]
+    text += f"the step takes {full['ratio'] / (arithmetic + memory):.2f} times both floors together. "
+    parts = ", ".join(f"`{name.removeprefix('aten::')}` {share:.0%}" for name, share in full["profile"].items())
+    text += f"Where its time goes: {parts}."
+    return table(("training, an epoch", "an image", f"of the {full['reference']}"), lines) + f"\n\n{text}"
 
 
 def evaluation(runs: Runs) -> str:

@@ -81,7 +81,8 @@ def closed_forms(h: Tensor, z: Tensor | None, head: nn.Linear, inverse: Tensor, 
     }
     if roots is not None:
         rows["kronecker"] = lambda: tb.scores.thinkback_kronecker(h, logits(), roots, T)
-        rows["averaged"] = lambda: tb.scores.thinkback_averaged(F.normalize(h), logits(), roots, T)
+        distances = tb.scores.label_distances(roots[0])
+        rows["averaged"] = lambda: tb.scores.thinkback_averaged(F.normalize(h), logits(), (distances, roots[1]), T)
     return rows
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import thinkback_utils as tb
 
 from .context import Context
-from .machine import product
+from .machine import copy, product
 from .rounds import Call, Record
 
 BATCH = 128
@@ -87,6 +87,29 @@ def operations(images: int) -> dict[str, int]:
     return counts
 
 
+def traffic(images: int) -> int:
+    """Bytes that an epoch moves at least: each layer reads its feature maps and writes new ones, and twice backward."""
+    model, counts = network(), list[int]()
+    for layer in model.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(lambda _, inputs, output: counts.append(inputs[0].numel() + output.numel()))
+    model(torch.rand(1, 3, 32, 32))
+    return 3 * 4 * sum(counts) * images
+
+
+def profile(images: tb.data.ImageSet, device: torch.device) -> dict[str, float]:
+    """Shares of a step's time by operation, at full size, of those that take a hundredth or more."""
+    epoch = our_epoch(images, images.images.shape[-1], device)
+    epoch()
+    with torch.profiler.profile() as watched:
+        epoch()
+    times = {event.key: float(event.self_cpu_time_total) for event in watched.key_averages()}
+    if device.type == "cuda":
+        times = {event.key: float(event.self_device_time_total) for event in watched.key_averages()}
+    largest = sorted(times.items(), key=lambda item: -item[1])
+    return {name: time / sum(times.values()) for name, time in largest if time >= 0.01 * sum(times.values())}
+
+
 def shares(config: tb.train.TrainConfig = RECIPE, full: int = 32) -> dict[int, float]:
     """Share of the recipe's epochs at each side of the images.
 
@@ -109,14 +132,16 @@ def run(context: Context) -> list[Record]:
         calls[f"usual loop, {workers} workers"] = usual_loop(plain, images, workers, context.device)
     for side in shares():
         calls[f"ours, {side} px"] = our_epoch(images, side, context.device)
-    matrix = 512 if context.quick else 2048
-    calls["product float32"] = product(matrix, context.device)
+    matrix, length = (512, 1 << 22) if context.quick else (2048, 1 << 26)
+    calls["product float32"], calls["copy"] = product(matrix, context.device), copy(length, context.device)
     records = context.measure(calls, "usual loop, 0 workers", budget=30, least=3, images=count, batch=BATCH)
     counts = operations(count)
-    facts: dict[str, dict[str, float]] = {"product float32": {"operations": 2 * matrix**3}}
+    facts: dict[str, dict[str, Any]] = {"product float32": {"operations": 2 * matrix**3}}
+    facts["copy"] = {"bytes": 2 * 4 * length}
     facts |= {f"ours, {side} px": {"share_of_recipe": share} for side, share in shares().items()}
-    at_full = {"operations": counts["step"], "forward_operations": counts["forward"]}
+    at_full = {"operations": counts["step"], "forward_operations": counts["forward"], "bytes": traffic(count)}
     for name in calls:
         if name.startswith("usual") or name == "ours, 32 px":
             facts[name] = facts.get(name, {}) | at_full
+    facts["ours, 32 px"]["profile"] = profile(images, context.device)
     return [record | facts.get(record["what"], {}) for record in records]

@@ -395,16 +395,24 @@ def test_reduced_precision_is_held_against_the_interval():
     assert "| 0 of 4 |" in report.precision(exact, far, resamples=50)
 
 
-def test_an_epoch_is_held_against_its_floor(tmp_path):
-    facts = {"images": 100, "operations": 6e9}
+def test_an_epoch_is_held_against_its_floors(tmp_path):
+    facts = {"images": 100, "operations": 6e9, "bytes": 2e8}
     usual = [record(f"usual loop, {n} workers", ratio, seconds=ratio, **facts) for n, ratio in ((0, 1.0), (2, 0.8))]
     ours = [record("ours, 16 px", 0.1, images=100, share_of_recipe=0.5)]
-    ours.append(record("ours, 32 px", 0.4, share_of_recipe=0.5, **facts))
-    unit = record("product float32", 0.01, operations=1e9) | {"reference": "usual loop, 0 workers"}
-    text = report.training(runs(tmp_path, training=[*usual, *ours, unit]))
+    ours.append(record("ours, 32 px", 0.4, share_of_recipe=0.5, profile={"aten::mm": 0.75, "aten::add": 0.2}, **facts))
+    units = [record("product float32", 0.01, operations=1e9), record("copy", 0.02, bytes=1e8)]
+    for one in (*usual, *ours, *units):
+        one["reference"] = "usual loop, 0 workers"
+    text = report.training(runs(tmp_path, training=[*usual, *ours, *units]))
     assert "2.00 times as fast as the better usual loop at full size" in text
     assert "3.20 times over the recipe" in text
-    assert "6.7 times the floor of 0.06 G" in text
+    assert "0.06 G operations and moves 2 MB; the step takes 4.00 times both floors together" in text
+    assert "`mm` 75%, `add` 20%" in text
+
+
+def test_traffic_is_counted_layer_by_layer(monkeypatch):
+    monkeypatch.setattr(training, "network", lambda: nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), nn.ReLU()))
+    assert training.traffic(7) == 7 * 3 * 4 * 32 * 32 * (3 + 2 + 2 + 2)
 
 
 def test_functions_fit_on_a_page():

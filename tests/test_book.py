@@ -76,6 +76,7 @@ def test_notebook_is_stripped(path: Path) -> None:
     ids = Counter(cell.get("id") for cell in raw["cells"])
     assert None not in ids
     assert max(ids.values()) == 1
+    assert [i for i in ids if not re.fullmatch(r"[a-z][a-z0-9-]*", i) or re.fullmatch("[0-9a-f]{8}", i)] == []  # words
     for cell in raw["cells"]:
         if cell["cell_type"] == "code":
             assert cell["outputs"] == []

@@ -25,7 +25,8 @@ from playwright.sync_api import Page, sync_playwright
 from thinkback_utils import runner
 
 ROOT = Path(__file__).parents[1]
-SITE = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["html"]["baseurl"]
+CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+SITE, REPOSITORY = CONFIG["html"]["baseurl"], CONFIG["repository"]
 WRITTEN = [page.with_suffix(".html").as_posix() for page in runner.pages(ROOT)]
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 FLAGS = [
@@ -91,6 +92,10 @@ REACHED = """() => {
     };
 }"""
 
+WEIGHT = """() => [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
+    .reduce((sum, file) => sum + file.decodedBodySize, 0)"""  # as files, before any compression
+PICTURES = ("book/limits.html", "book/examples.html")  # photographs, hundreds of them in one file
+
 
 def absent(reason: str) -> NoReturn:
     pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
@@ -122,11 +127,13 @@ def site(html: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")  # one driver at a time: other modules start their own
 def browser(html: Path) -> Iterator[Page]:
+    other = os.environ.get("BROWSER")  # firefox or webkit, as Playwright installs them
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
+    if program is None and not other:
         absent("no Chromium on this machine")
-    with sync_playwright() as driver, driver.chromium.launch(executable_path=program, args=FLAGS) as chromium:
-        page = chromium.new_page(reduced_motion="reduce")
+    options: dict[str, Any] = {} if other else {"executable_path": program, "args": FLAGS}
+    with sync_playwright() as driver, getattr(driver, other or "chromium").launch(**options) as browser:
+        page = browser.new_page(reduced_motion="reduce")
         page.set_default_timeout(300_000)  # a busy machine is no fault of the page
         yield page
 
@@ -174,6 +181,14 @@ def test_sitemap_and_cards_name_every_page(html: Path) -> None:
         assert (html / card["image"].removeprefix(SITE)).is_file(), name
 
 
+def test_badges_open_the_notebook_of_the_page(html: Path) -> None:
+    colab = "https://colab.research.google.com/github/"
+    tree = REPOSITORY["url"].removeprefix("https://github.com/") + f"/blob/{REPOSITORY['branch']}/"
+    for name in (name for name in WRITTEN if name.startswith("notebooks/")):
+        found = set(re.findall(rf'href="({colab}[^"]*)"', (html / name).read_text(encoding="utf-8")))
+        assert found == {colab + tree + name.replace(".html", ".ipynb")}
+
+
 def test_every_chapter_shows_what_it_was_rendered_with(html: Path) -> None:
     for name in (name for name in WRITTEN if name.startswith("notebooks/")):
         text = re.sub(r"<[^>]+>", "", (html / name).read_text(encoding="utf-8"))
@@ -183,6 +198,28 @@ def test_every_chapter_shows_what_it_was_rendered_with(html: Path) -> None:
 def test_phone_shows_everything_and_scrolls_down_alone(page: Page) -> None:
     page.set_viewport_size(PHONE)
     assert {fault: found for fault, found in page.evaluate(LOOK).items() if found} == {}
+
+
+def test_page_weighs_little(page: Page) -> None:
+    if page.url.endswith(PICTURES):
+        pytest.skip("a page of photographs")
+    assert 0.1 * 2**20 < page.evaluate(WEIGHT) <= 1.5 * 2**20
+
+
+TAPS = """() => {
+    const there = (e) => e.checkVisibility({ visibilityProperty: true }) && e.getClientRects().length;
+    const target = (e) => e.labels?.[0] ?? e; // a label is hit in place of what it is for
+    const inText = (e) => e.matches("a") && getComputedStyle(e).display === "inline"; // as tall as its line
+    return [...document.querySelectorAll("main :is(a[href], button, input, select, summary)")]
+        .filter((e) => there(e) && !e.disabled && !inText(e))
+        .map((e) => [e.outerHTML.slice(0, 120), target(e).getBoundingClientRect()])
+        .filter(([, box]) => Math.min(box.width, box.height) < 24).map(([name]) => name);
+}"""
+
+
+def test_fingers_hit_every_control(page: Page) -> None:
+    page.set_viewport_size(PHONE)
+    assert page.evaluate(TAPS) == []
 
 
 def test_tab_reaches_every_control_and_shows_where_it_is(page: Page) -> None:

@@ -129,15 +129,14 @@ def oracle(method, x):
     def u(v):
         return v.double() / v.double().norm(dim=1, keepdim=True)
 
+    A, B = KroneckerFisher(3.0, bias=True).update(u(g), y).inverse_root(0.1)
     return {
         "thinkback": lambda: scores.thinkback(h, z, DiagonalFisher(5.0).update(g, y).compute()),
         "thinkback_full": lambda: scores.thinkback_full(h, z, FullFisher(5.0).update(g, y).inverse_root()),
         "thinkback_kronecker": lambda: scores.thinkback_kronecker(
             h, z, KroneckerFisher(5.0).update(g, y).inverse_root()
         ),
-        "thinkback_averaged": lambda: scores.thinkback_averaged(
-            u(h), z, KroneckerFisher(3.0, bias=True).update(u(g), y).inverse_root(0.1), 3.0
-        ),
+        "thinkback_averaged": lambda: scores.thinkback_averaged(u(h), z, (scores.label_distances(A), B), 3.0),
         "thinkback_eq5": lambda: scores.thinkback(h, z),
         "gradnorm": lambda: scores.gradnorm(h, z),
         "energy": lambda: scores.energy(z),

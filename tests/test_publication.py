@@ -22,6 +22,7 @@ from thinkback_utils import runner
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 PAGE = (ROOT / "book" / "how_to_run.md").read_text(encoding="utf-8")
+SWEEP = (ROOT / "profiles" / "sweep.sh").read_text(encoding="utf-8")
 
 
 def load(name: str) -> Any:
@@ -34,6 +35,30 @@ def test_one_repository_names_the_site_and_the_citation() -> None:
     assert config["html"]["baseurl"] == f"https://{owner}.github.io/{name}/"
     assert config["sphinx"]["config"]["ogp_site_url"] == config["html"]["baseurl"]
     assert (citation["repository-code"], citation["url"]) == (config["repository"]["url"], config["html"]["baseurl"])
+
+
+def tracked() -> dict[str, str]:
+    """The text files under version control, by name, without what others wrote."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("this is no clone, or there is no git")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    paths = [name for name in listed if not name.startswith("book/vendor/") and (ROOT / name).is_file()]
+    texts = {name: (ROOT / name).read_bytes() for name in paths}
+    return {name: content.decode() for name, content in texts.items() if b"\0" not in content[:8000]}
+
+
+def test_no_other_address_of_the_book_is_named() -> None:
+    config = load("_config.yml")
+    right = {config["repository"]["url"], config["html"]["baseurl"].rstrip("/")}
+    named = r"https://(?:github\.com/[\w-]+|[\w-]+\.github\.io)/thinkback[\w-]*"
+    found = {address: name for name, text in tracked().items() for address in re.findall(named, text)}
+    assert set(found) <= right, found
+    assert found.keys() & right
+
+
+def test_nothing_names_a_folder_of_one_machine() -> None:
+    machine = r"(?<![\w.~*/-])/(?:root|work|home|Users|tmp|mnt)/[\w.-]"
+    assert {name for name, text in tracked().items() if re.search(machine, text)} == set()
 
 
 def test_citation_names_this_version_and_the_paper() -> None:
@@ -70,8 +95,9 @@ def test_issue_forms_ask_something() -> None:
 
 
 def commands(program: str) -> list[list[str]]:
-    """The command lines of the page on running that begin so."""
+    """The command lines of the page on running, and of the sweep, that begin so."""
     blocks = re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    blocks += [SWEEP.replace("\\\n", " ").replace(".venv/bin/", "")]
     return [shlex.split(line) for line in "".join(blocks).splitlines() if line.strip().startswith(program)]
 
 

@@ -70,6 +70,18 @@ def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, cap
     assert "test accuracy" in capsys.readouterr().out
 
 
+def test_processes_share_the_seeds(toy_root, tmp_path, monkeypatch):
+    command = ["--recipe", "smoke", "--epochs", "1", "--results", str(tmp_path / "results"), "--device", "cpu"]
+    command += ["--sets", "cifar100", "--seeds", "5", "6", "7"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, made in ((1, {6}), (0, {5, 6, 7})):  # as torchrun would, one after the other
+        monkeypatch.setenv("RANK", str(rank))
+        reproduce.main(command)
+        records = json.loads((tmp_path / "results" / "table1.json").read_text())
+        assert {record["seed"] for record in records} == made
+    assert len(list(tmp_path.glob("results/wrn10-1-cifar10/seed*/weights.safetensors"))) == 3
+
+
 def test_sets_are_added_to_a_finished_run_without_training_it_again(toy_root, tmp_path):
     """Without --recipe the folder's own recipe stands, so the committed network can be asked about more sets."""
     results = ["--results", str(tmp_path / "results"), "--device", "cpu", "--sets"]

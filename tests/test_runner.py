@@ -220,6 +220,13 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
     assert again("--force", "--only", "two") == ["two"]
     write(book / "notebooks" / "02_two.ipynb", "seed: int = 0  # seed", "seed + 2")
     assert again() == ["two"]
+    prose = nbformat.read(book / "notebooks" / "02_two.ipynb", as_version=4)
+    prose.cells[0].source += ", told otherwise"
+    nbformat.write(prose, book / "notebooks" / "02_two.ipynb")
+    assert again() == []
+    prose.cells[2].metadata["tags"] = ["skip-execution"]
+    nbformat.write(prose, book / "notebooks" / "02_two.ipynb")
+    assert again() == ["two"]
     assert again("-p", "eps", "0.5") == ["one"]  # which two does not have
     assert again("-p", "eps", "0.5") == []
     assert again() == ["one"]
@@ -235,6 +242,22 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
     write(book / "notebooks" / "01_one.ipynb", PARAMETERS, "raise")
     assert again() == ["one"]
     assert again() == ["one"]  # it failed: nothing of it counts as done
+
+
+def test_new_prose_stands_around_old_outputs(tmp_path: Path) -> None:
+    written = runner.read(write(tmp_path / "a.ipynb", PARAMETERS, "1 + 1"))
+    executed = runner.read(tmp_path / "a.ipynb")
+    injected = nbformat.v4.new_code_cell("# Parameters", execution_count=2, metadata={"tags": ["injected-parameters"]})
+    executed.cells[1].execution_count, executed.cells[2].execution_count = 1, 3
+    executed.cells[2].outputs = [nbformat.v4.new_output("stream", text="2")]
+    executed.cells.insert(2, injected)
+    written.cells[0].source = "# New title"
+    written.cells.insert(2, nbformat.v4.new_markdown_cell("New paragraph"))
+    done = runner.rendered(written, executed)
+    assert [cell.source for cell in done.cells] == ["# New title", PARAMETERS, "# Parameters", "New paragraph", "1 + 1"]
+    assert done.cells[-1].outputs[0].text == "2"
+    written.cells[-1].source = "1 + 2"
+    assert runner.rendered(written, executed) is None
 
 
 def test_run_executes_one_notebook_in_its_own_folder(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +295,7 @@ def test_scrub_leaves_no_trace_of_the_machine() -> None:
     clean = runner.scrub(notebook)
     assert dict(clean.metadata) == {"colab": {}}
     assert clean.cells[0].source.startswith("# This page was rendered with:\nseed = 1")
+    assert clean.cells[0].metadata["mystnb"]["code_prompt_show"] == "This page was rendered with seed = 1"
     assert clean.cells[1].metadata == {"tags": ["hide-input"]}
     assert [output.text for output in clean.cells[1].outputs] == ["careful\n", "out\n"]
 

@@ -215,7 +215,8 @@ def test_averaged_is_the_mean_of_the_statistic_over_labels(head, temperature):
         r = scores.residual(logits, temperature, torch.full((len(logits),), label))
         total = total + p[:, label] * torch.einsum("nk,kj,nj->n", r, torch.linalg.inv(A @ A.T), r)
     expected = total * torch.einsum("nd,de,ne->n", features, torch.linalg.inv(B @ B.T), features)
-    close(scores.thinkback_averaged(features, logits, roots, temperature), expected, 1e-6)
+    weights = scores.label_distances(roots[0]), roots[1]
+    close(scores.thinkback_averaged(features, logits, weights, temperature), expected, 1e-6)
 
 
 def test_kronecker_equals_full_if_residuals_and_features_are_independent(head):

@@ -58,6 +58,10 @@ class Method:
         return F.normalize(features.double()) if self.unit else features
 
 
+def _averaged(root_A: Tensor, root_B: Tensor) -> State:
+    return scores.label_distances(root_A), root_B
+
+
 _PAPER, _ROOT = {"temperature": 5.0, "eps": 1e-16, "damping": 0.0}, {"temperature": 5.0, "damping": None}
 METHODS: dict[str, Method] = {
     "msp": Method("Softmax", lambda h, z, s, o: scores.msp(z, **o), {"temperature": 1.0}),
@@ -91,7 +95,7 @@ METHODS: dict[str, Method] = {
         lambda h, z, s, o: scores.thinkback_averaged(h, z, (s[0], s[1]), o["temperature"]),
         {"temperature": 3.0, "damping": 0.1},
         lambda T: KroneckerFisher(T, bias=True),
-        lambda fisher, o: tuple(fisher.inverse_root(o["damping"])),
+        lambda fisher, o: _averaged(*fisher.inverse_root(o["damping"])),
         unit=True,
     ),
 }

@@ -22,6 +22,7 @@ from .detector import conformal_threshold
 from .evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
 from .features import Bundle
 from .files import read_json, replacing, write_json
+from .fisher import KroneckerFisher
 from .gallery import ALPHA, alarms, percentiles
 from .methods import METHODS, TITLES
 from .plots import ID_COLOR, INK, OOD_COLOR
@@ -114,7 +115,8 @@ def tell(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Stor
     bundle = Bundle.load(results / network / f"seed{seed}" / "bundle.npz")
     browsed, method, rows = read_json(results / "gallery" / "examples.json"), METHODS[METHOD], []
     scored, train = score_sets(bundle.sets, (METHOD, *COMPARED), ROWS), bundle.sets[ID_TRAIN]
-    roots, T = method.fit([(train.features, train.logits)]), method.options["temperature"]
+    T, fisher = method.options["temperature"], KroneckerFisher(method.options["temperature"], bias=True)
+    roots = fisher.update(method.inputs(train.features), train.logits).inverse_root(method.options["damping"])
     sprite = Image.open(results / "gallery" / "sprite.png")
     for name in ROWS:
         own = scored[name][METHOD]

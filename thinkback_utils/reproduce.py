@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from . import ablations, claims, data, variants
 from .evaluation import (
@@ -26,7 +27,9 @@ from .evaluation import (
 )
 from .features import Bundle, extract
 from .files import read_json, write_json
+from .fit import device_of
 from .provenance import describe
+from .shards import place
 from .train import TrainConfig, add_config_arguments, config_from, pick_device, recipe_name, train_network
 
 
@@ -92,7 +95,10 @@ def explore(folder: Path, device: str | None = None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train networks, extract features, score every set and write the table, resuming where it was killed."""
+    """Train networks, extract features, score every set and write the table, resuming where it was killed.
+
+    Under ``torchrun`` the processes share the seeds; the same command without it then gives the verdicts over all.
+    """
     parser = argparse.ArgumentParser(prog="python -m thinkback_utils.reproduce", description=main.__doc__)
     add_config_arguments(parser)
     parser.add_argument("--seeds", nargs="+", type=int, help="one network for each (default: that of --seed)")
@@ -103,18 +109,20 @@ def main(arguments: list[str] | None = None) -> None:
     config = config_from(options)
     network, path = f"wrn{config.depth}-{config.width}-cifar10", options.results / "table1.json"
     sets = available_sets() if options.sets is None else options.sets
-    seeds = options.seeds or [config.seed]
-    for seed in seeds:
+    seeds, (rank, world), device = options.seeds or [config.seed], place(), str(device_of(options.device))
+    for seed in seeds[rank::world]:  # under torchrun the processes share the seeds, one GPU each
         options.seed, folder = seed, options.results / network / f"seed{seed}"
-        scored = run(config_from(options, folder), folder, sets, options.device)
+        scored = run(config_from(options, folder), folder, sets, device)
         records = table(scored)
         records = with_intervals([*records, *means(records)], scored)
         label = {"network": network, "seed": seed}
-        old = [record for record in (read_json(path) if path.exists() else []) if not label.items() <= record.items()]
-        write_json(path, [*old, *(label | record for record in records)])
+        with FileLock(path.with_suffix(".lock")):
+            old = [row for row in (read_json(path) if path.exists() else []) if not label.items() <= row.items()]
+            write_json(path, [*old, *(label | record for record in records)])
         accuracy = read_json(folder / "provenance.json")["accuracy"][ID_TEST]
         print(f"test accuracy {accuracy:.4f}, results in {folder}")
-    explore(options.results / network / f"seed{seeds[0]}", options.device)
+    if rank == 0:
+        explore(options.results / network / f"seed{seeds[0]}", device)
 
 
 if __name__ == "__main__":

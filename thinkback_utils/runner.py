@@ -35,6 +35,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from . import demo
 from .files import sha256
+from .slim import slim
 
 COMMON = ("profile", "seed", "device", "data_dir", "results_dir")  # a chapter may leave these undeclared
 KERNEL = {"kernel_name": "python3", "language": "python"}
@@ -181,9 +182,10 @@ def surroundings() -> list[Any]:
 
 
 def refresh(path: Path, output: Path, values: Mapping[str, Any], around: list[Any], force: bool = False) -> None:
-    """:func:`run`, unless the copy was made of this very notebook, parameters, results and surroundings."""
+    """:func:`run`, unless the copy was made of this very code, parameters, results and surroundings."""
     results = contents(path.parent / values.get("results_dir", "../results"))
-    made_of = [path.read_bytes(), sorted(values.items()), results, around]
+    code = [(cell.source, cell.metadata.get("tags")) for cell in read(path).cells if cell.cell_type == "code"]
+    made_of = [code, sorted(values.items()), results, around]
     recipe, now = output.with_suffix(".sha256"), hashlib.sha256(repr(made_of).encode()).hexdigest()
     if not force and output.is_file() and recipe.is_file() and recipe.read_text(encoding="utf-8") == now:
         print(f"{path.name}: unchanged", flush=True)
@@ -221,13 +223,33 @@ def scrub(notebook: Any) -> Any:
     for cell in notebook.cells:
         cell.metadata = {key: cell.metadata[key] for key in cell.metadata if key not in ("papermill", "execution")}
         if tagged(cell, "injected-parameters"):
-            cell.id = "injected-parameters"
-            cell.source = cell.source.replace("# Parameters", "# This page was rendered with:", 1)
+            cell.id, said = "injected-parameters", "This page was rendered with"
+            lines = [line for line in cell.source.splitlines() if line != "# Parameters"]
+            cell.source = "\n".join([f"# {said}:", *lines])
+            cell.metadata["tags"] = [*cell.metadata["tags"], "hide-input"]
+            cell.metadata["mystnb"] = {"code_prompt_show": f"{said} {', '.join(lines)}", "code_prompt_hide": said}
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
                 output.text = re.sub(r"\r[^\n]*", "", output.text)  # progress bars
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("text", "stays").strip()]
+    return notebook
+
+
+def rendered(notebook: Any, executed: Any) -> Any:
+    """A notebook as it reads now, with the outputs and parameters of its executed copy; None where code differs."""
+    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+    given = [cell for cell in ran if tagged(cell, "injected-parameters")]
+    own = [cell for cell in ran if not tagged(cell, "injected-parameters")]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    partial = any(cell.source and cell.execution_count is None for cell in own)
+    if partial or [cell.source for cell in own] != [cell.source for cell in code]:
+        return None
+    for cell, done in zip(code, own, strict=True):
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    after = next(i for i, cell in enumerate(notebook.cells) if tagged(cell, "parameters")) + 1
+    notebook.cells[after:after] = given
+    notebook.metadata = executed.metadata  # what the kernel says of its language
     return notebook
 
 
@@ -248,10 +270,8 @@ def stage(root: Path, build: Path) -> None:
         if page.suffix != ".ipynb":
             shutil.copyfile(root / page, src / page)
             continue
-        done = read(build / "executed" / page.name)
-        own = [cell for cell in done.cells if not tagged(cell, "injected-parameters")]
-        partial = any(cell.cell_type == "code" and cell.source and cell.execution_count is None for cell in own)
-        if partial or [cell.source for cell in own] != [cell.source for cell in read(root / page).cells]:
+        done = rendered(read(root / page), read(build / "executed" / page.name))
+        if done is None:
             raise BookError(f"thinkback: {page} changed or failed since its execution: repeat it, --only {slug(page)}")
         nbformat.write(scrub(done), src / page)  # type: ignore[no-untyped-call]
 
@@ -313,6 +333,7 @@ def make(root: Path, build: Path) -> Path:
     if subprocess.run([sys.executable, "-c", "from jupyter_book.cli.main import main; main()", *book]).returncode:
         raise BookError("thinkback: the book did not build without warnings; they are printed above")
     mend(html)
+    slim(html)
     front_page(html, pages(root)[0].with_suffix(".html").as_posix())
     check(root, html)
     return html / "index.html"

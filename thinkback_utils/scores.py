@@ -240,37 +240,57 @@ def thinkback_kronecker(
 def thinkback_averaged(
     features: Array,
     logits: Array,
-    roots: tuple[Tensor | NDArray[np.floating], Tensor | NDArray[np.floating]],
+    weights: tuple[Tensor | NDArray[np.floating], Tensor | NDArray[np.floating]],
     temperature: float = 5.0,
 ) -> Array:
     """:func:`thinkback_kronecker` averaged over the labels that the network considers, not its decision alone.
 
     ``sum_y p_y (r_y^T A^-1 r_y) (h^T B^-1 h)`` with ``r_y = (p - onehot(y)) / T`` and ``p = softmax(z / T)``: a sample
-    counts by all that its doubt would move.
+    counts by all that its doubt would move. A mean of squared distances to the mean is half the mean of those between
+    pairs, so the first factor is ``p^T C p / (2 T^2)``, C from :func:`label_distances`: no term is negative, and a
+    nearly sure sample loses no digit.
 
     Args:
-        features, logits, roots, temperature: as in :func:`thinkback_kronecker`.
+        features, logits, temperature: as in :func:`thinkback_kronecker`.
+        weights: C, float (K, K), and the root of B, as there.
 
     Returns:
-        float64 (N,), non-negative, higher = more OOD. A sample costs 2 K R + D R' multiplications.
+        float64 (N,), non-negative, higher = more OOD. A sample costs K^2 + D R' multiplications.
 
     Raises:
         ValueError: as there.
 
-    Source: the label average is that of ExGrad (Igoe et al. 2022), here under the Fisher of the training data.
+    Source: the label average is that of ExGrad (Igoe et al. 2022), here under the Fisher of the training data; p^T C p
+    is the quadratic entropy of Rao (1982).
 
-    >>> roots = inverse_root(np.eye(2)), inverse_root(np.diag([9.0, 16.0]))
-    >>> thinkback_averaged(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), roots, temperature=1.0).round(6)
+    >>> weights = label_distances(inverse_root(np.eye(2))), inverse_root(np.diag([9.0, 16.0]))
+    >>> thinkback_averaged(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), weights, temperature=1.0).round(6)
     array([1.])
     """
     h, z = _pair(features, logits)
-    A, B = _roots(roots, h, z)
-    p, y, r = (z / _temperature(temperature)).softmax(1), z.argmax(1), residual(z, temperature) @ A
-    others = r + A[y] / temperature  # what r_y is, but for the onehot of y
-    each = others.square().sum(1, keepdim=True) - 2 / temperature * others @ A.T + (A / temperature).square().sum(1)
-    each = each.scatter(1, y[:, None], r.square().sum(1, keepdim=True))  # without the cancellation
-    score = (p * each).sum(1) * (_inputs(h, len(B), z, B) @ B).square().sum(1)
-    return _like(score, logits, features=h, root_A=A, root_B=B)
+    C, B = _roots(weights, h, z)
+    p = (z / _temperature(temperature)).softmax(1)
+    doubt = torch.linalg.vecdot(p @ C, p) / (2 * temperature**2)
+    return _like(doubt * (_inputs(h, len(B), z, B) @ B).square().sum(1), logits, features=h, distances=C, root_B=B)
+
+
+def label_distances(root: Tensor | NDArray[np.floating]) -> Tensor:
+    """``C_jk = (e_j - e_k)^T A^-1 (e_j - e_k)``: how unusual it is that the label changes from j to k, in squares.
+
+    Args:
+        root: of A, float (K, R), from ``KroneckerFisher(...).inverse_root()``.
+
+    Returns:
+        float64 (K, K), symmetric, zero on its diagonal.
+
+    >>> label_distances(np.eye(2))
+    tensor([[0., 2.],
+            [2., 0.]], dtype=torch.float64)
+    """
+    A = _matrix("root", root)
+    gram = (A - A.mean(0)) @ (A - A.mean(0)).T  # what all rows share would only cost digits
+    length = gram.diagonal()
+    return (length[:, None] + length - 2 * gram).clamp(min=0).fill_diagonal_(0)
 
 
 def inverse_diagonal(fisher: Tensor | NDArray[np.floating], eps: float = 1e-16, damping: float = 0.0) -> Tensor:
