@@ -134,7 +134,7 @@ def run(context: Context) -> list[Record]:
         calls[f"ours, {side} px"] = our_epoch(images, side, context.device)
     matrix, length = (512, 1 << 22) if context.quick else (2048, 1 << 26)
     calls["product float32"], calls["copy"] = product(matrix, context.device), copy(length, context.device)
-    records = context.measure(calls, "usual loop, 0 workers", budget=30, least=3, images=count, batch=BATCH)
+    records = context.measure(calls, "usual loop, 0 workers", budget=180, least=3, images=count, batch=BATCH)
     counts = operations(count)
     facts: dict[str, dict[str, Any]] = {"product float32": {"operations": 2 * matrix**3}}
     facts["copy"] = {"bytes": 2 * 4 * length}

@@ -158,23 +158,28 @@ def reading_claim(folder: Path) -> dict[str, str]:
     """
     kept, (arrays, record) = load_scores(folder), ablations.load(folder)
     against: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    together: dict[tuple[tuple[str, int], ...], list[str]] = {}  # readings of the same images share the baselines
     for reading, facts in record["readings"].items():
+        together.setdefault(tuple(facts["images"].items()), []).append(reading)
+    for images, readings in together.items():
         scored: Scores = {}
-        for name, size in facts["images"].items():
+        for name, size in images:
             index = evenly(len(kept[name]["msp"]), size).numpy()
-            scored[name] = {m: kept[name][m][index] for m in BASELINES} | {reading: arrays[f"{name}.{reading}_eq6"]}
-        records = means(table(scored, draws=1, n_ood=max(facts["images"].values())))
+            scored[name] = {m: kept[name][m][index] for m in BASELINES}
+            scored[name] |= {reading: arrays[f"{name}.{reading}_eq6"] for reading in readings}
+        records = means(table(scored, draws=1, n_ood=max(size for _, size in images)))
         records = with_intervals(records, scored)
-        against[reading] = {
-            (b, m): _decided(gains(records, "mean", b, m, reading), 1) for b in BASELINES for m in METRICS
-        }
-    better = [reading for reading, rows in against.items() if all(row["verdict"] == YES for row in rows.values())]
-    best = max(against, key=lambda reading: against[reading]["energy", "auroc"]["measured"])
+        for reading in readings:
+            against[reading] = {
+                (b, m): _decided(gains(records, "mean", b, m, reading), 1) for b in BASELINES for m in METRICS
+            }
+    best = max(record["readings"], key=lambda reading: against[reading]["energy", "auroc"]["measured"])
+    better = [name for name in record["readings"] if all(row["verdict"] == YES for row in against[name].values())]
     gaps = [f"{METRIC_TITLES[m][:-2]} {_points(against[best]['energy', m])}" for m in METRICS]
     return {
         "claim": 'The same, under another reading of "the penultimate layer"',
         "printed": "does not say which layer",
-        "measured": f"of {', '.join(against)}, better beyond chance in all four metrics than both: "
+        "measured": f"of {', '.join(record['readings'])}, better beyond chance in all four metrics than both: "
         f"{', '.join(better) or 'none'}. The best, {best} ({READINGS[best]}), gains on Energy: {', '.join(gaps)}",
         "verdict": YES if better else NO,
     }
