@@ -81,6 +81,24 @@ def test_bootstrap_interval_covers_the_truth():
     assert covered >= 16
 
 
+def test_resamples_are_those_of_copied_images():
+    """Draw the images themselves, with ties, and let scikit-learn judge each draw."""
+    generator = np.random.default_rng(5)
+    ids, oods = generator.normal(0, 1, 150).round(1), generator.normal(1, 1, 90).round(1)
+    fast, draws = (
+        metrics.resampled(ids, oods, 0.3, resamples=20, seed=7),
+        [np.random.default_rng([7, k]) for k in (0, 1)],
+    )
+    for row in fast:
+        a, b = (
+            np.repeat(s, g.multinomial(len(s), np.full(len(s), 1 / len(s))))
+            for s, g in zip((ids, oods), draws, strict=True)
+        )
+        np.testing.assert_allclose(row, list(metrics.ood_metrics(a, b, 0.3).values()), rtol=1e-12)
+        labels = np.repeat([0, 1], [len(a), len(b)])
+        assert row[2] == pytest.approx(roc_auc_score(labels, np.concatenate([a, b])), abs=1e-12)
+
+
 def test_differences_of_resamples_are_paired():
     """Two nearly equal scores of the same images: their difference is known far better than either of them."""
     generator = np.random.default_rng(0)

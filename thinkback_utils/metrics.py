@@ -22,17 +22,15 @@ class Roc(NamedTuple):
     threshold: NDArray[np.float64]
 
 
-def roc(id_scores: ArrayLike, ood_scores: ArrayLike, sample_weight: NDArray[np.integer] | None = None) -> Roc:
+def roc(id_scores: ArrayLike, ood_scores: ArrayLike) -> Roc:
     """ROC curve of the scores, (N_id,) and (N_ood,), higher = more OOD.
-
-    ``sample_weight`` counts each sample, in-distribution first: a bootstrap resample without copying it.
 
     Raises:
         ValueError: if a side is empty, not one-dimensional, or holds a value that is not finite.
     """
     sides = [_vector(n, s) for n, s in (("id_scores", id_scores), ("ood_scores", ood_scores))]
     positive = np.repeat([0, 1], [len(side) for side in sides])
-    return Roc(*roc_curve(positive, np.concatenate(sides), sample_weight=sample_weight, drop_intermediate=False))
+    return Roc(*roc_curve(positive, np.concatenate(sides), drop_intermediate=False))
 
 
 def tpr_at_fpr(curve: Roc, fpr: float = 0.10) -> float:
@@ -105,14 +103,22 @@ def resampled(
 ) -> NDArray[np.float64]:
     """The four metrics of bootstrap resamples of the images, both sides resampled: float64 (resamples, 4).
 
+    The scores are sorted once; a resample then is a count at each point of their curve.
+
     Row i of two scores of the same images comes from the same resample, so a difference of rows is a paired one; and
     row i of two OOD sets shares its in-distribution images, so a mean over sets is one too.
     """
     sides = _vector("id_scores", id_scores), _vector("ood_scores", ood_scores)
+    threshold = roc(*sides).threshold
+    points = [np.searchsorted(-threshold[1:], -side) for side in sides]  # of each sample; threshold[0] is above all
     generators, values = [np.random.default_rng([seed, side]) for side in (0, 1)], []
     for _ in range(resamples):
-        counts = [g.multinomial(len(s), np.full(len(s), 1 / len(s))) for g, s in zip(generators, sides, strict=True)]
-        values.append(list(summary(roc(*sides, sample_weight=np.concatenate(counts)), prevalence).values()))
+        drawn = [g.multinomial(len(s), np.full(len(s), 1 / len(s))) for g, s in zip(generators, sides, strict=True)]
+        counts = np.stack([np.bincount(*pair, len(threshold) - 1) for pair in zip(points, drawn, strict=True)])
+        seen = counts.any(0)
+        fpr, tpr = np.pad(counts[:, seen].cumsum(1) / counts.sum(1, keepdims=True), ((0, 0), (1, 0)))
+        curve = Roc(fpr, tpr, threshold[np.pad(seen, (1, 0), constant_values=True)])
+        values.append(list(summary(curve, prevalence).values()))
     return np.array(values)
 
 
