@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import tinycss2
 from fontTools.subset import Options, Subsetter
 from fontTools.ttLib import TTFont
 
-GROUPS = ("@media", "@supports", "@container", "@layer")
+Node = Any  # of tinycss2, which has no types
+
+GROUPS = ("media", "supports", "container", "layer")
 ICONS = re.compile(r"""<script [^>]*fontawesome[^>]*></script>|<link rel="preload" as="font"[^>]*>""")
 FOR = {"explorers|gallery": "tb-", "sphinx-design|design-tabs": "sd-"}  # files, and the classes that they serve
 PLAIN = re.compile(r'<span class="[np]">([^<]*)</span>')  # names and marks in code have the color of what is around
+WORD = re.compile(r"[\w-]+")
+BARE = (True, True)  # without comments, without white space between rules
 ALIKE = re.compile(r'<use ([^>]*?) style="([^"]*)"/>(?:\s*<use [^>]*? style="\2"/>)+')
-TOKEN = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[{};]""", re.DOTALL)
 
 
 def slim(html: Path) -> None:
@@ -45,7 +51,7 @@ def slim(html: Path) -> None:
 def names(html: Path) -> set[str]:
     """Every word of the pages and scripts, among them all names that style sheets can ask for."""
     files = [*html.rglob("*.html"), *html.glob("_static/**/*.js"), *html.glob("demo/*.js")]
-    return {word for file in files for word in re.findall(r"[\w-]+", file.read_text(encoding="utf-8"))}
+    return {word for file in files for word in WORD.findall(file.read_text(encoding="utf-8"))}
 
 
 def prune(css: str, used: set[str]) -> str:
@@ -58,39 +64,25 @@ def prune(css: str, used: set[str]) -> str:
     """
     stems = tuple(word for word in used if word.endswith("-") and len(word) > 2)
 
-    def wanted(selector: str) -> bool:
-        found = re.findall(r"[.#]((?:[\w-]|\\.)+)", re.sub(r"\[[^]]*\]|\([^()]*\)", "", selector))
-        return all(name in used or name.startswith(stems) or "\\" in name for name in found)
+    def wanted(selector: list[Node]) -> bool:
+        classes = [name.value for dot, name in pairwise(selector) if dot == "." and name.type == "ident"]
+        asked = " ".join(classes + [part.value for part in selector if part.type == "hash"])  # not those in brackets
+        return all(name in used or name.startswith(stems) for name in WORD.findall(asked))
 
-    def kept(css: str) -> Iterator[str]:
-        for head, body in statements(css):
-            if head.startswith(GROUPS):
-                inner = "".join(kept(body))
-                yield f"{head}{{{inner}}}" if inner else ""
-            elif head.startswith("@"):
-                yield f"{head}{{{body}}}" if body else head
+    def kept(rules: list[Node]) -> Iterator[str]:
+        for rule in rules:
+            if rule.type == "qualified-rule":
+                commas = [i for i, part in enumerate(rule.prelude) if part == ","]
+                selectors = [rule.prelude[i + 1 : j] for i, j in pairwise([-1, *commas, len(rule.prelude)])]
+                if some := [tinycss2.serialize(selector).strip() for selector in selectors if wanted(selector)]:
+                    yield f"{','.join(some)}{{{tinycss2.serialize(rule.content)}}}"
+            elif rule.type == "at-rule" and rule.lower_at_keyword in GROUPS and rule.content is not None:
+                if inner := "".join(kept(tinycss2.parse_rule_list(rule.content, *BARE))):
+                    yield f"@{rule.at_keyword}{tinycss2.serialize(rule.prelude).rstrip()}{{{inner}}}"
             else:
-                nested = re.search(r"\([^()]*\(", head)
-                selectors = [part for part in re.split(r",(?![^()]*\))", head) if wanted(part)]
-                yield f"{head if nested else ','.join(selectors)}{{{body}}}" if nested or selectors else ""
+                yield rule.serialize()
 
-    licences = re.findall(r"/\*!.*?\*/", css, re.DOTALL)
-    return "".join(licences) + "".join(kept(re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL)))
-
-
-def statements(css: str) -> Iterator[tuple[str, str]]:
-    """Head and body of every rule of a style sheet without comments; of ``@import ...;`` the body is empty."""
-    depth = start = opened = 0
-    for token in TOKEN.finditer(css):
-        depth += {"{": 1, "}": -1}.get(token[0], 0)
-        if token[0] == "{" and depth == 1:
-            opened = token.end()
-        elif token[0] == "}" and depth == 0:
-            yield css[start : opened - 1].strip(), css[opened : token.start()]
-            start = token.end()
-        elif token[0] == ";" and depth == 0:
-            yield css[start : token.end()].strip(), ""
-            start = token.end()
+    return "".join([*re.findall(r"/\*!.*?\*/", css, re.DOTALL), *kept(tinycss2.parse_stylesheet(css, *BARE))])
 
 
 def cut(font: Path, glyphs: set[int]) -> None:
