@@ -1,7 +1,8 @@
-"""Set-ups of the forward pass: memory format, precision, batch size, compilation, against plain float32."""
+"""Set-ups of the forward pass: memory format, precision, batch size, compilation, export, against plain float32."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import time
@@ -9,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -30,11 +33,14 @@ class Setup:
     channels_last: bool = False
     bfloat16: bool = False
     compiled: bool = False
+    exported: bool = False
     batch: int = 128
 
     def __str__(self) -> str:
-        parts = ("channels last", self.channels_last), ("bfloat16 backbone", self.bfloat16), ("compiled", self.compiled)
-        return ", ".join([name for name, chosen in parts if chosen] or ["plain float32"]) + f", batch {self.batch}"
+        parts = {"channels last": self.channels_last, "bfloat16 backbone": self.bfloat16}
+        parts |= {"compiled": self.compiled, "ONNX graph, score included": self.exported}
+        chosen = ", ".join(name for name, wanted in parts.items() if wanted)
+        return f"{chosen or 'plain float32'}, batch {self.batch}"
 
 
 PLAIN = Setup()
@@ -50,11 +56,15 @@ SETUPS = (
         for batch in BATCHES
         if batch != PLAIN.batch
     ),
+    Setup(batch=1),
+    *(Setup(exported=True, batch=batch) for batch in (1, 64)),
 )
 
 
 def forward(model: tb.models.WideResNet, setup: Setup) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Features and logits of images, by that set-up."""
+    """Features and logits of images, by that set-up; of an exported one scores and logits."""
+    if setup.exported:
+        return graph(model, setup.batch)
     layout = torch.channels_last if setup.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
     features = torch.compile(model.forward_features) if setup.compiled else model.forward_features
@@ -72,6 +82,23 @@ def forward(model: tb.models.WideResNet, setup: Setup) -> Callable[[Tensor], tup
     return run
 
 
+def graph(model: tb.models.WideResNet, batch: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Scores (Eq. 5) and logits of images by onnxruntime, as :meth:`OODDetector.export` writes them."""
+    import onnxruntime
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        tb.detector.OODDetector(model, method="thinkback_eq5", temperature=T).export(path, torch.rand(1, 3, 32, 32))
+        session = onnxruntime.InferenceSession(path)
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        found = [session.run(["score", "logits"], {"images": part.numpy()}) for part in x.split(batch)]
+        scores, logits = (torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*found, strict=True))
+        return scores, logits
+
+    return run
+
+
 def why_not(setup: Setup, context: Context) -> str:
     """The reason why a set-up is left out, empty if it is not."""
     if setup.compiled and context.device.type == "cpu":
@@ -79,12 +106,19 @@ def why_not(setup: Setup, context: Context) -> str:
             return "compiling takes a minute, and this is a quick run"
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             return "no C++ compiler on this machine"
+    if setup.exported and context.device.type != "cpu":
+        return "the graph is timed on CPUs only"
+    if setup.exported and importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed"
     return ""
 
 
 def agreement(found: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor]) -> dict[str, float]:
     """How far a set-up moves what comes out: the score (Eq. 5, median relative change), and the decisions (share)."""
-    scores = [tb.scores.thinkback(h.cpu(), z.cpu(), temperature=T) for h, z in (found, plain)]
+    scores = [
+        first if first.ndim == 1 else tb.scores.thinkback(first.cpu(), z.cpu(), temperature=T)
+        for first, z in (found, plain)
+    ]
     moved = (scores[0] / scores[1] - 1).abs().median()
     decided = (found[1].argmax(1) != plain[1].argmax(1)).double().mean()
     return {"score_change": float(moved), "decisions_changed": float(decided)}
@@ -97,7 +131,7 @@ def probe(context: Context, setup: Setup, x: Tensor, plain: tuple[Tensor, Tensor
     start = time.perf_counter()
     first = run_once(few)
     seconds = time.perf_counter() - start
-    part = x[:8] if setup.bfloat16 and seconds > 1 else x
+    part = x[:8] if setup.bfloat16 and seconds > 1 else x[:64] if setup.batch == 1 else x
     facts = {"batch": setup.batch, "first_call_seconds": seconds}
     facts |= agreement(first, (plain[0][: len(few)], plain[1][: len(few)]))
     return Call(partial(run_once, part), len(part) / len(x)), facts

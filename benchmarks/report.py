@@ -254,6 +254,10 @@ def inference(runs: Runs) -> str:
     usual = found.get("channels last, batch 64")
     best = min(found.values(), key=lambda r: r["ratio"])
     text = f"Fastest: {best['what']}, {1 / best['ratio']:.2f} times as fast as plain float32 at batch 128. "
+    single, graph = (found.get(f"{what}, batch 1") for what in ("plain float32", "ONNX graph, score included"))
+    if single and graph:
+        text += "For one image at a time, f(x) and g(x) in one exported graph (`OODDetector.export`) take "
+        text += f"{graph['ratio'] / single['ratio']:.2f} times what f(x) alone takes in PyTorch. "
     if usual and runs.device == "cpu":
         text += f"`extract` and `OODDetector` run {usual['what']}: {1 / usual['ratio']:.2f} times as fast. "
     text += f"Left out: {'; '.join(left)}." if left else ""

@@ -182,8 +182,9 @@ def test_openood_evaluator_finds_the_scores_of_ooddetector(net, method):
     net.train()
     pred, conf, label = Evaluator(net, Thinkback(Config(method=method)), loaders).eval_ood(False)["far"]
     assert not net.training
-    both = torch.cat([NEW, FAR])
-    np.testing.assert_allclose(conf, -OODDetector(net, method=method, batch_size=64).fit(FIT).score(both), rtol=1e-9)
+    both, detector = torch.cat([NEW, FAR]), OODDetector(net, method=method).fit(loader(FIT))
+    scores = torch.cat([detector.score(loader(part)) for part in (NEW, FAR)])  # in the evaluator's own batches
+    np.testing.assert_allclose(conf, -scores, rtol=1e-9)
     np.testing.assert_array_equal(pred, net(both).argmax(1))
     np.testing.assert_array_equal(label, np.repeat([2, -1], [len(NEW), len(FAR)]))
     assert (pred.dtype, conf.dtype, label.dtype) == (np.int64, np.float64, np.int64)

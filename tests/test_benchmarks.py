@@ -219,9 +219,10 @@ def test_set_ups_agree_with_the_plain_pass():
     torch.testing.assert_close(plain[0], h)
     found = inference.forward(model, inference.Setup(channels_last=True, batch=2))(x)
     torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-5)
-    close = inference.agreement(found, plain)
-    assert close["decisions_changed"] == 0
-    assert close["score_change"] < 1e-3
+    graph = inference.forward(model, inference.Setup(exported=True, batch=2))(x)
+    for close in (inference.agreement(found, plain), inference.agreement(graph, plain)):
+        assert close["decisions_changed"] == 0
+        assert close["score_change"] < 1e-3
     other = inference.agreement((plain[0], plain[1].flip(1)), plain)
     assert other["decisions_changed"] > 0
     assert str(inference.Setup(True, True, batch=64)) == "channels last, bfloat16 backbone, batch 64"
@@ -232,6 +233,7 @@ def test_no_compiler_is_a_reason(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     full = context.Context(torch.device("cpu"))
     assert "compiler" in inference.why_not(inference.Setup(compiled=True), full)
+    assert "CPU" in inference.why_not(inference.Setup(exported=True), context.Context(torch.device("cuda")))
     assert inference.why_not(inference.PLAIN, full) == ""
 
 

@@ -63,7 +63,7 @@ def test_page_keeps_what_it_shows(site: Path) -> None:
         ("@media print { @supports (top: 0) { .in { top: 0 } } }", "@media print{@supports (top: 0){.in{ top: 0 }}}"),
         ("@supports (top: 0) { .out { top: 0 } }", ""),
         ('/*! MIT */ /* x */ .in::before { content: "}" } @font-face { src: url(a) }',
-         '/*! MIT */.in::before{ content: "}" }@font-face{ src: url(a) }'),
+         '/*! MIT */.in::before{ content: "}" }@font-face { src: url(a) }'),
     ],
 )  # fmt: skip
 def test_rules_that_can_apply_are_left(css: str, kept: str) -> None:

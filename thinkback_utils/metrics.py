@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -111,15 +112,21 @@ def resampled(
     sides = _vector("id_scores", id_scores), _vector("ood_scores", ood_scores)
     threshold = roc(*sides).threshold
     points = [np.searchsorted(-threshold[1:], -side) for side in sides]  # of each sample; threshold[0] is above all
-    generators, values = [np.random.default_rng([seed, side]) for side in (0, 1)], []
-    for _ in range(resamples):
-        drawn = [g.multinomial(len(s), np.full(len(s), 1 / len(s))) for g, s in zip(generators, sides, strict=True)]
+    values = []
+    for drawn in zip(*(_drawn(len(scores), resamples, seed, side) for side, scores in enumerate(sides)), strict=True):
         counts = np.stack([np.bincount(*pair, len(threshold) - 1) for pair in zip(points, drawn, strict=True)])
         seen = counts.any(0)
         fpr, tpr = np.pad(counts[:, seen].cumsum(1) / counts.sum(1, keepdims=True), ((0, 0), (1, 0)))
         curve = Roc(fpr, tpr, threshold[np.pad(seen, (1, 0), constant_values=True)])
         values.append(list(summary(curve, prevalence).values()))
     return np.array(values)
+
+
+@lru_cache(maxsize=8)  # all scores of the same images share them
+def _drawn(size: int, resamples: int, seed: int, side: int) -> NDArray[np.int16]:
+    """How often a bootstrap draws each image, (resamples, size)."""
+    generator = np.random.default_rng([seed, side])
+    return generator.multinomial(size, np.full(size, 1 / size), resamples).astype(np.int16)
 
 
 def interval95(values: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
