@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import auc, roc_curve
+from scipy.integrate import trapezoid
+from sklearn.metrics import roc_curve
 from torch import Tensor
 
 METRICS = ("tpr10", "fpr95", "auroc", "aupr")
@@ -68,7 +69,7 @@ def summary(curve: Roc, prevalence: float = 1 / 6) -> dict[str, float]:
     return {
         "tpr10": tpr_at_fpr(curve),
         "fpr95": fpr_at_tpr(curve),
-        "auroc": float(auc(curve.fpr, curve.tpr)),
+        "auroc": float(trapezoid(curve.tpr, curve.fpr)),
         "aupr": average_precision(curve, prevalence),
     }
 
@@ -115,10 +116,10 @@ def resampled(
     values = []
     for drawn in zip(*(_drawn(len(scores), resamples, seed, side) for side, scores in enumerate(sides)), strict=True):
         counts = np.stack([np.bincount(*pair, len(threshold) - 1) for pair in zip(points, drawn, strict=True)])
-        seen = counts.any(0)
-        fpr, tpr = np.pad(counts[:, seen].cumsum(1) / counts.sum(1, keepdims=True), ((0, 0), (1, 0)))
-        curve = Roc(fpr, tpr, threshold[np.pad(seen, (1, 0), constant_values=True)])
-        values.append(list(summary(curve, prevalence).values()))
+        seen = np.flatnonzero(counts.any(0))
+        rates = np.zeros((2, len(seen) + 1))  # from (0, 0) on
+        rates[:, 1:] = counts[:, seen].cumsum(1) / counts.sum(1, keepdims=True)
+        values.append(list(summary(Roc(*rates, threshold[np.append(0, seen + 1)]), prevalence).values()))
     return np.array(values)
 
 
