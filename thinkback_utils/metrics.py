@@ -119,7 +119,8 @@ def resampled(
         seen = np.flatnonzero(counts.any(0))
         rates = np.zeros((2, len(seen) + 1))  # from (0, 0) on
         rates[:, 1:] = counts[:, seen].cumsum(1) / counts.sum(1, keepdims=True)
-        values.append(list(summary(Roc(*rates, threshold[np.append(0, seen + 1)]), prevalence).values()))
+        curve = Roc(rates[0], rates[1], threshold[np.append(0, seen + 1)])
+        values.append(list(summary(curve, prevalence).values()))
     return np.array(values)
 
 
