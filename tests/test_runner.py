@@ -194,6 +194,27 @@ def test_raising_cell_stops_everything(book: Path, capsys: pytest.CaptureFixture
     assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
 
 
+def test_made_once_of_the_same(tmp_path: Path) -> None:
+    product, made = tmp_path / "model.onnx", []
+
+    def make() -> None:
+        made.append(1)
+        product.write_text("half")
+        if len(made) == 2:
+            raise runner.BookError("thinkback: no")
+
+    runner.renew("model", product, ["a"], make)
+    runner.renew("model", product, ["a"], make)
+    assert len(made) == 1
+    with pytest.raises(runner.BookError):
+        runner.renew("model", product, ["b"], make)
+    runner.renew("model", product, ["a"], make)  # what a failure left is not taken for the old one
+    assert len(made) == 3
+    product.unlink()
+    runner.renew("model", product, ["a"], make)
+    assert len(made) == 4
+
+
 def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
@@ -230,6 +251,11 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
     assert again("-p", "eps", "0.5") == ["one"]  # which two does not have
     assert again("-p", "eps", "0.5") == []
     assert again() == ["one"]
+    write(book / "notebooks" / "02_two.ipynb", "seed: int = 0  # seed", "from beside import timing")
+    assert again() == ["two"]
+    write_text("beside/timing.py", "1")
+    assert again() == ["two"]
+    assert again() == []
     for name in ("profiles/smoke.yml", "package/part.py", "results/seed0/scores.npz"):
         write_text(name, "seed: 4")
         assert again() == ["one", "two"], name

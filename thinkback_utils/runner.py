@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -185,13 +185,20 @@ def refresh(path: Path, output: Path, values: Mapping[str, Any], around: list[An
     """:func:`run`, unless the copy was made of this very code, parameters, results and surroundings."""
     results = contents(path.parent / values.get("results_dir", "../results"))
     code = [(cell.source, cell.metadata.get("tags")) for cell in read(path).cells if cell.cell_type == "code"]
-    made_of = [code, sorted(values.items()), results, around]
-    recipe, now = output.with_suffix(".sha256"), hashlib.sha256(repr(made_of).encode()).hexdigest()
-    if not force and output.is_file() and recipe.is_file() and recipe.read_text(encoding="utf-8") == now:
-        print(f"{path.name}: unchanged", flush=True)
+    names = re.findall(r"^(?:from|import) (\w+)", "\n".join(source for source, _ in code), re.MULTILINE)
+    beside = [contents(path.parent.parent / name) for name in sorted(set(names))]  # benchmarks/, if it is imported
+    made_of = [code, sorted(values.items()), results, beside, around]
+    renew(path.name, output, made_of, lambda: run(path, output, values), force)
+
+
+def renew(name: str, product: Path, made_of: list[Any], make: Callable[[], None], force: bool = False) -> None:
+    """Make the product, unless the one that is there was made of the very same; a hash beside it says of what."""
+    recipe, now = product.with_suffix(".sha256"), hashlib.sha256(repr(made_of).encode()).hexdigest()
+    if not force and product.exists() and recipe.is_file() and recipe.read_text(encoding="utf-8") == now:
+        print(f"{name}: unchanged", flush=True)
         return
-    recipe.unlink(missing_ok=True)  # a chapter that fails leaves a partial copy
-    run(path, output, values)
+    recipe.unlink(missing_ok=True)  # what fails leaves a partial copy
+    make()
     recipe.write_text(now, encoding="utf-8")
 
 
@@ -264,7 +271,9 @@ def stage(root: Path, build: Path) -> None:
     if (root / "results" / "gallery").is_dir():
         shutil.copytree(root / "results" / "gallery", src / "book" / "_static" / "gallery")
     if (root / "book" / "demo.md").is_file():
-        demo.assets(src, root)
+        made_of = [contents(root / "results"), *surroundings()]
+        renew("demo", build / "demo", made_of, lambda: demo.assets(build / "demo", root))
+        shutil.copytree(build / "demo", src, dirs_exist_ok=True)
     for page in (Path("_config.yml"), Path("_toc.yml"), *pages(root)):
         (src / page).parent.mkdir(parents=True, exist_ok=True)
         if page.suffix != ".ipynb":
