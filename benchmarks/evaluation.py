@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import thinkback_utils as tb
-from thinkback_utils.peers import PEERS, last_layer
+from thinkback_utils.study.peers import PEERS, last_layer
 
 from .context import Context, pytorch_ood, skipped
 from .rounds import Record

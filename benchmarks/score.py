@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import thinkback_utils as tb
-from thinkback_utils.peers import PEERS
+from thinkback_utils.study.peers import PEERS
 
 from .context import Context, pytorch_ood, skipped
 from .rounds import Call, Record

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from thinkback_utils import ablations, data, scores
+from thinkback_utils import data, scores
 from thinkback_utils.gradients import gradients
 from thinkback_utils.models import WideResNet
+from thinkback_utils.study import ablations
 
 SIZES = {"cifar10-train": 24, "cifar10-test": 16, "svhn": 10, "letters": 9}
 SMALL = ["--n-fit", "12", "--n-id", "8", "--n-ood", "4", "--n-fit-all", "6", "--n-all", "3"]
@@ -120,7 +121,7 @@ def test_weights_that_are_absent_are_named(tmp_path):
 
 def test_scores_of_other_weights_are_not_read(results):
     folder = results / "wrn10-1-cifar10" / "seed3"
-    command = r"run `python -m thinkback_utils.ablations --results \S+results --network wrn10-1-cifar10 --seed 3`"
+    command = r"run `python -m thinkback_utils.study.ablations --results \S+results --network wrn10-1-cifar10 --seed 3`"
     with pytest.raises(FileNotFoundError, match=f"no scores of the readings at .*ablations.npz; {command}"):
         ablations.load(folder)
     run(results)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thinkback_utils import audit, evaluation, metrics
+from thinkback_utils import evaluation, metrics
+from thinkback_utils.study import audit
 
 PAPER = evaluation.paper_table()
 PREVALENCES = (0.02, 1 / 6, 0.5, 0.9)

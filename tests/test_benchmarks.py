@@ -17,7 +17,7 @@ import thinkback_utils as tb
 from benchmarks import __main__ as command
 from benchmarks import context, costs, evaluation, fit, inference, job, layers, memory, report, score, training
 from benchmarks.rounds import Call, alternate, summarize
-from thinkback_utils.peers import kept_bytes
+from thinkback_utils.study.peers import kept_bytes
 
 needs_peers = pytest.mark.skipif(isinstance(context.pytorch_ood(), str), reason="pytorch-ood is not installed")
 QUICK = context.Context(torch.device("cpu"), quick=True, results=Path("no such folder"))

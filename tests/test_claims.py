@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from thinkback_utils import claims, data, evaluation
+from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, Features
+from thinkback_utils.study import claims
 
 ROOT = Path(__file__).parents[1]
 PAPER = evaluation.paper_table()

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from thinkback_utils import demo
 from thinkback_utils.features import extract
+from thinkback_utils.pages import demo
 
 ROOT = Path(__file__).parents[1]
 RESULTS, RUNTIME = ROOT / "results", (ROOT / demo.RUNTIME).parent

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from thinkback_utils import data, development, family, scores
+from thinkback_utils import data, scores
 from thinkback_utils.data import ImageSet
-from thinkback_utils.family import DAMPINGS, Candidate
 from thinkback_utils.features import Features
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
 from thinkback_utils.methods import METHODS
+from thinkback_utils.study import development, family
+from thinkback_utils.study.family import DAMPINGS, Candidate
 from thinkback_utils.train import RECIPES
 
 RESULTS = Path(__file__).parents[1] / "results" / "development"

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.metrics import precision_score
 
 import thinkback_utils as tb
-from thinkback_utils import explorers
+from thinkback_utils.pages import explorers
 
 ROOT = Path(__file__).parents[1]
 STATIC, GALLERY = ROOT / "book" / "_static", ROOT / "results" / "gallery"

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from thinkback_utils import data, gallery, gallery_page
+from thinkback_utils import data
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
 from thinkback_utils.features import Bundle, Features
+from thinkback_utils.pages import gallery, gallery_page
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -226,7 +227,7 @@ def test_committed_pictures_are_the_images(committed):
 
 
 def test_committed_text_follows_from_the_committed_numbers(committed):
-    command = "run `python -m thinkback_utils.gallery`"
+    command = "run `python -m thinkback_utils.pages.gallery`"
     assert (RESULTS / "gallery.md").read_text(encoding="utf-8") == gallery_page.limits(committed["limits"]), command
     assert (RESULTS / "examples.md").read_text(encoding="utf-8") == gallery_page.browser(committed["examples"]), command
     runs = {r["seed"] for r in json.loads((RESULTS / "table1.json").read_text()) if r["network"] == RUN.parent.name}

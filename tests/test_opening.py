@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from thinkback_utils import data, opening
+from thinkback_utils import data
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, load_scores
 from thinkback_utils.features import Bundle
 from thinkback_utils.files import read_json
+from thinkback_utils.pages import opening
 from thinkback_utils.scores import head_gradients
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -95,7 +96,7 @@ def test_the_committed_drawing_shows_these_numbers(story, drawing):
             f"adds up to {row.score:,.0f}",
             verdict,
         )
-        assert set(line) <= set(words), "run `python -m thinkback_utils.opening`"
+        assert set(line) <= set(words), "run `python -m thinkback_utils.pages.opening`"
     assert (RESULTS / "opening.md").read_text(encoding="utf-8") == opening.as_markdown(story)
 
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from thinkback_utils import data, outliers
+from thinkback_utils import data
 from thinkback_utils.data import ImageSet
-from thinkback_utils.outliers import ABOUT, OUTLIERS, held_out_classes, validation_outliers
+from thinkback_utils.study import outliers
+from thinkback_utils.study.outliers import ABOUT, OUTLIERS, held_out_classes, validation_outliers
 
 NOISES = ("gaussian", "rademacher", "blob", "uniform")  # they owe the images their number, mean and contrast alone
 RANDOM = (*NOISES, "arithmetic_mean", "geometric_mean", "speckle")

@@ -15,11 +15,12 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from thinkback_utils import data, evaluation, peers
+from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, Features
 from thinkback_utils.methods import METHODS
 from thinkback_utils.models import WideResNet
-from thinkback_utils.peers import PEERS
+from thinkback_utils.study import peers
+from thinkback_utils.study.peers import PEERS
 
 N, D, K = 2000, 16, 5
 OF_FEATURES = [name for name, peer in PEERS.items() if peer.reads != "images"]
@@ -322,7 +323,7 @@ def test_only_the_sets_that_are_asked_for_and_no_images(folder, tmp_path):
 
 
 def test_scores_of_other_weights_are_not_read(folder, tmp_path):
-    command = r"run `python -m thinkback_utils.peers --results \S+ --network \S+ --seed 3`"
+    command = r"run `python -m thinkback_utils.study.peers --results \S+ --network \S+ --seed 3`"
     target = tmp_path / "net" / "seed3"
     WideResNet(depth=10, width=1).save(target / "weights.safetensors")
     with pytest.raises(FileNotFoundError, match=f"^thinkback: no scores of published detectors in .*; {command}"):

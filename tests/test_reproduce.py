@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from thinkback_utils import claims, data, evaluation, reproduce, runner
+from thinkback_utils import data, evaluation, reproduce, runner
 from thinkback_utils.features import Bundle, Features, extract, save_arrays
 from thinkback_utils.files import read_json, write_json
 from thinkback_utils.metrics import METRICS
 from thinkback_utils.models import WideResNet
+from thinkback_utils.study import claims
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "results" / "wrn40-2-cifar10" / "seed0"

@@ -10,7 +10,7 @@ import pydata_sphinx_theme
 import pytest
 from fontTools.ttLib import TTFont
 
-from thinkback_utils import slim
+from thinkback_utils.pages import slim
 
 PAGE = """<link rel="preload" as="font" href="fa-solid-900.woff2" />
 <link rel="stylesheet" href="_static/explorers.css?v=1" /><script defer="defer" src="_static/explorers.js?v=1"></script>

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from thinkback_utils import data, evaluation, variants
+from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, extract
 from thinkback_utils.models import WideResNet
+from thinkback_utils.study import variants
 
 RUN = Path(__file__).parents[1] / "results" / "wrn40-2-cifar10" / "seed0"
 

@@ -6,6 +6,9 @@
 >>> fisher = tb.fisher.DiagonalFisher().update(features, logits).compute()
 >>> tb.scores.thinkback(features, logits, fisher).shape
 torch.Size([100])
+
+Two rooms stand apart, imported by name: :mod:`thinkback_utils.study`, the experiments of the book, and
+:mod:`thinkback_utils.pages`, what its built site is made of.
 """
 
 from importlib import import_module
@@ -14,31 +17,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import (
-        ablations,
         adapters,
-        audit,
-        claims,
         data,
-        demo,
         detector,
-        development,
         evaluation,
-        explorers,
         export,
-        family,
         features,
         files,
         fisher,
         fit,
-        gallery,
-        gallery_page,
         gradients,
         methods,
         metrics,
         models,
-        opening,
-        outliers,
-        peers,
         plots,
         provenance,
         reproduce,
@@ -46,36 +37,23 @@ if TYPE_CHECKING:
         scores,
         shards,
         train,
-        variants,
     )
 
 __version__ = "0.1.0"
 __all__ = [
-    "ablations",
     "adapters",
-    "audit",
-    "claims",
     "data",
-    "demo",
     "detector",
-    "development",
     "evaluation",
-    "explorers",
     "export",
-    "family",
     "features",
     "files",
     "fisher",
     "fit",
-    "gallery",
-    "gallery_page",
     "gradients",
     "methods",
     "metrics",
     "models",
-    "opening",
-    "outliers",
-    "peers",
     "plots",
     "provenance",
     "reproduce",
@@ -83,7 +61,6 @@ __all__ = [
     "scores",
     "shards",
     "train",
-    "variants",
 ]
 
 

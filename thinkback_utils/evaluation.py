@@ -59,6 +59,12 @@ def load_scores(folder: str | Path, file_name: str = "scores.npz") -> Scores:
     return kept
 
 
+def available_sets() -> list[str]:
+    """The OOD sets that can be had: those with an archive, and the stand-ins that lie in the data root."""
+    stand_ins = [name for name in data.STAND_INS if (data.data_root() / f"{name}.npz").exists()]
+    return [*data.PAPER_SETS, *NEAR, *stand_ins]
+
+
 def paper_table() -> list[Record]:
     """Table 1 of the paper as printed: records ``{set, method, tpr10, fpr95, auroc, aupr}`` in [0, 1]."""
     records: list[Record] = read_json(Path(__file__).with_name("paper_table1.json"))["records"]

@@ -90,7 +90,7 @@ METHODS: dict[str, Method] = {
         KroneckerFisher,
         lambda fisher, o: tuple(fisher.inverse_root(o["damping"])),
     ),
-    "thinkback_averaged": Method(  # form, inputs, temperature and damping: the choice of thinkback_utils.development
+    "thinkback_averaged": Method(  # form, inputs, temperature and damping: the choice of study.development
         "Thinkback, averaged",
         lambda h, z, s, o: scores.thinkback_averaged(h, z, (s[0], s[1]), o["temperature"]),
         {"temperature": 3.0, "damping": 0.1},

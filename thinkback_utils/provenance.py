@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .files import read_json
+from .files import read_json, sha256
 
 
 def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -28,6 +28,11 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
         "device": _device(torch.device(device)),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the weights in a results folder, which says what a file beside them was made from."""
+    return sha256(folder / "weights.safetensors")
 
 
 def label(folder: str | Path) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from . import ablations, claims, data, variants
+from . import data
 from .evaluation import (
     ID_TEST,
     ID_TRAIN,
     NEAR,
     Scores,
+    available_sets,
     float16_error,
     means,
     save_scores,
@@ -30,13 +31,8 @@ from .files import read_json, write_json
 from .fit import device_of
 from .provenance import describe
 from .shards import place
+from .study import ablations, claims, variants
 from .train import TrainConfig, add_config_arguments, config_from, pick_device, recipe_name, train_network
-
-
-def available_sets() -> list[str]:
-    """The OOD sets that can be had: those with an archive, and the stand-ins that lie in the data root."""
-    stand_ins = [name for name in data.STAND_INS if (data.data_root() / f"{name}.npz").exists()]
-    return [*data.PAPER_SETS, *NEAR, *stand_ins]
 
 
 def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | None = None) -> Scores:

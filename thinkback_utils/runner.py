@@ -33,9 +33,9 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from . import demo
 from .files import sha256
-from .slim import slim
+from .pages import demo
+from .pages.slim import slim
 
 COMMON = ("profile", "seed", "device", "data_dir", "results_dir")  # a chapter may leave these undeclared
 KERNEL = {"kernel_name": "python3", "language": "python"}

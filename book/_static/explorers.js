@@ -1,4 +1,4 @@
-// Sliders, sorting and drawings for the outputs of thinkback_utils/explorers.py.
+// Sliders, sorting and drawings for the outputs of thinkback_utils/pages/explorers.py.
 // No library, no kernel, no network: every number is in the page. A page without such an output is left alone.
 (() => {
   "use strict";

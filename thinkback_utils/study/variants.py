@@ -12,15 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import data
-from .ablations import digest
-from .data import ImageSet
-from .evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
-from .features import Bundle, Features, extract
-from .files import read_json, write_json
-from .models import WideResNet
-from .provenance import describe
-from .train import TrainConfig, augmented_batches, pick_device
+from .. import data
+from ..data import ImageSet
+from ..evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
+from ..features import Bundle, Features, extract
+from ..files import read_json, write_json
+from ..models import WideResNet
+from ..provenance import describe, digest
+from ..train import TrainConfig, augmented_batches, pick_device
 
 AUGMENTED = f"{ID_TRAIN}-augmented"  # set of variants.npz; the others are "<set>@bfloat16"
 
@@ -121,7 +120,7 @@ def run(folder: Path, augmented: int = 10_000, bfloat16: int = 300, seed: int = 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a finished network on augmented training images and in bfloat16, and keep the features beside its bundle."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.variants", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.study.variants", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished runs")
     parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network inside it")
     parser.add_argument("--seed", type=int, default=0, help="which training run; also the seed of crops and flips")

@@ -20,7 +20,7 @@ from scipy.integrate import trapezoid
 from scipy.optimize import brentq
 from sklearn.isotonic import isotonic_regression
 
-from .metrics import Roc
+from ..metrics import Roc
 
 ROUNDING = 0.00005  # half of the last digit of a percentage with two decimals
 NODES = 2000  # of the trapezoids of the lower bound, between two levels of FPR

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from . import ablations, scores
-from .data import PAPER_SETS
-from .evaluation import (
+from .. import scores
+from ..data import PAPER_SETS
+from ..evaluation import (
     BASELINES,
     ID_TRAIN,
     NEAR,
@@ -25,14 +25,15 @@ from .evaluation import (
     table,
     with_intervals,
 )
-from .features import Bundle, Features
-from .files import read_json, replacing, write_json
-from .fisher import DiagonalFisher
-from .gradients import READINGS
-from .methods import TITLES
-from .metrics import METRICS
-from .metrics import TITLES as METRIC_TITLES
-from .provenance import label
+from ..features import Bundle, Features
+from ..files import read_json, replacing, write_json
+from ..fisher import DiagonalFisher
+from ..gradients import READINGS
+from ..methods import TITLES
+from ..metrics import METRICS
+from ..metrics import TITLES as METRIC_TITLES
+from ..provenance import label
+from . import ablations
 
 YES, NO, UNTESTED = "reproduced", "not reproduced", "cannot be tested here"
 LOWER_IS_BETTER = ("fpr95",)
@@ -279,7 +280,7 @@ def as_markdown(rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the verdicts that follow from the results."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.claims", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.study.claims", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder with table1.json and the runs")
     for row in write(parser.parse_args(arguments).results):
         print(f"{row['verdict']}: {row['claim']} ({row['measured']})")

@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from torch import Tensor
 
-from .ablations import digest
-from .data import SIDE
-from .detector import conformal_threshold
-from .evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
-from .features import Bundle
-from .files import read_json, replacing, write_json
-from .fisher import KroneckerFisher
+from ..data import SIDE
+from ..detector import conformal_threshold
+from ..evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
+from ..features import Bundle
+from ..files import read_json, replacing, write_json
+from ..fisher import KroneckerFisher
+from ..methods import METHODS, TITLES
+from ..plots import ID_COLOR, INK, OOD_COLOR
+from ..provenance import describe, digest
+from ..scores import residual
 from .gallery import ALPHA, alarms, percentiles
-from .methods import METHODS, TITLES
-from .plots import ID_COLOR, INK, OOD_COLOR
-from .provenance import describe
-from .scores import residual
 
 METHOD, COMPARED = "thinkback_averaged", ("thinkback", "energy")
 ROWS = {ID_TEST: ("familiar", ID_COLOR), "svhn": ("strange", OOD_COLOR)}
@@ -257,7 +256,7 @@ def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw the opening figure of the book from one run's features and the pictures of the gallery."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.opening", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.pages.opening", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished runs")
     print(f"wrote {run(parser.parse_args(arguments).results)}")
 

@@ -1,6 +1,6 @@
 """Published detectors beside ours, on the same kept features: thin wrappers around the package pytorch-ood.
 
-    python -m thinkback_utils.peers --results results [--network wrn40-2-cifar10 --seed 0] [--skip odin]
+    python -m thinkback_utils.study.peers --results results [--network wrn40-2-cifar10 --seed 0] [--skip odin]
 
 Nothing is tuned here. A hyper-parameter has the authors' value for CIFAR-10; where they name none, their default; where
 there is none, the package's. What is learned from training data follows the published rule. Detectors that change the
@@ -29,15 +29,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import data, evaluation
-from .ablations import digest, load_images
-from .evaluation import BASELINES, COMPARED, ID_TEST, ID_TRAIN, NEAR, Record, Scores, evenly
-from .features import Bundle, Features, save_arrays
-from .files import read_json, write_json
-from .methods import METHODS, Method, State
-from .models import WideResNet
-from .provenance import describe
-from .train import pick_device
+from .. import data, evaluation
+from ..evaluation import BASELINES, COMPARED, ID_TEST, ID_TRAIN, NEAR, Record, Scores, evenly
+from ..features import Bundle, Features, save_arrays
+from ..files import read_json, write_json
+from ..methods import METHODS, Method, State
+from ..models import WideResNet
+from ..provenance import describe, digest
+from ..train import pick_device
+from .ablations import load_images
 
 NEEDS = ("training data", "labels", "OOD data", "backward pass", "images")
 BATCH, IMAGE_BATCH = 1000, 100  # rows scored at a time, ours and theirs
@@ -414,8 +414,8 @@ def load(folder: str | Path) -> tuple[Scores, Record]:
         ValueError: if the folder's weights are no longer those that were scored.
     """
     folder = Path(folder)
-    command = f"run `python -m thinkback_utils.peers --results {folder.parents[1]} --network {folder.parent.name} "
-    command += f"--seed {folder.name.removeprefix('seed')}`"
+    command = f"run `python -m thinkback_utils.study.peers --results {folder.parents[1]} "
+    command += f"--network {folder.parent.name} --seed {folder.name.removeprefix('seed')}`"
     if not (folder / "peers.json").exists():
         raise FileNotFoundError(f"thinkback: no scores of published detectors in {folder}; {command}")
     record: Record = read_json(folder / "peers.json")
@@ -453,7 +453,7 @@ def table(folder: str | Path, resamples: int = 200) -> list[Record]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Fit published detectors on the kept features of a network, and keep their scores, their cost and the table."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.peers", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.study.peers", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished runs")
     parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network inside it")
     parser.add_argument("--seed", type=int, default=0, help="which training run")

@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from .data import SIDE, ImageSet
+from ..data import SIDE, ImageSet
 
 HALF, QUARTER = SIDE // 2, SIDE // 4
 

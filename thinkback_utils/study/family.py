@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import scores
-from .features import Features
-from .fisher import DiagonalFisher, FullFisher, KroneckerFisher, LabelKind
-from .scores import residual
+from .. import scores
+from ..features import Features
+from ..fisher import DiagonalFisher, FullFisher, KroneckerFisher, LabelKind
+from ..scores import residual
 
 TEMPERATURES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 20.0)
 DAMPINGS = (None, 1e-3, 1e-2, 1e-1)

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from . import data, scores
-from .evaluation import ID_TEST, ID_TRAIN, evenly
-from .features import extract, save_arrays
-from .files import read_json, sha256, write_json
-from .gradients import MeanSquare, find_layers, score, squared_gradients
-from .models import WideResNet
-from .provenance import describe
-from .train import pick_device
+from .. import data, scores
+from ..evaluation import ID_TEST, ID_TRAIN, evenly
+from ..features import extract, save_arrays
+from ..files import read_json, write_json
+from ..gradients import MeanSquare, find_layers, score, squared_gradients
+from ..models import WideResNet
+from ..provenance import describe, digest
+from ..train import pick_device
 
 PASSES = (("C", "D", "E"), ("all",))  # the readings that share one pass over the images
 
@@ -71,13 +71,13 @@ def load_images(digests: Mapping[str, str]) -> dict[str, Tensor]:
     """
     splits = {ID_TRAIN: ("cifar10", "train"), ID_TEST: ("cifar10", "test")}
     images = {}
-    for name, digest in digests.items():
+    for name, expected in digests.items():
         images[name] = data.load(*splits.get(name, (name, "test"))).images
         found = hashlib.sha256(images[name].numpy().tobytes()).hexdigest()
-        if found != digest:
+        if found != expected:
             raise ValueError(
                 f"thinkback: {name!r} in the data root {data.data_root()} is not the set that the bundle was made from "
-                f"(sha256 {found[:12]}…, expected {digest[:12]}…); run `python -m thinkback_utils.reproduce` anew"
+                f"(sha256 {found[:12]}…, expected {expected[:12]}…); run `python -m thinkback_utils.reproduce` anew"
             )
     return images
 
@@ -222,7 +222,7 @@ def load(folder: str | Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, 
     """
     folder = Path(folder)
     command = (
-        f"run `python -m thinkback_utils.ablations --results {folder.parents[1]} --network {folder.parent.name} "
+        f"run `python -m thinkback_utils.study.ablations --results {folder.parents[1]} --network {folder.parent.name} "
         f"--seed {folder.name.removeprefix('seed')}`"
     )
     for path in (folder / "ablations.npz", folder / "ablations.json"):
@@ -235,14 +235,9 @@ def load(folder: str | Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, 
         return {name: file[name] for name in file.files}, record
 
 
-def digest(folder: Path) -> str:
-    """SHA-256 of the weights in a results folder, which says what a file beside them was made from."""
-    return sha256(folder / "weights.safetensors")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Score every set of a trained network with the gradients of other layers, resuming where it was killed."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.ablations", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.study.ablations", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the full runs")
     parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network in it")
     parser.add_argument("--seed", type=int, default=0, help="which training run")

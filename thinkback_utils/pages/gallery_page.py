@@ -1,6 +1,6 @@
 """What a reader sees of the gallery and of the example browser: figures, tables, sentences, and one sprite of pictures.
 
-All of it follows from what :mod:`thinkback_utils.gallery` has counted and drawn, the JSON files of its folder.
+All of it follows from what :mod:`thinkback_utils.pages.gallery` has counted and drawn, the JSON files of its folder.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
-from . import data, explorers, plots
-from .evaluation import ID_TEST, NEAR, SET_TITLES
-from .methods import TITLES
+from .. import data, plots
+from ..evaluation import ID_TEST, NEAR, SET_TITLES
+from ..methods import TITLES
+from . import explorers
 
 COLUMNS = 20  # of the sprite
 NETWORK = {"norm2": "squared length ‖h‖²", "residual2": "squared residual ‖r‖²", "confidence": "confidence"}

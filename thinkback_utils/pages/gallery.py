@@ -1,6 +1,6 @@
 """Where the scores fail: the numbers of the page on limits, its gallery of misses and false alarms, images to browse.
 
-This module picks and counts; :mod:`thinkback_utils.gallery_page` puts into figures and words what it found.
+This module picks and counts; :mod:`thinkback_utils.pages.gallery_page` puts into figures and words what it found.
 
 Images of three sets may be shown, as few small pictures: CIFAR-10, CIFAR-100 and SVHN. Of all others only numbers are.
 """
@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from . import data, gallery_page, plots, scores
-from .ablations import digest
-from .detector import conformal_threshold
-from .evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
-from .features import Bundle, Features
-from .files import read_json, replacing, write_json
+from .. import data, plots, scores
+from ..detector import conformal_threshold
+from ..evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
+from ..features import Bundle, Features
+from ..files import read_json, replacing, write_json
+from ..methods import TITLES
+from ..metrics import mean_auroc
+from ..provenance import describe, digest
+from . import gallery_page
 from .gallery_page import CLASSES, Facts
-from .methods import TITLES
-from .metrics import mean_auroc
-from .provenance import describe
 
 METHODS = ("msp", "energy", "thinkback", "thinkback_kronecker", "thinkback_averaged")
 BROWSED = ("msp", "energy", "thinkback", "thinkback_averaged")  # the scores of the example browser
@@ -335,7 +335,7 @@ def save(folder: Path, facts: Facts, browsed: Facts, pictures: Image.Image) -> N
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the numbers, pictures and figures of the page on limits, and the images of the example browser."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.gallery", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.pages.gallery", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished runs")
     parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network inside it")
     parser.add_argument("--seed", type=int, default=0, help="which training run")

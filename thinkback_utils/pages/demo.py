@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import data, plots
-from .detector import OODDetector, conformal_threshold
-from .evaluation import ID_TEST, ID_TRAIN
-from .features import Bundle, extract
-from .files import read_json, replacing, write_json
+from .. import data, plots
+from ..detector import OODDetector, conformal_threshold
+from ..evaluation import ID_TEST, ID_TRAIN
+from ..features import Bundle, extract
+from ..files import read_json, replacing, write_json
+from ..methods import METHODS
+from ..models import WideResNet
+from ..provenance import describe, label
 from .gallery_page import CLASSES, percent
-from .methods import METHODS
-from .models import WideResNet
-from .provenance import describe, label
 
 RUN = Path("wrn40-2-cifar10", "seed0")
 N_CALIBRATION = 5000  # test images, the first; the pictures are of the others
@@ -165,7 +165,7 @@ def _png(tile: Tensor) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Take the pictures of the demo from the image sets, once; the build of the book makes everything else."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.demo", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.pages.demo", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of full runs")
     save_pictures(parser.parse_args(arguments).results)
 

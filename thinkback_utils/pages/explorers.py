@@ -15,8 +15,8 @@ import numpy as np
 from IPython.display import HTML
 from numpy.typing import ArrayLike, NDArray
 
-from . import evaluation, metrics, plots
-from .methods import TITLES
+from .. import evaluation, metrics, plots
+from ..methods import TITLES
 
 BINS = 40  # of a drawn histogram
 STEPS = 3 * BINS  # of the threshold's slider
@@ -107,7 +107,7 @@ def examples(browsed: Record, figure: str) -> HTML:
     """Single images as marks on a plane, each with its picture, the network's answer and what every score says.
 
     Args:
-        browsed: of ``results/gallery/examples.json``: see :func:`thinkback_utils.gallery.examples`.
+        browsed: of ``results/gallery/examples.json``: see :func:`thinkback_utils.pages.gallery.examples`.
         figure: name of the figure on the same page whose image gives way.
     """
     rows, sets = browsed["images"], list(dict.fromkeys(row["set"] for row in browsed["images"]))

@@ -29,18 +29,27 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from . import data
-from .data import ImageSet
-from .evaluation import ID_TEST, ID_TRAIN, evenly, means, save_scores, score_sets, table, with_intervals
+from .. import data
+from ..data import ImageSet
+from ..evaluation import (
+    ID_TEST,
+    ID_TRAIN,
+    available_sets,
+    evenly,
+    means,
+    save_scores,
+    score_sets,
+    table,
+    with_intervals,
+)
+from ..features import Bundle, Features, extract
+from ..files import read_json, replacing, write_json
+from ..methods import METHODS
+from ..models import WideResNet
+from ..provenance import describe
+from ..train import RECIPES, TrainConfig, pick_device, train_network
 from .family import Candidate, candidates, statistics
-from .features import Bundle, Features, extract
-from .files import read_json, replacing, write_json
-from .methods import METHODS
-from .models import WideResNet
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
-from .provenance import describe
-from .reproduce import available_sets
-from .train import RECIPES, TrainConfig, pick_device, train_network
 
 # The first cycle of the recipe of the table's network.
 RECIPE = RECIPES["cpu"].override(depth=16, epochs=15, restarts=(), resolutions=RECIPES["cpu"].resolutions)
@@ -214,7 +223,7 @@ def suite(
 
 def main(arguments: list[str] | None = None) -> None:
     """Train the development networks, score every candidate on them, and choose by the rule; or run the suite."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.development", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.study.development", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder that is filled")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--suite", action="store_true", help="do not choose; run the test suite on the first network")
