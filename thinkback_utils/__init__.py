@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import (
         adapters,
+        arrays,
         data,
         detector,
         evaluation,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         methods,
         metrics,
         models,
+        passes,
         plots,
         provenance,
         reproduce,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "adapters",
+    "arrays",
     "data",
     "detector",
     "evaluation",
@@ -54,6 +57,7 @@ __all__ = [
     "methods",
     "metrics",
     "models",
+    "passes",
     "plots",
     "provenance",
     "reproduce",

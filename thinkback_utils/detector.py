@@ -17,10 +17,11 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from .export import exported, to_onnx
-from .features import Images, _batch_size, _batches, _linears, extract, find_head
+from .features import extract, find_head
 from .files import replacing
 from .fisher import summed
 from .methods import METHODS, Options, State
+from .passes import Images, batches, fastest_batch, linears_of
 
 FORMAT = 2  # of the file; a reader refuses any other
 
@@ -200,7 +201,7 @@ class OODDetector:
     def _passes(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
         """Features (B, D) and logits (B, K) of each batch; once the head is known, it alone is hooked."""
         empty, device = True, next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        for x, _ in _batches(images, self.batch_size or _batch_size(device)):
+        for x, _ in batches(images, self.batch_size or fastest_batch(device)):
             if not len(x):
                 continue
             if self.head is None:
@@ -276,7 +277,7 @@ def _listed(chosen: Tensor) -> str:
 
 def _head(model: nn.Module, name: str, fitted: Tensor | None = None) -> nn.Linear:
     """The layer of that name, if it has the weight that was fitted, give or take the rounding of half precision."""
-    linears = _linears(model)
+    linears = linears_of(model)
     if name not in linears:
         raise ValueError(f"thinkback: the model has no head {name!r}, which the detector reads; it has {list(linears)}")
     if fitted is None:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .features import _seeing, find_head
+from .features import find_head
 from .files import replacing
 from .methods import METHODS
+from .passes import seeing
 
 if TYPE_CHECKING:
     from .detector import OODDetector
@@ -50,7 +51,7 @@ class Graph(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs by name."""
-        with _seeing({"head": self.model.get_submodule(self.head)}) as seen:
+        with seeing({"head": self.model.get_submodule(self.head)}) as seen:
             self.model(images)
         h, z = seen["head"]
         with _Unchecked():

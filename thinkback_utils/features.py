@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .data import ImageSet
 from .files import replacing
-
-Images = Tensor | NDArray[Any] | ImageSet | Iterable[Any]
+from .passes import Images, batches, evaluating, fastest_batch, linears_of, outputs_of, prepared, run, seeing
 
 
 @dataclass(frozen=True)
@@ -72,18 +69,18 @@ def extract(
     >>> extract(net, torch.zeros(7, 3, 2, 2, dtype=torch.uint8)).features.shape
     torch.Size([7, 5])
     """
-    linears = _linears(model)
+    linears = linears_of(model)
     if head is not None and head not in linears:
         raise ValueError(f"thinkback: no nn.Linear named {head!r} in the model; there are {_listed(linears)}")
     home = next(model.parameters(), torch.empty(0)).device
     kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
     try:
-        with _evaluating(model.to(device or home)):
-            for batch, y in _batches(images, batch_size or _batch_size(device or home)):
-                x = _prepared(batch, model)
+        with evaluating(model.to(device or home)):
+            for batch, y in batches(images, batch_size or fastest_batch(device or home)):
+                x = prepared(batch, model)
                 head = find_head(model, x[:2]) if head is None else head
-                with _seeing({head: linears[head]}) as seen:
-                    _run(model, x)
+                with seeing({head: linears[head]}) as seen:
+                    run(model, x)
                 kept.append((*_head_pass(seen, head, len(x)), y))
     finally:
         model.to(home)
@@ -108,9 +105,9 @@ def find_head(model: nn.Module, x: Tensor) -> str:
     >>> find_head(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 4))
     '2'
     """
-    linears = _linears(model)
-    with _evaluating(model), _seeing(linears) as seen:
-        returned = list(_outputs(_run(model, _prepared(x, model))))
+    linears = linears_of(model)
+    with evaluating(model), seeing(linears) as seen:
+        returned = list(outputs_of(run(model, prepared(x, model))))
     found = [n for n, (_, z) in seen.items() if any(z.shape == o.shape and torch.equal(z, o) for o in returned)]
     if len(found) != 1:
         what = "is returned by the model" if not found else "is the only one returned by the model"
@@ -118,83 +115,6 @@ def find_head(model: nn.Module, x: Tensor) -> str:
             f"thinkback: no nn.Linear {what}; name the head among {_listed({n: linears[n] for n in found} or linears)}"
         )
     return found[0]
-
-
-def _linears(model: nn.Module) -> dict[str, nn.Linear]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-
-
-def _prepared(x: Tensor, model: nn.Module) -> Tensor:
-    """Images where the model is; uint8 as its kind of float in [0, 1], floats as they are."""
-    parameter = next(model.parameters(), torch.empty(0))
-    x = x.to(parameter.device)
-    return x.to(parameter.dtype).div_(255) if x.dtype == torch.uint8 else x
-
-
-def _batch_size(device: str | torch.device) -> int:
-    """On CPUs the feature maps of few images stay in the caches, and memory is not asked for anew at each layer."""
-    return 64 if torch.device(device).type == "cpu" else 256
-
-
-def _run(model: nn.Module, x: Tensor) -> Any:
-    """The model's output; CPUs convolve faster with channels last, and weights follow the images."""
-    if x.ndim == 4 and x.device.type == "cpu":
-        try:
-            return model(x.contiguous(memory_format=torch.channels_last))
-        except RuntimeError as error:
-            if "view size is not compatible" not in str(error):  # of a model that flattens its feature maps by a view
-                raise
-    return model(x)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, given back module by module."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextmanager
-def _seeing(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Last input and output of each layer that runs meanwhile, by name, in the order of their first runs."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def remember(name: str) -> Any:
-        return lambda module, inputs, output: seen.update({name: (inputs[0], output)})
-
-    hooks = [layer.register_forward_hook(remember(name)) for name, layer in layers.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _batches(images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    if isinstance(images, ImageSet):
-        y = None if images.labels is None else images.labels.split(batch_size)
-        for i, x in enumerate(images.images.split(batch_size)):
-            yield x, None if y is None else y[i]
-    elif isinstance(images, Tensor | np.ndarray):
-        for x in torch.as_tensor(images).split(batch_size):
-            yield x, None
-    else:
-        for batch in images:
-            x, y = (*batch, None)[:2] if isinstance(batch, tuple | list) else (batch, None)
-            yield torch.as_tensor(x), None if y is None else torch.as_tensor(y)
-
-
-def _outputs(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping | tuple | list):
-        for value in output.values() if isinstance(output, Mapping) else output:
-            yield from _outputs(value)
 
 
 def _head_pass(seen: dict[str, tuple[Tensor, Tensor]], head: str, size: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .scores import _matrix, _pair, _temperature, inverse_root, residual
+from .arrays import as_matrix, as_pair, positive
+from .scores import inverse_root, residual
 
 LabelKind = Literal["predicted", "true", "model"]
 Streaming = TypeVar("Streaming", bound="_LastLayerFisher")
@@ -27,7 +28,7 @@ class _LastLayerFisher(ABC):
     def __init__(self, temperature: float = 5.0, labels: LabelKind = "predicted", bias: bool = False) -> None:
         if labels not in get_args(LabelKind):
             raise ValueError(f"thinkback: labels must be one of {get_args(LabelKind)}, got {labels!r}")
-        self.temperature = _temperature(temperature)
+        self.temperature = positive(temperature)
         self.labels, self.bias, self.count = labels, bias, 0
         self._sums: tuple[Tensor, ...] = ()  # float64
 
@@ -43,7 +44,7 @@ class _LastLayerFisher(ABC):
         Raises:
             ValueError: on bad arrays (as in the scores), missing labels, or another D or K than before.
         """
-        h, z = _pair(_matrix("features", features), logits)
+        h, z = as_pair(as_matrix("features", features), logits)
         if self.bias:
             h = torch.cat([h, torch.ones_like(h[:, :1])], 1)
         batch = self._sums_of(h, z, labels)

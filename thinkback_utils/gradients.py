@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import Images, _batches, _evaluating, _prepared, _seeing, find_head
-from .scores import _matrix, inverse_diagonal, residual
+from .arrays import as_matrix
+from .features import find_head
+from .passes import Images, batches, evaluating, prepared, seeing
+from .scores import inverse_diagonal, residual
 
 READINGS = {
     "A": "weight of the last linear layer",
@@ -26,7 +28,7 @@ _KINDS: dict[str, type[nn.Module]] = {"C": nn.Linear, "D": nn.BatchNorm2d, "E": 
 
 def activation_gradients(logits: Tensor, weight: Tensor, temperature: float = 5.0) -> Tensor:
     """Reading C in closed form: ``dL/dh = W^T r``, float64 (N, D), for logits (N, K) and the head's weight (K, D)."""
-    return residual(_matrix("logits", logits), temperature) @ weight.double()
+    return residual(as_matrix("logits", logits), temperature) @ weight.double()
 
 
 def gradients(
@@ -101,8 +103,8 @@ def squared_gradients(
     Feed them to :class:`MeanSquare` on training images, and to :func:`score`. All parameters of a WRN-40-2 are 2.2
     million a sample: 36 MB while they are squared, so keep ``batch_size`` near 16 there.
     """
-    for batch, _ in _batches(images, batch_size):
-        x = _prepared(batch, model)
+    for batch, _ in batches(images, batch_size):
+        x = prepared(batch, model)
         if layers is None or not {"C", *readings} - {"all"} <= set(layers):
             layers = find_layers(model, x[:2], layers)
         yield {
@@ -172,7 +174,7 @@ def find_layers(model: nn.Module, x: Tensor, layers: Mapping[str, str] | None = 
     """
     kinds: Any = tuple(_KINDS.values())
     watched = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
-    with _evaluating(model), _seeing(watched) as seen:
+    with evaluating(model), seeing(watched) as seen:
         model(x)
     ran = {reading: [n for n in seen if isinstance(watched[n], kind)] for reading, kind in _KINDS.items()}
     given = dict(layers or {})
@@ -219,7 +221,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.requires_grad_(False)
-        with _evaluating(model):
+        with evaluating(model):
             yield
     finally:
         for parameter, requires_grad in wanted.items():
@@ -262,7 +264,7 @@ _PER_SAMPLE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {"D": _batchno
 
 def _every_parameter(model: nn.Module, x: Tensor, head: nn.Module, temperature: float) -> Tensor:
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-        with _seeing({"head": head}) as seen:
+        with seeing({"head": head}) as seen:
             torch.func.functional_call(model, parameters, (image[None],))
         z = seen["head"][1]
         return (z * residual(z.detach(), temperature).to(z)).sum()  # its gradient is that of L: r is held fixed

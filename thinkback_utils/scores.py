@@ -6,16 +6,13 @@ as the kind of array that went in (torch or NumPy).
 
 from __future__ import annotations
 
-import math
-from typing import TypeVar
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Array = TypeVar("Array", Tensor, NDArray[np.floating])
+from .arrays import Array, as_given, as_matrix, as_pair, as_weights, positive
 
 
 def msp(logits: Array, temperature: float = 1.0) -> Array:
@@ -36,13 +33,13 @@ def msp(logits: Array, temperature: float = 1.0) -> Array:
     >>> msp(np.array([[0.0, 0.0], [9.0, 0.0]])).round(3)
     array([-0.5, -1. ])
     """
-    z = _matrix("logits", logits) / _temperature(temperature)
-    return _like(-z.softmax(1).amax(1), logits)
+    z = as_matrix("logits", logits) / positive(temperature)
+    return as_given(-z.softmax(1).amax(1), logits)
 
 
 def max_logit(logits: Array) -> Array:
     """Largest logit, negated: ``-max_k z_k``, float64 (N,), higher = more OOD (Hendrycks et al. 2022)."""
-    return _like(-_matrix("logits", logits).amax(1), logits)
+    return as_given(-as_matrix("logits", logits).amax(1), logits)
 
 
 def energy(logits: Array, temperature: float = 1.0) -> Array:
@@ -53,8 +50,8 @@ def energy(logits: Array, temperature: float = 1.0) -> Array:
     >>> energy(np.array([[0.0, 0.0]])).round(4)  # -log 2
     array([-0.6931])
     """
-    z = _matrix("logits", logits) / _temperature(temperature)
-    return _like(-temperature * z.logsumexp(1), logits)
+    z = as_matrix("logits", logits) / positive(temperature)
+    return as_given(-temperature * z.logsumexp(1), logits)
 
 
 def gradnorm(features: Array, logits: Array, temperature: float = 1.0) -> Array:
@@ -63,9 +60,9 @@ def gradnorm(features: Array, logits: Array, temperature: float = 1.0) -> Array:
     The L1 norm of the gradient that the *uniform* label causes in the last layer's weight. In-distribution inputs have
     the larger norm, hence the sign. Source: Huang et al. (2021), Eq. 8; see :func:`gradnorm_autograd`.
     """
-    h, z = _pair(features, logits)
-    u = (z / _temperature(temperature)).softmax(1) - 1 / z.shape[1]
-    return _like(-h.abs().sum(1) * u.abs().sum(1) / temperature, logits, features=h)
+    h, z = as_pair(features, logits)
+    u = (z / positive(temperature)).softmax(1) - 1 / z.shape[1]
+    return as_given(-h.abs().sum(1) * u.abs().sum(1) / temperature, logits, features=h)
 
 
 def gradnorm_autograd(features: Tensor, weight: Tensor, bias: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -114,8 +111,8 @@ def thinkback(
     """
     if fisher is not None:
         return thinkback_diagonal(features, logits, inverse_diagonal(fisher, eps, damping), temperature)
-    h, z = _pair(features, logits)
-    return _like(residual(z, temperature).square().sum(1) * h.square().sum(1), logits, features=h)
+    h, z = as_pair(features, logits)
+    return as_given(residual(z, temperature).square().sum(1) * h.square().sum(1), logits, features=h)
 
 
 def thinkback_diagonal(
@@ -139,12 +136,12 @@ def thinkback_diagonal(
     >>> thinkback_diagonal(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), np.ones((2, 2)), temperature=1.0)
     array([12.5])
     """
-    h, z = _pair(features, logits)
-    V = _weights("inverse", inverse, h)
+    h, z = as_pair(features, logits)
+    V = as_weights("inverse", inverse, h)
     _same_classes("inverse fisher", V, z)
     h = _inputs(h, V.shape[1], z, V, "inverse fisher")
     score = torch.linalg.vecdot(residual(z, temperature).square(), h.square() @ V.T)
-    return _like(score, logits, features=h, inverse=V)
+    return as_given(score, logits, features=h, inverse=V)
 
 
 def thinkback_autograd(
@@ -196,12 +193,12 @@ def thinkback_full(
     >>> thinkback_full(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), root, temperature=1.0)  # 9/16 + 4 + 9/4 + 4
     array([10.8125])
     """
-    h, z = _pair(features, logits)
-    W, K = _weights("root", root, h), z.shape[1]
+    h, z = as_pair(features, logits)
+    W, K = as_weights("root", root, h), z.shape[1]
     r, h = residual(z, temperature), _inputs(h, len(W) / K, z, W)
     parts = zip(r.split(1024), h.split(1024), strict=True)  # g is K times as large as h
     whitened = (torch.einsum("nk,nd->nkd", *part).flatten(1) @ W for part in parts)
-    return _like(torch.cat([g.square().sum(1) for g in whitened]), logits, features=h, root=W)
+    return as_given(torch.cat([g.square().sum(1) for g in whitened]), logits, features=h, root=W)
 
 
 def thinkback_kronecker(
@@ -230,11 +227,11 @@ def thinkback_kronecker(
     >>> thinkback_kronecker(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), roots, temperature=1.0).round(6)
     array([2.])
     """
-    h, z = _pair(features, logits)
+    h, z = as_pair(features, logits)
     A, B = _roots(roots, h, z)
     h = _inputs(h, len(B), z, B)
     score = (residual(z, temperature) @ A).square().sum(1) * (h @ B).square().sum(1)
-    return _like(score, logits, features=h, root_A=A, root_B=B)
+    return as_given(score, logits, features=h, root_A=A, root_B=B)
 
 
 def thinkback_averaged(
@@ -267,11 +264,11 @@ def thinkback_averaged(
     >>> thinkback_averaged(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), weights, temperature=1.0).round(6)
     array([1.])
     """
-    h, z = _pair(features, logits)
+    h, z = as_pair(features, logits)
     C, B = _roots(weights, h, z)
-    p = (z / _temperature(temperature)).softmax(1)
+    p = (z / positive(temperature)).softmax(1)
     doubt = torch.linalg.vecdot(p @ C, p) / (2 * temperature**2)
-    return _like(doubt * (_inputs(h, len(B), z, B) @ B).square().sum(1), logits, features=h, distances=C, root_B=B)
+    return as_given(doubt * (_inputs(h, len(B), z, B) @ B).square().sum(1), logits, features=h, distances=C, root_B=B)
 
 
 def label_distances(root: Tensor | NDArray[np.floating]) -> Tensor:
@@ -287,7 +284,7 @@ def label_distances(root: Tensor | NDArray[np.floating]) -> Tensor:
     tensor([[0., 2.],
             [2., 0.]], dtype=torch.float64)
     """
-    A = _matrix("root", root)
+    A = as_matrix("root", root)
     gram = (A - A.mean(0)) @ (A - A.mean(0)).T  # what all rows share would only cost digits
     length = gram.diagonal()
     return (length[:, None] + length - 2 * gram).clamp(min=0).fill_diagonal_(0)
@@ -308,7 +305,7 @@ def inverse_diagonal(fisher: Tensor | NDArray[np.floating], eps: float = 1e-16, 
     >>> inverse_diagonal(np.array([[4.0, 0.0]]), eps=0.0, damping=0.5)
     tensor([[0.2000, 1.0000]], dtype=torch.float64)
     """
-    expected = _matrix("fisher", fisher)
+    expected = as_matrix("fisher", fisher)
     if eps < 0 or damping < 0 or bool(expected.min() < 0):
         raise ValueError(
             f"thinkback: eps, damping and fisher must not be negative, got eps={eps}, damping={damping}, "
@@ -342,7 +339,7 @@ def inverse_root(matrix: Tensor | NDArray[np.floating], damping: float = 0.0) ->
     >>> inverse_root(np.diag([4.0, 0.0])).T.abs()
     tensor([[0.5000, 0.0000]], dtype=torch.float64)
     """
-    M = _matrix("matrix", matrix)
+    M = as_matrix("matrix", matrix)
     if M.shape[0] != M.shape[1] or bool((M - M.T).abs().max() > 1e-9 * M.abs().max()):
         raise ValueError(f"thinkback: matrix {tuple(M.shape)} must be square and symmetric")
     if not 0 <= damping < float("inf"):
@@ -402,12 +399,12 @@ def residual(logits: Tensor, temperature: float, labels: Tensor | None = None) -
     """
     z = logits.double()
     y = z.argmax(1, keepdim=True) if labels is None else labels[:, None]
-    others = (z / _temperature(temperature)).softmax(1).scatter(1, y, 0.0)
+    others = (z / positive(temperature)).softmax(1).scatter(1, y, 0.0)
     return others.scatter(1, y, -others.sum(1, keepdim=True)) / temperature
 
 
 def _roots(roots: tuple[object, object], h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    A, B = (_weights("root", root, h) for root in roots)
+    A, B = (as_weights("root", root, h) for root in roots)
     _same_classes("the root of A", A, z)
     return A, B
 
@@ -429,56 +426,3 @@ def _inputs(features: Tensor, columns: float, logits: Tensor, weights: Tensor, n
             f"{tuple(weights.shape)} disagree; was the Fisher fitted on another model?"
         )
     return features if columns == width else torch.cat([features, torch.ones_like(features[:, :1])], 1)
-
-
-def _temperature(temperature: float) -> float:
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"thinkback: temperature must be positive and finite, got {temperature}")
-    return temperature
-
-
-def _matrix(name: str, values: object) -> Tensor:
-    """A float64 matrix, or the reason why ``values`` is none."""
-    tensor = _floating(name, values)
-    if not math.isfinite(tensor.sum().item()) and (bad := ~torch.isfinite(tensor)).any():  # the sum is the fast half
-        row, column = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"thinkback: {name} has {int(bad.sum())} values that are not finite, "
-            f"the first is {tensor[row, column].item()} at row {row}, column {column}"
-        )
-    return tensor.double()
-
-
-def _weights(name: str, values: object, features: Tensor) -> Tensor:
-    """What a fit left, larger than a batch; whether it is finite is left to :func:`_like`."""
-    return _floating(name, values).to(features.device, torch.float64)
-
-
-def _floating(name: str, values: object) -> Tensor:
-    tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
-    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # which has no float64
-    if not tensor.is_floating_point():
-        raise ValueError(f"thinkback: {name} must be floating point, got {tensor.dtype}; convert with .float()")
-    if tensor.ndim != 2 or 0 in tensor.shape:
-        raise ValueError(f"thinkback: {name} must be a non-empty matrix (N, ·), got shape {tuple(tensor.shape)}")
-    return tensor
-
-
-def _pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
-    """Both as float64; whether features are finite is left to :func:`_like`, since no score hides it."""
-    h, z = _floating("features", features).double(), _matrix("logits", logits)
-    if len(h) != len(z):
-        raise ValueError(f"thinkback: features {tuple(h.shape)} and logits {tuple(z.shape)} disagree on N")
-    if h.device != z.device:
-        raise ValueError(f"thinkback: features are on {h.device} and logits on {z.device}; move one")
-    if z.shape[1] < 2:
-        raise ValueError("thinkback: logits have K = 1 class, whose softmax is always 1; give two columns, (0, z)")
-    return h, z
-
-
-def _like(score: Tensor, given: Array, **causes: Tensor) -> Array:
-    """The score as the kind of array that was given; one that is not finite is an error of its first bad cause."""
-    if causes and not math.isfinite(score.sum().item()):
-        for name, values in causes.items():
-            _matrix(name, values)
-    return score if isinstance(given, Tensor) else score.cpu().numpy()

@@ -1,0 +1,67 @@
+"""Arrays as they come in, torch or NumPy: checked, and in float64; or the reason why not."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = TypeVar("Array", Tensor, NDArray[np.floating])
+
+
+def as_matrix(name: str, values: object) -> Tensor:
+    """A float64 matrix, or the reason why ``values`` is none."""
+    tensor = _floating(name, values)
+    if not math.isfinite(tensor.sum().item()) and (bad := ~torch.isfinite(tensor)).any():  # the sum is the fast half
+        row, column = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"thinkback: {name} has {int(bad.sum())} values that are not finite, "
+            f"the first is {tensor[row, column].item()} at row {row}, column {column}"
+        )
+    return tensor.double()
+
+
+def as_pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
+    """Both as float64; whether features are finite is left to :func:`as_given`, since no score hides it."""
+    h, z = _floating("features", features).double(), as_matrix("logits", logits)
+    if len(h) != len(z):
+        raise ValueError(f"thinkback: features {tuple(h.shape)} and logits {tuple(z.shape)} disagree on N")
+    if h.device != z.device:
+        raise ValueError(f"thinkback: features are on {h.device} and logits on {z.device}; move one")
+    if z.shape[1] < 2:
+        raise ValueError("thinkback: logits have K = 1 class, whose softmax is always 1; give two columns, (0, z)")
+    return h, z
+
+
+def as_weights(name: str, values: object, features: Tensor) -> Tensor:
+    """What a fit left, larger than a batch; whether it is finite is left to :func:`as_given`."""
+    return _floating(name, values).to(features.device, torch.float64)
+
+
+def as_given(score: Tensor, given: Array, **causes: Tensor) -> Array:
+    """The score as the kind of array that was given; one that is not finite is an error of its first bad cause."""
+    if causes and not math.isfinite(score.sum().item()):
+        for name, values in causes.items():
+            as_matrix(name, values)
+    return score if isinstance(given, Tensor) else score.cpu().numpy()
+
+
+def positive(temperature: float) -> float:
+    """The temperature T, if it is one."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"thinkback: temperature must be positive and finite, got {temperature}")
+    return temperature
+
+
+def _floating(name: str, values: object) -> Tensor:
+    tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # which has no float64
+    if not tensor.is_floating_point():
+        raise ValueError(f"thinkback: {name} must be floating point, got {tensor.dtype}; convert with .float()")
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise ValueError(f"thinkback: {name} must be a non-empty matrix (N, ·), got shape {tuple(tensor.shape)}")
+    return tensor
