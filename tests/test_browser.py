@@ -207,6 +207,19 @@ def test_phone_shows_everything_and_scrolls_down_alone(page: Page) -> None:
     assert {fault: found for fault, found in page.evaluate(LOOK).items() if found} == {}
 
 
+DRAWN = """() => [...document.querySelectorAll(".cell_output figure > img[width]")].map((drawing) => ({
+    text: (10 * 4 / 3) * (drawing.clientWidth / drawing.getAttribute("width")), // 10 pt, as book.mplstyle has it
+    hidden: drawing.parentElement.scrollWidth - drawing.parentElement.clientWidth,
+}))"""
+
+
+def test_drawings_fit_a_phone_and_can_be_read(page: Page) -> None:
+    page.set_viewport_size(PHONE)
+    drawings = page.evaluate(DRAWN)
+    assert bool(drawings) == bool(re.search(r"/notebooks/\d", page.url))
+    assert [d for d in drawings if d["text"] < 7.5 or d["hidden"] > 0.11 * PHONE["width"]] == []
+
+
 def test_page_weighs_little(page: Page) -> None:
     if page.url.endswith(PICTURES):
         pytest.skip("a page of photographs")

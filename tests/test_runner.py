@@ -194,6 +194,18 @@ def test_raising_cell_stops_everything(book: Path, capsys: pytest.CaptureFixture
     assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
 
 
+def test_drawings_say_how_large_they_are(tmp_path: Path) -> None:
+    for folder in ("_images", "notebooks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "_images" / "a.svg").write_text('<svg width="300.2pt" height="150pt" viewBox="0 0 300 150"></svg>')
+    (tmp_path / "_images" / "b.svg").write_text('<svg viewBox="0 0 8 8"></svg>')
+    page = tmp_path / "notebooks" / "01_one.html"
+    page.write_text('<img alt="A" src="../_images/a.svg" /><img alt="B" src="../_images/b.svg" />')
+    runner.size(tmp_path)
+    sized = '<img width="400" height="200" style="--width: 400px" alt="A" src="../_images/a.svg" />'
+    assert page.read_text() == sized + '<img alt="B" src="../_images/b.svg" />'
+
+
 def test_made_once_of_the_same(tmp_path: Path) -> None:
     product, made = tmp_path / "model.onnx", []
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,22 @@ def front_page(html: Path, first: str) -> None:
     (html / "index.html").write_text(page, encoding="utf-8")
 
 
+def size(html: Path) -> None:
+    """Say how large each drawing is: its place is kept before it has come, and style sheets can ask for its width."""
+
+    def sized(image: re.Match[str], folder: Path) -> str:
+        head = (folder / image[1]).read_text(encoding="utf-8")[:2000]
+        points = re.findall(r' (?:width|height)="([\d.]+)pt"', head)
+        if len(points) != 2:  # none of Matplotlib's
+            return image[0]
+        width, height = (round(float(length) * 4 / 3) for length in points)
+        return f'{image[0]} width="{width}" height="{height}" style="--width: {width}px"'
+
+    for page in html.rglob("*.html"):
+        text, drawings = page.read_text(encoding="utf-8"), r'<img\b(?=[^>]*? src="([^":]*_images/[^"]*\.svg)")'
+        page.write_text(re.sub(drawings, partial(sized, folder=page.parent), text), encoding="utf-8")
+
+
 def mend(html: Path) -> None:
     """Make entries of a bibliography items of their list: the role that docutils gives them is deprecated."""
     for page in html.rglob("*.html"):
@@ -342,6 +359,7 @@ def make(root: Path, build: Path) -> Path:
     if subprocess.run([sys.executable, "-c", "from jupyter_book.cli.main import main; main()", *book]).returncode:
         raise BookError("thinkback: the book did not build without warnings; they are printed above")
     mend(html)
+    size(html)
     slim(html)
     front_page(html, pages(root)[0].with_suffix(".html").as_posix())
     check(root, html)
