@@ -187,7 +187,8 @@ def refresh(path: Path, output: Path, values: Mapping[str, Any], around: list[An
     results = contents(path.parent / values.get("results_dir", "../results"))
     code = [(cell.source, cell.metadata.get("tags")) for cell in read(path).cells if cell.cell_type == "code"]
     names = re.findall(r"^(?:from|import) (\w+)", "\n".join(source for source, _ in code), re.MULTILINE)
-    beside = [contents(path.parent.parent / name) for name in sorted(set(names))]  # benchmarks/, if it is imported
+    others = sorted({*names} - {PACKAGE.name})  # which is part of the surroundings
+    beside = [contents(path.parent.parent / name) for name in others]  # benchmarks/, if it is imported
     made_of = [code, sorted(values.items()), results, beside, around]
     renew(path.name, output, made_of, lambda: run(path, output, values), force)
 
