@@ -164,7 +164,7 @@ def test_one_command_makes_everything(toy, gathered, tmp_path, monkeypatch, caps
     assert "96 of CIFAR-10, 48 of SVHN, 48 of CIFAR-100" in (tmp_path / "results" / "examples.md").read_text()
     assert {path.name for path in out.glob("*.svg")} == {"examples.svg", "louder.svg", "shared.svg"}
     (folder / "provenance.json").write_text(json.dumps(facts | {"images_sha256": dict.fromkeys(hashes, "0")}))
-    with pytest.raises(ValueError, match="are not those of"):
+    with pytest.raises(ValueError, match="is not the set that the bundle was made from"):
         gallery.main(command)
 
 

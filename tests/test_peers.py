@@ -311,7 +311,7 @@ def test_odin_is_paired_with_softmax_of_its_own_images(folder, monkeypatch):
 
 
 def test_only_the_sets_that_are_asked_for_and_no_images(folder, tmp_path):
-    for name in ("bundle.npz", "weights.safetensors"):
+    for name in ("bundle.npz", "weights.safetensors", "provenance.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     peers.run(tmp_path, sets=["svhn"], images=False)
     kept, record = peers.load(tmp_path)

@@ -99,6 +99,28 @@ def test_sets_are_added_to_a_finished_run_without_training_it_again(toy_root, tm
         reproduce.main(["--recipe", "smoke", *results, "svhn"])
 
 
+def test_a_set_whose_images_were_replaced_is_run_again_and_the_others_are_kept(toy_root, tmp_path):
+    command = ["--recipe", "smoke", "--epochs", "1", "--results", str(tmp_path / "results"), "--device", "cpu"]
+    reproduce.main([*command, "--sets", "svhn", "cifar100"])
+    folder = tmp_path / "results" / "wrn10-1-cifar10" / "seed0"
+    before, hashes = Bundle.load(folder / "bundle.npz").sets, read_json(folder / "provenance.json")["images_sha256"]
+    old = read_json(folder / "ablations.json")
+    images = np.random.default_rng(9).integers(256, size=(25, 32, 32, 3), dtype=np.uint8)
+    np.savez(toy_root / "svhn.npz", images=images)
+    reproduce.main([*command, "--sets", "cifar100"])  # also where the set is not named
+    after, provenance = Bundle.load(folder / "bundle.npz").sets, read_json(folder / "provenance.json")
+    assert len(after["svhn"]) == 25
+    assert provenance["images_sha256"]["svhn"] == data.load("svhn").sha256() != hashes["svhn"]
+    assert provenance["images_sha256"] | {"svhn": ""} == hashes | {"svhn": ""}
+    assert [addition["sets"] for addition in provenance["additions"]] == [["svhn"]]
+    for name in ("cifar10-train", "cifar10-test", "cifar100"):
+        assert torch.equal(after[name].features, before[name].features)
+    new = read_json(folder / "ablations.json")
+    assert (old["readings"]["E"]["images"]["svhn"], new["readings"]["E"]["images"]["svhn"]) == (30, 25)
+    assert new["images_sha256"] == provenance["images_sha256"]
+    assert read_json(folder / "variants.json")["sizes"]["svhn@bfloat16"] == 25
+
+
 def test_a_set_that_cannot_be_had_fails_before_the_training(toy_root, tmp_path):
     results = tmp_path / "results"
     with pytest.raises(FileNotFoundError, match="'places9_crop'"):

@@ -84,6 +84,7 @@ def test_one_command_writes_file_and_provenance(network, digits, tmp_path, monke
     head = network.get_classifier()
     sets = {name: extract(network, digits) for name in ("cifar10-train", "cifar10-test", "digits", "cifar100")}
     Bundle(sets, head.weight.detach(), head.bias.detach()).save(folder / "bundle.npz")
+    (folder / "provenance.json").write_text(json.dumps({"images_sha256": dict.fromkeys(sets, digits.sha256())}))
     command = ["--results", str(tmp_path), "--network", "tiny", "--augmented", "16", "--bfloat16", "8"]
     variants.main([*command, "--device", "cpu"])
     first = (folder / "variants.npz").read_bytes()

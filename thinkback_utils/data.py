@@ -87,6 +87,10 @@ class ImageSet:
         """Number of images."""
         return len(self.images)
 
+    def sha256(self) -> str:
+        """SHA-256 of the pixels, which tells whether a set is the one that a result was made from."""
+        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
+
 
 def data_root(root: str | Path | None = None) -> Path:
     """Folder of the cached sets: ``root``, else $THINKBACK_DATA, else ~/.cache/thinkback."""

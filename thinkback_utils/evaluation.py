@@ -17,6 +17,7 @@ from .files import read_json
 from .methods import METHODS
 
 ID_TRAIN, ID_TEST = "cifar10-train", "cifar10-test"
+SPLITS = {ID_TRAIN: ("cifar10", "train"), ID_TEST: ("cifar10", "test")}  # of others, the test split of their name
 NEAR = ("cifar100",)  # reported apart: its images resemble the training set, and no paper row is about them
 BASELINES = ("msp", "energy")  # what the paper compares itself with
 
@@ -63,6 +64,26 @@ def available_sets() -> list[str]:
     """The OOD sets that can be had: those with an archive, and the stand-ins that lie in the data root."""
     stand_ins = [name for name in data.STAND_INS if (data.data_root() / f"{name}.npz").exists()]
     return [*data.PAPER_SETS, *NEAR, *stand_ins]
+
+
+def load_verified(digests: Mapping[str, str]) -> dict[str, data.ImageSet]:
+    """The sets of a results folder, verified to be the images that its bundle was made from.
+
+    Args:
+        digests: ``images_sha256`` of its provenance, by set.
+
+    Raises:
+        ValueError: if the data root holds other images under a set's name.
+    """
+    sets = {}
+    for name, expected in digests.items():
+        sets[name] = data.load(*SPLITS.get(name, (name, "test")))
+        if (found := sets[name].sha256()) != expected:
+            raise ValueError(
+                f"thinkback: {name!r} in the data root {data.data_root()} is not the set that the bundle was made from "
+                f"(sha256 {found[:12]}…, expected {expected[:12]}…); run `python -m thinkback_utils.reproduce` anew"
+            )
+    return sets
 
 
 def paper_table() -> list[Record]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from .evaluation import (
     ID_TEST,
     ID_TRAIN,
     NEAR,
+    SPLITS,
     Scores,
     available_sets,
     float16_error,
@@ -38,28 +38,33 @@ from .train import TrainConfig, add_config_arguments, config_from, pick_device, 
 def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | None = None) -> Scores:
     """Train (or finish training) one network; write bundle, weights, scores and provenance into ``folder``.
 
-    Sets that a bundle of the same weights holds already are kept, those it lacks are added.
+    Sets that a bundle of the same weights holds already are kept, as long as their images are the same; those it lacks,
+    and those whose images were replaced in the data root, are run through the network.
 
     Returns:
         The scores, as saved in ``scores.npz``.
     """
     start, provenance = time.perf_counter(), describe(pick_device(device))
-    splits = {ID_TRAIN: ("cifar10", "train"), ID_TEST: ("cifar10", "test"), **{name: (name, "test") for name in sets}}
+    splits = SPLITS | {name: (name, "test") for name in sets}
     finished = (folder / "weights.safetensors").exists() and (folder / "provenance.json").exists()
     old = Bundle.load(folder / "bundle.npz").sets if finished else {}
     before: dict[str, Any] = (
         read_json(folder / "provenance.json") if finished else {"images_sha256": {}, "float16_metric_error": 0.0}
     )
-    missing = [name for name in splits if name not in old]
-    for name in missing:  # what cannot be had should fail now, not after the training
-        data.load(*splits[name])
+    splits |= {name: (name, "test") for name in old if name not in splits}
+    now: dict[str, str] = {}
+    for name in splits:  # what cannot be had should fail now, not after the training
+        try:
+            now[name] = data.load(*splits[name]).sha256()
+        except data.UnavailableError:
+            if name not in old:
+                raise
+    missing = [name for name in now if name not in old or now[name] != before["images_sha256"].get(name)]
     model, training = train_network(config, "cifar10", folder, device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     exact, hashes = dict(old), dict(before["images_sha256"])
     for name in missing:
-        images = data.load(*splits[name])
-        exact[name] = extract(model, images)
-        hashes[name] = hashlib.sha256(images.images.numpy().tobytes()).hexdigest()
+        exact[name], hashes[name] = extract(model, data.load(*splits[name])), now[name]
     head = model.get_classifier()
     Bundle(exact, head.weight.detach().cpu(), head.bias.detach().cpu()).save(folder / "bundle.npz")
     scored = score_sets(Bundle.load(folder / "bundle.npz").sets)

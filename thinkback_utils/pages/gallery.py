@@ -8,7 +8,6 @@ Images of three sets may be shown, as few small pictures: CIFAR-10, CIFAR-100 an
 from __future__ import annotations
 
 import argparse
-import hashlib
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .. import data, plots, scores
+from .. import plots, scores
 from ..detector import conformal_threshold
-from ..evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
+from ..evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, load_verified, score_sets
 from ..features import Bundle, Features
 from ..files import read_json, replacing, write_json
 from ..methods import TITLES
@@ -294,11 +293,10 @@ def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
     folder, out, provenance = results / network / f"seed{seed}", results / "gallery", describe()
     bundle, made_of = Bundle.load(folder / "bundle.npz"), read_json(folder / "provenance.json")
     facts, browsed, scored = gather(bundle)
+    sets = load_verified({name: made_of["images_sha256"][name] for name in scored})
     images, statistics = {}, {}
     for name in scored:
-        images[name] = data.load("cifar10" if name == ID_TEST else name).images
-        if hashlib.sha256(images[name].numpy().tobytes()).hexdigest() != made_of["images_sha256"][name]:
-            raise ValueError(f"thinkback: the images of {name} in {data.data_root()} are not those of {folder}")
+        images[name] = sets[name].images
         statistics[name] = network_statistics(bundle.sets[name]) | pixel_statistics(images[name])
     for method, own in facts["methods"].items():
         own["shared"] = shared(bundle, scored, statistics, method)

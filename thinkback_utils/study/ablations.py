@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import data, scores
-from ..evaluation import ID_TEST, ID_TRAIN, evenly
+from .. import scores
+from ..evaluation import ID_TEST, ID_TRAIN, evenly, load_verified
 from ..features import extract, save_arrays
 from ..files import read_json, write_json
 from ..gradients import MeanSquare, find_layers, score, squared_gradients
@@ -61,25 +60,6 @@ class AblationConfig:
     def batch(self, readings: Sequence[str]) -> int:
         """Batch size for those readings."""
         return self.batch_size_all if "all" in readings else self.batch_size
-
-
-def load_images(digests: Mapping[str, str]) -> dict[str, Tensor]:
-    """The sets of a results folder, uint8 (N, 3, 32, 32), verified to be the images that its bundle was made from.
-
-    Raises:
-        ValueError: if the data root holds other images under a set's name.
-    """
-    splits = {ID_TRAIN: ("cifar10", "train"), ID_TEST: ("cifar10", "test")}
-    images = {}
-    for name, expected in digests.items():
-        images[name] = data.load(*splits.get(name, (name, "test"))).images
-        found = hashlib.sha256(images[name].numpy().tobytes()).hexdigest()
-        if found != expected:
-            raise ValueError(
-                f"thinkback: {name!r} in the data root {data.data_root()} is not the set that the bundle was made from "
-                f"(sha256 {found[:12]}…, expected {expected[:12]}…); run `python -m thinkback_utils.reproduce` anew"
-            )
-    return images
 
 
 def score_readings(
@@ -184,7 +164,8 @@ def _seconds(call: Callable[[], None], device: torch.device) -> float:
 def run(folder: Path, config: AblationConfig, device: str | None = None) -> dict[str, Any]:
     """Score every set of a results folder by every reading; write ``ablations.npz`` and ``ablations.json`` into it.
 
-    A run that was killed goes on with the readings that are missing; other weights, parameters or sets start again.
+    A run that was killed goes on with the readings that are missing; other weights, parameters, sets or images start
+    again.
 
     Returns:
         What ``ablations.json`` holds.
@@ -193,12 +174,13 @@ def run(folder: Path, config: AblationConfig, device: str | None = None) -> dict
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     arrays: dict[str, NDArray[np.float32]] = {}
     record = describe(pick_device(device)) | {"weights_sha256": digest(folder), "config": asdict(config)}
-    record["readings"] = {}
+    digests = read_json(folder / "provenance.json")["images_sha256"]
+    record |= {"images_sha256": digests, "readings": {}}
     if all((folder / f"ablations.{suffix}").exists() for suffix in ("json", "npz")):
         old = read_json(folder / "ablations.json")
-        if all(old[key] == record[key] for key in ("weights_sha256", "config")):
+        if all(old.get(key) == record[key] for key in ("weights_sha256", "config", "images_sha256")):
             arrays, record = load(folder)
-    images = load_images(read_json(folder / "provenance.json")["images_sha256"])
+    images = {name: item.images for name, item in load_verified(digests).items()}
     for readings in PASSES:
         done = {r: set(facts["images"]) | {ID_TRAIN} for r, facts in record["readings"].items()}
         missing = [reading for reading in readings if done.get(reading) != set(images)]

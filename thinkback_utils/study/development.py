@@ -207,15 +207,18 @@ def suite(
     A second architecture beside the table's own. Nothing in this module reads what is written here.
     """
     start, folder = time.perf_counter(), results / "development" / network
-    fitted = Bundle.load(folder / "bundle.npz").sets[FITTED]
     model = WideResNet.load(folder / "weights.safetensors").to(pick_device(device))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    seen = {name: extract(model, data.load(name)) for name in sets or available_sets()}
-    seen |= {ID_TRAIN: fitted, ID_TEST: extract(model, data.load("cifar10"))}
+    kept = folder / "bundle.npz"  # made by the choice, not committed
+    fitted = split(data.load("cifar10", "train"), NETWORKS[network].hidden).fitted
+    images = {ID_TEST: data.load("cifar10")} | {name: data.load(name) for name in sets or available_sets()}
+    seen = {name: extract(model, item) for name, item in images.items()}
+    seen[ID_TRAIN] = Bundle.load(kept).sets[FITTED] if kept.exists() else extract(model, fitted)
     scored = score_sets(seen)
     save_scores(folder / "scores.npz", scored)
     records = table(scored)
-    facts = {"network": network, "accuracy": seen[ID_TEST].accuracy()}
+    facts: dict[str, Any] = {"network": network, "accuracy": seen[ID_TEST].accuracy()}
+    facts["images_sha256"] = {name: item.sha256() for name, item in images.items()}
     facts["records"] = with_intervals([*records, *means(records)], scored)
     seconds = round(time.perf_counter() - start, 1)
     write_json(folder / "suite.json", describe(pick_device(device)) | facts | {"seconds": seconds})

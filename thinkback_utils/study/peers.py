@@ -37,7 +37,6 @@ from ..methods import METHODS, Method, State
 from ..models import WideResNet
 from ..provenance import describe, digest
 from ..train import pick_device
-from .ablations import load_images
 
 NEEDS = ("training data", "labels", "OOD data", "backward pass", "images")
 BATCH, IMAGE_BATCH = 1000, 100  # rows scored at a time, ours and theirs
@@ -338,6 +337,8 @@ def run(
     if unknown := set(names) - set(bundle.sets):
         raise ValueError(f"thinkback: no sets {sorted(unknown)} in {folder / 'bundle.npz'}, only {list(bundle.sets)}")
     record = describe() | {"pytorch_ood": version("pytorch-ood"), "weights_sha256": digest(folder), "batch": BATCH}
+    digests = read_json(folder / "provenance.json")["images_sha256"]
+    record |= {"images_sha256": {name: digests[name] for name in names}}
     record |= {"absent": ABSENT, "peers": {}, "ours": {}}
     arrays = _run_features(bundle, names, record)
     if images:
@@ -363,9 +364,10 @@ def _run_features(bundle: Bundle, names: Sequence[str], record: Record) -> dict[
 
 def _run_images(folder: Path, names: Sequence[str], device: torch.device, record: Record) -> dict[str, Tensor]:
     """As :func:`_run_features`, of the others."""
-    digests = read_json(folder / "provenance.json")["images_sha256"]
-    images = load_images({name: digests[name] for name in names})
-    few = {name: x[evenly(len(x), IMAGES_ID if name == ID_TEST else IMAGES_OOD)] for name, x in images.items()}
+    few = {
+        name: item.images[evenly(len(item), IMAGES_ID if name == ID_TEST else IMAGES_OOD)]
+        for name, item in evaluation.load_verified(record["images_sha256"]).items()
+    }
     batches = {name: x.to(device).split(IMAGE_BATCH) for name, x in few.items()}
     model = WideResNet.load(folder / "weights.safetensors").to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import data
 from ..data import ImageSet
-from ..evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
+from ..evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, load_verified, score_sets
 from ..features import Bundle, Features, extract
 from ..files import read_json, write_json
 from ..models import WideResNet
@@ -102,15 +101,18 @@ def run(folder: Path, augmented: int = 10_000, bfloat16: int = 300, seed: int = 
     """
     start, chosen = time.perf_counter(), pick_device(device)
     names = [name for name in Bundle.load(folder / "bundle.npz").sets if name not in (ID_TRAIN, ID_TEST, *NEAR)]
+    known = read_json(folder / "provenance.json")["images_sha256"]
     asked: dict[str, Any] = {"weights_sha256": digest(folder), "sets": names}
+    asked["images_sha256"] = {name: known[name] for name in (ID_TRAIN, ID_TEST, *names)}
     asked |= {"seed": seed, "augmented": augmented, "bfloat16": bfloat16}
     record = folder / "variants.json"
     if record.exists() and asked.items() <= read_json(record).items():
         return
-    sets = {ID_TEST: data.load("cifar10", "test"), **{name: data.load(name) for name in names}}
+    sets = load_verified(asked["images_sha256"])
+    train = sets.pop(ID_TRAIN)
     model = WideResNet.load(folder / "weights.safetensors").to(chosen)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    made = variants(model, data.load("cifar10", "train"), sets, augmented, bfloat16, seed)
+    made = variants(model, train, sets, augmented, bfloat16, seed)
     head = model.get_classifier()
     Bundle(made, head.weight.detach().cpu(), head.bias.detach().cpu()).save(folder / "variants.npz")
     sizes = {name: len(item) for name, item in made.items()}
