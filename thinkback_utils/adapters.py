@@ -15,8 +15,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .calibration import conformal_threshold
 from .data import import_torchvision
-from .detector import OODDetector, conformal_threshold
+from .detector import OODDetector
 from .methods import METHODS, Options, State
 
 try:

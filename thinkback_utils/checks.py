@@ -1,0 +1,108 @@
+"""What the data that a detector is fitted on say about themselves: signs that they, or the model, are not as meant."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .fisher import summed
+
+FEW = 20  # images: a class with fewer, and far fewer than its share, is hardly known
+UNSURE = 0.1  # mean confidence, 0 at chance and 1 at certainty, below which a model hardly decides
+WRONG = 0.5  # accuracy, on the same scale
+TORN = 0.1  # share of images of which sigmoids are sure and the softmax is not
+
+
+class FitData:
+    """Counts over the fit data, which stream; :meth:`remarks` says in words what looks wrong."""
+
+    def __init__(self) -> None:
+        self.predicted = torch.zeros((), dtype=torch.float64)  # images by predicted class (K,)
+        self.active = torch.zeros((), dtype=torch.float64)  # images in which a feature is not 0 (D,)
+        self.sums = torch.zeros(5, dtype=torch.float64)  # images, confidence, torn; with a label, and right
+
+    def update(self, features: Tensor, logits: Tensor, labels: Tensor | None) -> None:
+        """Add a batch: features (B, D), logits (B, K), class labels (B,) if there are any."""
+        z, (size, classes) = logits.double(), logits.shape
+        decision, p = z.argmax(1), z.softmax(1)
+        self.predicted = self.predicted + torch.bincount(decision, minlength=classes)
+        self.active = self.active + (features != 0).sum(0)
+        # Independent sigmoids: each is sure of its class (entropy below 0.1 nats), yet several or none of them say yes.
+        undecided = p.amax(1) < 0.9
+        sigmoid = z.sigmoid()
+        entropy = -(sigmoid * F.logsigmoid(z) + (1 - sigmoid) * F.logsigmoid(-z)).mean(1)
+        torn = (undecided & (entropy < 0.1) & (classes > 2)).sum()
+        known = right = torch.tensor(0)
+        if labels is not None and labels.shape == decision.shape:
+            y = labels.to(decision.device)
+            inside = (y >= 0) & (y < classes)
+            known, right = inside.sum(), (inside & (y == decision)).sum()
+        self.sums += torch.stack([torch.tensor(size), p.amax(1).sum(), torn, known, right]).double()
+
+    def all_reduce(self) -> FitData:
+        """Sum over the processes of ``torch.distributed``; alone, do nothing."""
+        self.predicted, self.active, self.sums = (summed(part) for part in (self.predicted, self.active, self.sums))
+        return self
+
+    def remarks(self, silent: bool = True) -> list[str]:
+        """A sentence for each thing that looks wrong.
+
+        Args:
+            silent: whether features that are always 0 matter, as they do without damping.
+        """
+        count, confidence, torn, known, right = self.sums.tolist()
+        if not count:
+            return []
+        classes, found = len(self.predicted), []
+        if missing := listed(self.predicted == 0):
+            found.append(
+                f"classes never predicted on the fit data: {missing}; inputs that are given one tend to score far out. "
+                "Fit on data of every class"
+            )
+        few = (self.predicted > 0) & (self.predicted < min(FEW, count / classes / 10))
+        if rare := listed(few):
+            found.append(
+                f"classes predicted for fewer than {FEW} of {count:,.0f} fit images: {rare}; most of their inputs may "
+                'be called OOD, though the promise holds on average. Add data of them, or calibrate(by="predicted")'
+            )
+        if silent and (off := listed(self.active == 0)):
+            found.append(
+                f"features that are 0 in all fit data: {off}; with damping=0 nothing says how unusual other values "
+                "are. Set damping, 1e-3 say"
+            )
+        prepared = "Were images prepared as in its training? See mean and std"
+        if known >= FEW and _above_chance(right / known, classes) < WRONG:
+            found.append(f"the model is right for {100 * right / known:.0f} % of the labelled fit images. {prepared}")
+        elif _above_chance(confidence / count, classes) < UNSURE:
+            found.append(
+                f"the model is hardly sure of any fit image: its mean confidence is {confidence / count:.2g}, and "
+                f"chance is {1 / classes:.2g}. {prepared}"
+            )
+        if torn / count > TORN:
+            found.append(
+                f"the classes look like independent sigmoids: in {100 * torn / count:.0f} % of the fit images each is "
+                "sure, and not just one says yes. Scores of a softmax then call sure inputs OOD: use "
+                'method="joint_energy"'
+            )
+        return found
+
+
+def warn(remarks: Iterable[str], stacklevel: int) -> None:
+    """A ``UserWarning`` for each remark; ``stacklevel`` as seen from the caller."""
+    for remark in remarks:
+        warnings.warn(f"thinkback: {remark}", stacklevel=stacklevel + 1)
+
+
+def listed(chosen: Tensor) -> str:
+    """Which entries of a mask (N,) are true, in words."""
+    which = chosen.nonzero().flatten().tolist()
+    return ", ".join(map(str, which[:5])) + (f" and {len(which) - 5} more" if len(which) > 5 else "")
+
+
+def _above_chance(rate: float, classes: int) -> float:
+    """0 at chance, 1 at best."""
+    return (rate - 1 / classes) / (1 - 1 / classes)
