@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import (
         adapters,
         arrays,
+        calibration,
         data,
         detector,
         evaluation,
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "adapters",
     "arrays",
+    "calibration",
     "data",
     "detector",
     "evaluation",
