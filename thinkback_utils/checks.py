@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .fisher import summed
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 FEW = 20  # images: a class with fewer, and far fewer than its share, is hardly known
 UNSURE = 0.1  # mean confidence, 0 at chance and 1 at certainty, below which a model hardly decides
 WRONG = 0.5  # accuracy, on the same scale
+SPREAD = 3.0  # factor of a variance; natural sets of images differ by less
+PREPARED = "Were images prepared as in its training? See mean and std"
 TORN = 0.1  # share of images of which sigmoids are sure and the softmax is not
 
 
@@ -74,13 +80,12 @@ class FitData:
                 f"features that are 0 in all fit data: {off}; with damping=0 nothing says how unusual other values "
                 "are. Set damping, 1e-3 say"
             )
-        prepared = "Were images prepared as in its training? See mean and std"
         if known >= FEW and _above_chance(right / known, classes) < WRONG:
-            found.append(f"the model is right for {100 * right / known:.0f} % of the labelled fit images. {prepared}")
+            found.append(f"the model is right for {100 * right / known:.0f} % of the labelled fit images. {PREPARED}")
         elif _above_chance(confidence / count, classes) < UNSURE:
             found.append(
                 f"the model is hardly sure of any fit image: its mean confidence is {confidence / count:.2g}, and "
-                f"chance is {1 / classes:.2g}. {prepared}"
+                f"chance is {1 / classes:.2g}. {PREPARED}"
             )
         if torn / count > TORN:
             found.append(
@@ -89,6 +94,40 @@ class FitData:
                 'method="joint_energy"'
             )
         return found
+
+
+@contextmanager
+def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
+    """What the first BatchNorm says of the first batch that runs meanwhile: it remembers its inputs in training.
+
+    Yields:
+        A list that gets a remark if, for half the channels or more, the variance of the inputs is ``SPREAD`` times
+        another than in training, or their mean is a standard deviation away.
+    """
+    norms = () if model is None else (layer for layer in model.modules() if isinstance(layer, _NORMS))
+    trained = [layer for layer in norms if layer.running_mean is not None and int(layer.num_batches_tracked or 0)]
+    found: list[str] = []
+
+    def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        handle.remove()  # one batch says it
+        x = inputs[0].detach().float().transpose(0, 1).flatten(1)  # (channels, values)
+        variance = layer.running_var.float() + layer.eps
+        ratio = x.var(1, correction=0) / variance
+        shift = (x.mean(1) - layer.running_mean.float()).abs() / variance.sqrt()
+        if not 1 / SPREAD < float(ratio.median()) < SPREAD or float(shift.median()) > 1:
+            found.append(
+                f"the first BatchNorm of the model sees other inputs than in its training: {float(ratio.median()):.2g} "
+                f"times the variance, means {float(shift.median()):.2g} standard deviations off. {PREPARED}"
+            )
+
+    if not trained:
+        yield found
+        return
+    handle = trained[0].register_forward_pre_hook(look)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def warn(remarks: Iterable[str], stacklevel: int) -> None:

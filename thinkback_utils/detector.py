@@ -25,7 +25,7 @@ from .calibration import (
     minimum_scores,
     mostly_rejected,
 )
-from .checks import FitData, warn
+from .checks import FitData, first_norm, warn
 from .export import exported, to_onnx
 from .features import Features
 from .files import replacing
@@ -122,8 +122,9 @@ class OODDetector:
                 seen.update(h, z, labels)
                 yield h, z
 
-        self.state, self.calibration = method.fit(watched(), **self.options), None
-        warn(seen.all_reduce().remarks(silent=self.options["damping"] == 0), stacklevel=2)
+        with first_norm(self.model) as remarks:
+            self.state, self.calibration = method.fit(watched(), **self.options), None
+        warn(seen.all_reduce().remarks(silent=self.options["damping"] == 0) + remarks, stacklevel=2)
         return self
 
     def score(self, images: Images) -> Tensor:

@@ -124,8 +124,8 @@ def find(model: nn.Module, runs: Runs, output: Any, names: tuple[str, ...] | Non
         if head := next(_fitting([tuple(last[-count:])], runs, outputs, layers), None):
             return head
     raise ValueError(
-        f"thinkback: no layer's output is returned by the model; name the head among {_listed(linear, layers)}, say with "
-        "forward=lambda model, x: ... what is returned, or fit on features and logits"
+        f"thinkback: no layer's output is returned by the model; name the head among {_listed(linear, layers)}, say "
+        "with forward=lambda model, x: ... what is returned, or fit on features and logits"
     )
 
 
