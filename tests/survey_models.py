@@ -62,7 +62,7 @@ class Row:
     parameters: int = 0
 
 
-class NotTried(Exception):
+class NotTriedError(Exception):
     """The package cannot build or run the model here."""
 
 
@@ -71,7 +71,7 @@ def survey(case: Case) -> Row:
     torch.manual_seed(0)
     try:
         model, batch, returned = _made(case)
-    except NotTried as reason:
+    except NotTriedError as reason:
         return Row(case.name, None, "", str(reason))
     size = sum(p.numel() for p in model.parameters())
     try:
@@ -108,7 +108,7 @@ def _made(case: Case) -> tuple[nn.Module, Any, Tensor]:
         try:
             model = case.build().eval()
         except FAILURES as error:
-            raise NotTried(f"not built: {_line(error)}") from error
+            raise NotTriedError(f"not built: {_line(error)}") from error
         for batch in case.inputs(model, 4):
             try:
                 first, again = (_logits(model(**batch) if isinstance(batch, Mapping) else model(batch)) for _ in "ab")
@@ -116,11 +116,11 @@ def _made(case: Case) -> tuple[nn.Module, Any, Tensor]:
                 reason = f"does not run: {_line(error)}"
                 continue
             if not torch.allclose(first, again, equal_nan=True):
-                raise NotTried("answers the same input differently each time")
+                raise NotTriedError("answers the same input differently each time")
             if not first.isfinite().all():
-                raise NotTried("gives logits that are not finite, without its weights")
+                raise NotTriedError("gives logits that are not finite, without its weights")
             return model, batch, first
-    raise NotTried(reason)
+    raise NotTriedError(reason)
 
 
 def _logits(output: Any) -> Tensor:

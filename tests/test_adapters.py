@@ -29,6 +29,10 @@ from thinkback_utils.data import import_torchvision
 from thinkback_utils.detector import OODDetector, conformal_threshold
 from thinkback_utils.methods import METHODS
 
+pytestmark = [  # what fit says of toy networks
+    pytest.mark.filterwarnings(f"ignore:thinkback. {remark}")
+    for remark in ("classes never predicted", "the model is (hardly sure|right for)", "the promise holds on average")
+]
 README = Path(__file__).parents[1] / "README.md"
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(700, 1, 2, 3, generator=GENERATOR)
@@ -103,9 +107,7 @@ def test_readme_s_pytorch_ood_call_runs_as_printed(ood, name):
     row = next(line for line in README.read_text().splitlines() if line.startswith("| pytorch-ood"))
     call = row.split("`")[3]
     assert call.startswith("ThinkbackDetector(")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "thinkback: classes never predicted")  # 24 images of an untrained network
-        detector = eval(call, {"ThinkbackDetector": ThinkbackDetector, "model": model, "train_loader": train_loader})
+    detector = eval(call, {"ThinkbackDetector": ThinkbackDetector, "model": model, "train_loader": train_loader})
     scores = detector(x)
     assert scores.shape == (24,)
     assert scores.isfinite().all()
@@ -188,9 +190,7 @@ def test_pytorch_ood_s_own_benchmark_takes_it(ood):
     train_loader = DataLoader(toy.train_set(), batch_size=30)
     ours = [ThinkbackDetector(model, damping=1.0), ThinkbackDetector(model.features, model.fc, damping=1.0)]
     peers = [ood.detector.KNN(model.features, k=5), ood.detector.MaxSoftmax(model)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "thinkback: classes never predicted")
-        detectors = [detector.fit(train_loader) for detector in (*ours, *peers)]
+    detectors = [detector.fit(train_loader) for detector in (*ours, *peers)]
     rows = toy.evaluate(detectors, {"batch_size": 20})
     assert [row["Detector"] for row in rows] == ["ThinkbackDetector"] * 2 + ["KNN", "MaxSoftmax"] + [
         "ThinkbackDetector"
@@ -198,6 +198,21 @@ def test_pytorch_ood_s_own_benchmark_takes_it(ood):
     assert [row["Dataset"] for row in rows] == ["UniformNoise"] * 4 + ["GaussianNoise"] * 4
     assert all(0 <= row["AUROC"] <= 1 for row in rows)
     assert rows[0].keys() == rows[2].keys()
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_fit_remarks_reaches_the_line_that_called_an_adapter(ood, net):
+    wrong = [(FIT, torch.full((400,), 3))]
+    for fit in (
+        lambda: ThinkbackDetector(net).fit(wrong),
+        lambda: ThinkbackDetector(net.body, net.fc).fit(wrong),
+        lambda: ThinkbackPostprocessor().setup(net, {"train": [{"data": FIT, "label": wrong[0][1]}]}, {}),
+    ):
+        with pytest.warns(
+            UserWarning, match="thinkback: the model is right for .* of the labelled fit images"
+        ) as found:
+            fit()
+        assert {str(warning.filename) for warning in found} == {__file__}
 
 
 def test_pytorch_ood_label_maps_leave_out_images_with_unknown_pixels(ood, net):
@@ -401,15 +416,14 @@ with torch.no_grad():
     ROWS = torch.hstack(Net()(IMAGES, True)[::-1]).double().numpy()  # (700, 6 + 4)
 
 
+@pytest.mark.filterwarnings("ignore:thinkback.")  # of rows that are no logits
 @parametrize_with_checks(
     [ThinkbackEstimator()]
     + [ThinkbackEstimator(n_classes=1, alpha=0.25, method=method) for method in ("thinkback", "energy")]
 )
 def test_scikit_learn_s_own_checks(estimator, check):
     """With default arguments; and with one column of logits and an alpha for 20 rows. None may fail."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "thinkback: alpha=0.05 takes at least 19 rows")
-        check(estimator)
+    check(estimator)
 
 
 def test_estimator_of_logits_alone():
@@ -425,11 +439,14 @@ def test_estimator_of_logits_alone():
 
 
 def test_estimator_of_few_rows_rejects_nothing_and_says_so():
-    with pytest.warns(UserWarning, match=r"thinkback: alpha=0.05 takes at least 19 .* got 18; nothing .* takes 37"):
+    with pytest.warns(UserWarning, match=r"thinkback: alpha=0.05 takes at least 19 .* got 18; nothing .* 37") as found:
         estimator = ThinkbackEstimator(4).fit(ROWS[:36])
     assert estimator.offset_ == -np.inf
     assert (estimator.predict(1e3 * ROWS) == 1).all()
-    assert np.isfinite(ThinkbackEstimator(4).fit(ROWS[:37]).offset_)  # silent: warnings are errors here
+    assert {str(warning.filename) for warning in found} == {__file__}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "thinkback: alpha")
+        assert np.isfinite(ThinkbackEstimator(4).fit(ROWS[:37]).offset_)
 
 
 def test_estimator_calibrates_on_other_rows():

@@ -50,7 +50,7 @@ def agree(out, said, images, tolerance=1e-4):
     np.testing.assert_allclose(out["logits"], extract(said.model, images).logits, tolerance, tolerance)
     np.testing.assert_allclose(out["score"], score, tolerance)
     assert out["score"].dtype == np.float64
-    between = np.abs(said.calibration.numpy() - score[:, None]) <= tolerance * np.abs(score[:, None])
+    between = np.abs(said.calibration.scores.numpy() - score[:, None]) <= tolerance * np.abs(score[:, None])
     assert (np.abs(out["p_value"] - said.p_value(images).numpy()) <= between.sum(1) / (n + 1) + 1e-12).all()
     assert (out["rejected"] == said.predict(images).numpy())[np.abs(score / said.threshold - 1) > tolerance].all()
     assert 0 < out["rejected"].sum() < len(images) or len(images) < 100
@@ -73,11 +73,16 @@ def test_metadata_say_what_the_file_is(tmp_path):
     onnx.checker.check_model(model, full_check=True)
     facts = json.loads(next(entry.value for entry in model.metadata_props if entry.key == "thinkback_detector"))
     assert facts == {
-        "format": 2,
+        "format": 3,
         "head": "4",
         "method": "thinkback",
         "options": {"temperature": 5.0, "eps": 1e-16, "damping": 1e-3},
+        "mean": None,
+        "std": None,
         "threshold": said.threshold,
+        "alpha": 0.1,
+        "delta": None,
+        "by_class": False,
         "opset": OPSET,
     }
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", OPSET)]
@@ -113,7 +118,7 @@ def test_graph_is_of_the_detector_as_it_was():
 
 
 def test_wrong_use_is_named(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="not fitted; call fit"):
+    with pytest.raises(ValueError, match="a fitted detector; call fit"):
         OODDetector(net()).exported(X)
     with pytest.raises(ValueError, match=r"float images; got torch\.uint8"):
         detector().exported((255 * X).byte())

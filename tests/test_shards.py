@@ -18,6 +18,7 @@ from thinkback_utils.detector import OODDetector
 from thinkback_utils.methods import METHODS
 from thinkback_utils.models import WideResNet
 
+pytestmark = pytest.mark.filterwarnings("ignore:thinkback. the model is hardly sure")  # it is untrained
 SIZES = (37, 23, 5)  # uneven: no number of processes divides their sum
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from numbers import Integral
@@ -18,9 +17,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .calibration import minimum_scores
+from .checks import FitData, warn
 from .data import import_torchvision
-from .detector import OODDetector, _fractions, conformal_threshold
-from .methods import METHODS, Options, State
+from .detector import OODDetector, checked_options
+from .methods import METHODS, State
 
 try:
     import_torchvision()  # pytorch-ood would import it plainly
@@ -51,7 +52,8 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
     >>> _ = nn.init.eye_(model[1].weight)  # so that each class is predicted
-    >>> loader = [(torch.rand(999, 2, 2), torch.zeros(999))]
+    >>> x = torch.rand(999, 2, 2)
+    >>> loader = [(x, x.flatten(1).argmax(1))]
     >>> ThinkbackDetector(model, damping=1.0).fit(loader)(torch.rand(5, 2, 2)).shape
     torch.Size([5])
     >>> encoder, head = model
@@ -98,7 +100,7 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
         """
         if device is not None:
             self.to(device)
-        self.detector.fit(x if self.model is not None else self._encode(x) for x in _known(data_loader))
+        self.detector.fit(_known(data_loader, self._encode if self.model is None else None))
         return self
 
     def fit_features(self, x: Tensor, y: Tensor) -> ThinkbackDetector:
@@ -151,14 +153,17 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
         return h.flatten(1)
 
 
-def _known(batches: Iterable[tuple[Any, Tensor]]) -> Iterator[Any]:
-    """The images that are not marked as OOD, by a label < 0."""
+def _known(batches: Iterable[tuple[Any, Tensor]], encode: Callable[[Tensor], Tensor] | None = None) -> Iterator[Any]:
+    """What is not marked as OOD, by a label < 0: the inputs of the model and, where there is one each, their labels."""
     for x, y in batches:
-        known = (torch.as_tensor(y) >= 0).reshape(len(y), -1).all(1)
-        if known.all():
-            yield x
-        elif known.any():
-            yield x[known.to(x.device)]
+        labels = torch.as_tensor(y)
+        known = (labels >= 0).reshape(len(labels), -1).all(1)
+        if not known.any():
+            continue
+        if not known.all():
+            x, labels = x[known.to(x.device)], labels[known]
+        read = x if encode is None else encode(x)
+        yield (read, labels) if isinstance(read, Tensor) and labels.ndim == 1 else read
 
 
 class ThinkbackPostprocessor:
@@ -171,7 +176,7 @@ class ThinkbackPostprocessor:
     ``class Thinkback(ThinkbackPostprocessor, BasePostprocessor): pass``.
 
     Args:
-        config: OpenOOD's, or None for defaults. In ``config.postprocessor``, ``postprocessor_args`` holds ``method``
+        config: OpenOOD's; None: defaults. In ``config.postprocessor``, ``postprocessor_args`` holds ``method``
             and its options, or nothing; ``postprocessor_sweep`` lists values of options that the search tries, such as
             ``{"temperature_list": [1, 3, 5]}``; ``APS_mode`` switches the search on.
 
@@ -191,33 +196,43 @@ class ThinkbackPostprocessor:
     def __init__(self, config: Any = None) -> None:
         self.config = config
         part = _entry(config, "postprocessor")
-        chosen = OODDetector(nn.Identity(), **(_entry(part, "postprocessor_args") or {}))
-        self.method, self.options, self.state = chosen.method, dict(chosen.options), chosen.state
+        given = {"method": "thinkback_averaged", **(_entry(part, "postprocessor_args") or {})}
+        self.method = given.pop("method")
+        self.options = checked_options(self.method, given)
+        self.state: State | None = None
         self.APS_mode = bool(_entry(part, "APS_mode"))
         self.args_dict: Mapping[str, list[Any]] = _entry(part, "postprocessor_sweep") or {}
         if self.APS_mode and not self.args_dict:
             raise ValueError("thinkback: APS_mode searches the values in postprocessor_sweep, and there are none")
         for name, values in self.args_dict.items():
             for value in values:  # checked now, not after an hour of scoring
-                OODDetector(nn.Identity(), method=chosen.method, **{_option(name): value})
+                checked_options(self.method, {_option(name): value})
         self._fishers: dict[float, Any] = {}  # by temperature: the other options need no further pass
+        if METHODS[self.method].fisher is None:
+            self._choose()
 
     def setup(self, net: nn.Module, id_loader_dict: Mapping[str, Any], ood_loader_dict: Mapping[str, Any]) -> None:
-        """Fit on ``id_loader_dict["train"]``, batches of which stream; OOD data are not looked at."""
+        """Fit on ``id_loader_dict["train"]``, batches of which stream; OOD data are not looked at.
+
+        Warns:
+            UserWarning: if these data look wrong for the network, as :meth:`OODDetector.fit` does.
+        """
         method = METHODS[self.method]
         net.eval()
         if method.fisher is None:
             return
         sweep = {_option(name): values for name, values in self.args_dict.items()}
         temperatures = {self.options["temperature"], *sweep.get("temperature", [])}
-        self._fishers = {temperature: method.fisher(temperature) for temperature in temperatures}
+        self._fishers, seen = {temperature: method.fisher(temperature) for temperature in temperatures}, FitData()
         for batch in id_loader_dict["train"]:
             features, logits = _pass(net, batch["data"])
+            seen.update(features, logits, batch.get("label"))
             for fisher in self._fishers.values():
                 fisher.update(method.inputs(features), logits)
         for fisher in self._fishers.values():
             fisher.all_reduce()
         self._choose()
+        warn(seen.all_reduce().remarks(silent=self.options["damping"] == 0), stacklevel=2)
 
     def postprocess(self, net: nn.Module, data: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted classes int64 (B,) and confidences float64 (B,): minus the score, *lower* = more OOD."""
@@ -254,9 +269,11 @@ class ThinkbackPostprocessor:
 
     def _choose(self) -> None:
         method = METHODS[self.method]
-        if method.fisher is not None:
-            fisher = self._fishers.get(self.options["temperature"])  # of another temperature: set up again
-            self.state = None if fisher is None else method.state(fisher, self.options)
+        if method.fisher is None:
+            self.state = method.state(None, self.options)
+            return
+        fisher = self._fishers.get(self.options["temperature"])  # of a temperature that was not swept: set up again
+        self.state = None if fisher is None else method.state(fisher, self.options)
 
 
 def _option(name: str) -> str:
@@ -303,7 +320,8 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             alpha out of range.
 
     Warns:
-        UserWarning: if there are too few rows for alpha, and how many it takes.
+        UserWarning: if there are too few rows for alpha, and how many it takes; and as :class:`OODDetector` does, which
+            fits and calibrates.
 
     >>> logits = np.random.default_rng(0).normal(size=(402, 3)) + 9 * np.tile(np.eye(3), (134, 1))
     >>> estimator = ThinkbackEstimator(n_classes=3, alpha=0.1).fit(np.hstack([logits, logits]))
@@ -332,13 +350,14 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 "thinkback: n_classes says how many of the last columns are logits, 1 or more, or None for all; "
                 f"got {self.n_classes!r}"
             )
-        options: Options = {"temperature": self.temperature, "eps": self.eps, "damping": self.damping}
-        given = {name: value for name, value in options.items() if value is not None}
-        self.options_: Options = OODDetector(nn.Identity(), method=self.method, **given).options
+        minimum_scores(self.alpha)  # which checks it
+        options = {"temperature": self.temperature, "eps": self.eps, "damping": self.damping}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        detector = OODDetector(method=self.method, **given)
         least = (self.n_classes or 0) + 1
         rows = validate_data(self, X, dtype=np.float64, ensure_min_features=least, ensure_min_samples=2)
         fitted, held_out = train_test_split(rows, test_size=0.5, random_state=0)
-        self.state_: State = METHODS[self.method].fit([self._split(fitted)], **self.options_)
+        self.detector_ = detector.fit(self._split(fitted))
         return self._calibrate(held_out)
 
     def calibrate(self, X: Any) -> ThinkbackEstimator:
@@ -349,7 +368,7 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Minus the score of each row, float64 (N,), *lower* = more OOD."""
         check_is_fitted(self)
-        return -self._score(validate_data(self, X, dtype=np.float64, reset=False)).numpy()
+        return -self.detector_.score(self._split(validate_data(self, X, dtype=np.float64, reset=False))).numpy()
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """``score_samples(X) - offset_``, negative = outlier."""
@@ -361,24 +380,20 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def _calibrate(self, rows: NDArray[np.float64]) -> ThinkbackEstimator:
-        _fractions(alpha=self.alpha)
-        if 1 / (len(rows) + 1) > self.alpha:  # no score of so few is rare enough
-            needed = math.ceil((1 - 1e-12) / self.alpha) - 1
-            warnings.warn(
-                f"thinkback: alpha={self.alpha} takes at least {needed} rows to calibrate on, got {len(rows)}; nothing "
-                f"is called an outlier. Fit, which calibrates on one half, takes {2 * needed - 1}",
-                stacklevel=3,
-            )
+        needed = minimum_scores(self.alpha)
+        if len(rows) < needed:
+            takes = f"alpha={self.alpha} takes at least {needed} rows to calibrate on, got {len(rows)}"
+            fit = f"fit, which calibrates on one half, takes {2 * needed - 1}"
+            warn([f"{takes}; nothing is called an outlier, and {fit}"], stacklevel=2)
             self.offset_: float = -math.inf
         else:
-            threshold = conformal_threshold(self._score(rows), self.alpha)
-            self.offset_ = -math.nextafter(threshold, -math.inf)
+            self.detector_.calibrate(self._split(rows), self.alpha)
+            self.offset_ = -math.nextafter(self.detector_.threshold, -math.inf)
         return self
 
     def _split(self, rows: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        """Features and logits; the detector takes a lone logit for that of a sigmoid."""
         whole = torch.tensor(rows)
-        h, z = (whole, whole) if self.n_classes is None else whole.tensor_split([-self.n_classes], 1)
-        return h, torch.cat([torch.zeros_like(z), z], 1) if z.shape[1] == 1 else z
-
-    def _score(self, rows: NDArray[np.float64]) -> Tensor:
-        return METHODS[self.method](*self._split(rows), self.state_, **self.options_)
+        if self.n_classes is None:
+            return whole, whole
+        return whole[:, : -self.n_classes], whole[:, -self.n_classes :]

@@ -13,6 +13,11 @@ from torch import Tensor
 Array = TypeVar("Array", Tensor, NDArray[np.floating])
 
 
+def doubled(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
 def as_matrix(name: str, values: object) -> Tensor:
     """A float64 matrix, or the reason why ``values`` is none."""
     tensor = _floating(name, values)
@@ -39,14 +44,16 @@ def as_pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
 
 def as_weights(name: str, values: object, features: Tensor) -> Tensor:
     """What a fit left, larger than a batch; whether it is finite is left to :func:`as_given`."""
-    return _floating(name, values).to(features.device, torch.float64)
+    return doubled(_floating(name, values)).to(features.device)
 
 
 def as_given(score: Tensor, given: Array, **causes: Tensor) -> Array:
     """The score as the kind of array that was given; one that is not finite is an error of its first bad cause."""
-    if causes and not math.isfinite(score.sum().item()):
+    if not math.isfinite(score.sum().item()) and not bool(score.isfinite().all()):
         for name, values in causes.items():
             as_matrix(name, values)
+        largest = ", ".join(f"{name} up to {values.abs().max().item():.3g}" for name, values in causes.items())
+        raise ValueError(f"thinkback: scores overflow float64, from finite but huge numbers ({largest or 'logits'})")
     return score if isinstance(given, Tensor) else score.cpu().numpy()
 
 
@@ -58,7 +65,13 @@ def positive(temperature: float) -> float:
 
 
 def _floating(name: str, values: object) -> Tensor:
-    tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+    values = values.to_numpy() if hasattr(values, "to_numpy") else values  # a pandas frame
+    try:
+        tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"thinkback: {name} must be an array of numbers, got {type(values).__name__}: {error}"
+        ) from error
     tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # which has no float64
     if not tensor.is_floating_point():
         raise ValueError(f"thinkback: {name} must be floating point, got {tensor.dtype}; convert with .float()")

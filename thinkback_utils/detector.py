@@ -4,41 +4,71 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from scipy.stats import binom
 from torch import Tensor, nn
 
+from .batches import Forward, Images, Pixels
+from .calibration import (
+    Calibration,
+    GroupedCalibration,
+    conformal_threshold,
+    from_tensors,
+    minimum_scores,
+    mostly_rejected,
+)
+from .checks import FitData, first_norm, warn
 from .export import exported, to_onnx
-from .features import extract, find_head
+from .features import Features
 from .files import replacing
-from .fisher import summed
+from .heads import Name
+from .identity import difference, identity, prefix_of
 from .methods import METHODS, Options, State
-from .passes import Images, batches, fastest_batch, linears_of
+from .passes import stream
 
-FORMAT = 2  # of the file; a reader refuses any other
+__all__ = ["OODDetector", "Verdicts", "checked_options", "conformal_threshold"]
+
+FORMAT = 3  # of the file; a reader refuses any other
+Groups = Tensor | NDArray[Any] | Sequence[int | str]
+
+
+class Verdicts(NamedTuple):
+    """What a detector says of each input, all of one shape (N,); or (N, ...) of a model that classifies places."""
+
+    score: Tensor  # float64, higher = more OOD
+    predicted: Tensor  # int64, the class that the model decides for
+    p_value: Tensor | None = None  # float64, lower = more OOD; None without calibration scores
+    rejected: Tensor | None = None  # bool, called OOD; None without a threshold
 
 
 class OODDetector:
     """A classifier that also says which inputs it was not made for.
 
-    Images are whatever :func:`features.extract` reads, prepared as for the classifier: one array, an ``ImageSet`` or an
-    iterable of batches (``tqdm(loader)`` shows progress). Labels are ignored. Batches stream: what stays is a sum over
-    the fit data and one number per calibration image. The model runs where it is, in evaluation mode, and is given back
-    as it was; it is hooked meanwhile, so one thread at a time.
+    Images are arrays, data sets or batches, as :mod:`batches` says, prepared as for the classifier (``tqdm(loader)``
+    shows progress). Labels are ignored. Batches stream: what stays is a sum over the fit data and one number per
+    calibration image. The model runs where it is, in evaluation mode, and is given back as it was; it is hooked
+    meanwhile, so one thread at a time.
+
+    The scores are about the softmax of the logits: one class of K is true. A network with an independent sigmoid for
+    each class needs ``method="joint_energy"``; :meth:`fit` warns where it sees one.
 
     Args:
-        model: any classifier whose logits come out of an ``nn.Linear``.
+        model: any classifier with a last layer that :mod:`heads` can find; None: images are pairs (features, logits)
+            of arrays, (N, D) and (N, K), or batches of such pairs.
         head: name of that layer; found at the first image when None.
         method: a key of ``methods.METHODS``.
-        batch_size: used where images are one array; None: the fastest, as in :func:`features.extract`.
+        batch_size: where images are not in batches yet; None: the fastest, as in :func:`features.extract`.
+        mean, std: of each channel of pixels in [0, 1], as the model was trained on: most networks need them. None:
+            those of the model's own configuration (timm), else 0 and 1. See :class:`batches.Pixels`.
+        forward: ``forward(model, batch)``, where the model is not called as ``model(x)``.
         options: ``temperature``, ``eps``, ``damping``, as far as the method has them; see :mod:`scores`. None: default.
 
     Raises:
@@ -53,27 +83,23 @@ class OODDetector:
 
     def __init__(
         self,
-        model: nn.Module,
-        head: str | None = None,
+        model: nn.Module | None = None,
+        head: str | Sequence[str] | None = None,
         method: str = "thinkback_averaged",
         batch_size: int | None = None,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        forward: Forward | None = None,
         **options: float | None,
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"thinkback: method must be one of {sorted(METHODS)}, got {method!r}")
-        known = METHODS[method].options
-        for name, value in options.items():
-            if name not in known:
-                raise ValueError(f"thinkback: method {method!r} has the options {sorted(known)}, not {name!r}")
-            if value is not None and not (0 <= value < math.inf and (value or name != "temperature")):
-                raise ValueError(
-                    f"thinkback: {name} must be finite and not negative, a temperature positive; got {value}"
-                )
-        self.model, self.head, self.method, self.batch_size = model, head, method, batch_size
-        self.options: Options = {**known, **{name: value for name, value in options.items() if value is not None}}
-        self.state: State | None = None if METHODS[method].fisher else ()
-        self.calibration: Tensor | None = None  # ascending, float64 (n,)
-        self.threshold = math.nan
+        self.options: Options = checked_options(method, options)
+        self.model, self.method, self.batch_size, self.forward = model, method, batch_size, forward
+        self.head: Name | None = head if head is None or isinstance(head, str) else tuple(head)
+        self.pixels = Pixels(mean, std)  # type: ignore[arg-type]
+        self.state: State | None = None if METHODS[method].fisher else METHODS[method].state(None, {})
+        self.calibration: Calibration | GroupedCalibration | None = None
+        self.by_class = False  # whether groups are the predicted classes
 
     def fit(self, images: Images) -> OODDetector:
         """Learn what training data does to the last layer, afresh: any calibration is void.
@@ -81,82 +107,149 @@ class OODDetector:
         Methods without a Fisher have nothing to learn and read nothing.
 
         Warns:
-            UserWarning: if the model never predicts a class, or a feature is always 0, on the fit data. The class's row
-                of E then holds only what its small probabilities left there, so inputs that are given the class tend to
-                score far out, as no fit data did. What :meth:`calibrate` promises holds all the same.
+            UserWarning: if the fit data look wrong for the model: a class is never or hardly ever predicted, a feature
+                is always 0, the model is hardly ever sure or right (were images prepared as in its training?), or
+                several classes are sure at once (independent sigmoids?). See :class:`checks.FitData`.
         """
         method = METHODS[self.method]
         if method.fisher is None:
             return self
-        predicted, active = torch.tensor(0), torch.tensor(0)  # images by class; that have the feature
+        seen = FitData()
 
         def watched() -> Iterator[tuple[Tensor, Tensor]]:
-            nonlocal predicted, active
-            for h, z in self._passes(images):
-                predicted = predicted + torch.bincount(z.argmax(1), minlength=z.shape[1])
-                active = active + (h != 0).sum(0)
+            for h, z, labels in self._passes(images):
+                h, z = h.flatten(0, -2), z.flatten(0, -2)
+                seen.update(h, z, labels)
                 yield h, z
 
-        self.state, self.calibration = method.fit(watched(), **self.options), None
-        predicted, active = summed(predicted), summed(active)
-        if missing := _listed(predicted == 0):
-            text = f"never predicted on the fit data: {missing}; inputs that are given one tend to score far out"
-            warnings.warn(f"thinkback: classes {text}. Fit on data of every class", stacklevel=2)
-        if self.options["damping"] == 0 and (silent := _listed(active == 0)):
-            text = f"0 in all fit data: {silent}; with damping=0 nothing says how unusual other values are"
-            warnings.warn(f"thinkback: features that are {text}. Set damping, 1e-3 say", stacklevel=2)
+        with first_norm(self.model) as remarks:
+            self.state, self.calibration = method.fit(watched(), **self.options), None
+        warn(seen.all_reduce().remarks(silent=self.options["damping"] == 0) + remarks, stacklevel=2)
         return self
 
     def score(self, images: Images) -> Tensor:
-        """How far out each image is: float64 (N,), higher = more OOD."""
-        method, state = METHODS[self.method], self._fitted()
-        return torch.cat([method(h, z, state, **self.options) for h, z in self._passes(images)])
+        """How far out each image is: float64 (N,), higher = more OOD.
 
-    def calibrate(self, images: Images, alpha: float = 0.05, delta: float | None = None) -> OODDetector:
+        Of a model that classifies each token or pixel: of each place, (N, ...).
+        """
+        return self._score(images)[0]
+
+    def calibrate(
+        self,
+        images: Images,
+        alpha: float = 0.05,
+        delta: float | None = None,
+        by: Literal["predicted"] | Groups | None = None,
+        few: str = "error",
+    ) -> OODDetector:
         """Set the threshold so that in-distribution images raise false alarms at a rate of at most ``alpha``.
 
         Args:
             images: in-distribution and held out, from neither training nor fit data: a random draw of what is to come.
-            alpha, delta: as in :func:`conformal_threshold`, which says what is promised.
+            alpha, delta: as in :func:`calibration.conformal_threshold`, which says what is promised.
+            by: None: the promise is about all images together. ``"predicted"``: about those of each predicted class. A
+                label for each image, integers or strings (n,): about those of each group, named again in
+                :meth:`predict`.
+            few: what happens to a group with too few images; see :class:`calibration.GroupedCalibration`.
+
+        Warns:
+            UserWarning: if most images of a predicted class are rejected, though the promise holds on average; or if
+                scores are those of many places of an image, which are no independent draws.
         """
-        _fractions(alpha=alpha, delta=delta)
-        calibration = self.score(images).sort().values
-        self.threshold, self.calibration = conformal_threshold(calibration, alpha, delta), calibration
+        if not isinstance(alpha, Real):
+            raise ValueError(
+                f"thinkback: alpha is a rate of false alarms, got {type(alpha).__name__}; labels are not needed here, "
+                "and by=labels calibrates by group"
+            )
+        minimum_scores(alpha, delta)  # which checks both before any image is read
+        scores, classes = self._score(images)
+        if scores.ndim > 1:
+            text = "scores of places in one image are alike; what is promised is the average over many images"
+            warn([text], stacklevel=2)
+        scores, classes = scores.flatten(), classes.flatten()
+        self.by_class = isinstance(by, str) and by == "predicted"
+        if by is None:
+            self.calibration = Calibration.of(scores, alpha, delta)
+            warn(_rejected_classes(scores, classes, self.calibration), stacklevel=2)
+        else:
+            self.calibration = GroupedCalibration.of(scores, classes if self.by_class else by, alpha, delta, few)
         return self
 
-    def p_value(self, images: Images) -> Tensor:
+    def recalibrate(self, alpha: float, delta: float | None = None) -> OODDetector:
+        """Another promise from the calibration scores that are kept; no image is needed."""
+        self.calibration = self._calibrated().at(alpha, delta)
+        return self
+
+    @property
+    def threshold(self) -> float:
+        """Scores from it on are alarms; NaN before there is one, or where each group has its own.
+
+        It can be set by hand, which promises nothing; p-values stay those of the calibration scores.
+        """
+        return self.calibration.threshold if isinstance(self.calibration, Calibration) else math.nan
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        known = self.calibration.scores if isinstance(self.calibration, Calibration) else ()
+        self.calibration = Calibration.by_hand(value, known)
+
+    def assess(self, images: Images, groups: Groups | None = None) -> Verdicts:
+        """Score, predicted class and, once calibrated, p-value and verdict of each image, in one pass.
+
+        Args:
+            images: to be judged.
+            groups: label of each, where the calibration is by groups other than predicted classes.
+        """
+        score, predicted = self._score(images)
+        if self.calibration is None:
+            return Verdicts(score, predicted)
+        asked = self._groups(predicted, groups)
+        known = isinstance(self.calibration, GroupedCalibration) or len(self.calibration.scores)
+        p_value = self.calibration.p_value(score, *asked) if known else None
+        return Verdicts(score, predicted, p_value, self.calibration.rejects(score, *asked))
+
+    def p_value(self, images: Images, groups: Groups | None = None) -> Tensor:
         """Conformal p-value ``(1 + #{calibration scores >= score}) / (n + 1)``: float64 (N,), *lower* = more OOD.
 
         In-distribution ``P(p <= u) <= u`` for every u; ``p <= alpha`` is :meth:`predict` calibrated without delta.
         """
         calibration = self._calibrated()
-        at_least = len(calibration) - torch.searchsorted(calibration, self.score(images))
-        return (1 + at_least).double() / (len(calibration) + 1)
+        score, predicted = self._score(images)
+        p_value: Tensor = calibration.p_value(score, *self._groups(predicted, groups))
+        return p_value
 
-    def predict(self, images: Images) -> Tensor:
+    def predict(self, images: Images, groups: Groups | None = None) -> Tensor:
         """Whether each image is out-of-distribution, ``score >= threshold``: bool (N,)."""
-        self._calibrated()
-        return self.score(images) >= self.threshold
+        calibration = self._calibrated()
+        score, predicted = self._score(images)
+        rejected: Tensor = calibration.rejects(score, *self._groups(predicted, groups))
+        return rejected
 
     def save(self, path: str | Path) -> None:
-        """Write all but the model, as safetensors: fit, calibration, and the head's weight to know the model by."""
-        if self.state is None or self.head is None:
-            raise ValueError("thinkback: the detector has seen no data, there is nothing to save; fit or calibrate it")
-        tensors = {f"state.{i}": part for i, part in enumerate(self.state)}
-        tensors["head.weight"] = _head(self.model, self.head).weight.detach()
+        """Write all but the model, as safetensors: fit, calibration, and digests of its weights to know the model by.
+
+        A ``forward`` hook is code and not written: give it to :meth:`load` again.
+        """
+        state = self._fitted()
+        tensors = {f"state.{name}": part for name, part in state._asdict().items()}
+        facts = self.facts()
         if self.calibration is not None:
-            tensors["calibration"] = self.calibration
-        whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            tensors |= self.calibration.to_tensors()[0]
+        if self.model is not None:
+            facts["model"] = identity(self.model)
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with replacing(path) as temporary:
-            save_file(whole, temporary, {"thinkback_detector": json.dumps(self._facts())})
+            save_file(whole, temporary, {"thinkback_detector": json.dumps(facts)})
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module) -> OODDetector:
+    def load(cls, path: str | Path, model: nn.Module | None = None, forward: Forward | None = None) -> OODDetector:
         """A detector from a file that :meth:`save` wrote, around its model, which may be in half precision now.
+
+        The model is known by all its weights. It may be inside ``torch.compile``, ``DataParallel`` or another module.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: on another file or format, or a model whose head has another name, shape or weight.
+            ValueError: on another file or format, a damaged one, or a model with another weight; it names the file.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"thinkback: no detector at {path}; OODDetector.save writes one")
@@ -166,15 +259,49 @@ class OODDetector:
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         except SafetensorError as error:
             raise ValueError(f"thinkback: {path} is no safetensors file, or cut short: {error}") from error
-        if facts["format"] != FORMAT:
-            raise ValueError(f"thinkback: {path} has format {facts['format']}, this version reads {FORMAT}; fit again")
-        _head(model, facts["head"], tensors.pop("head.weight"))
-        detector = cls(model, facts["head"], facts["method"], **facts["options"])
-        detector.calibration, detector.threshold = tensors.pop("calibration", None), facts.get("threshold", math.nan)
-        detector.state = tuple(tensors[f"state.{i}"] for i in range(len(tensors)))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"thinkback: the facts in {path} are no JSON: {error}; fit again") from error
+        found = facts.get("format") if isinstance(facts, dict) else "unknown"
+        if found != FORMAT:
+            raise ValueError(f"thinkback: {path} has format {found}, this version reads {FORMAT}; fit again")
+        try:
+            return cls._from(facts, tensors, model, forward)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"thinkback: {path} is damaged, {error!r}; fit again") from error
+        except ValueError as error:
+            raise ValueError(f"thinkback: {path}: {str(error).removeprefix('thinkback: ')}") from error
+
+    @classmethod
+    def _from(
+        cls, facts: dict[str, Any], tensors: dict[str, Tensor], model: nn.Module | None, forward: Forward | None
+    ) -> OODDetector:
+        head, saved = facts["head"], facts.get("model")
+        if (saved is None) != (model is None):
+            raise ValueError(
+                "the detector was fitted on arrays, without a model; load it without one"
+                if saved is None
+                else "the detector was fitted on a model; load(path, model) takes it"
+            )
+        if saved is not None and model is not None:
+            if (what := difference(saved, model)) is not None:
+                raise ValueError(f"the model is not the one it was fitted on: {what}; load that one, or fit again")
+            names = [head] if isinstance(head, str) else head or []
+            renamed = [_renamed(name, prefix_of(saved), prefix_of(identity(model))) for name in names]
+            head = renamed[0] if isinstance(head, str) else renamed or None
+        detector = cls(
+            model, head, facts["method"], mean=facts["mean"], std=facts["std"], forward=forward, **facts["options"]
+        )
+        kind = METHODS[detector.method].kind
+        parts = {name: tensors.pop(f"state.{name}") for name in kind._fields}
+        for name, part in parts.items():
+            if not (part.is_floating_point() and part.ndim == 2 and bool(part.isfinite().all())):
+                raise ValueError(f"state.{name} is no finite matrix; fit again")
+        detector.state = kind(**parts)
+        if tensors or "by_class" in facts:
+            detector.calibration, detector.by_class = from_tensors(tensors, facts), facts["by_class"]
         return detector
 
-    def exported(self, example: Tensor) -> torch.export.ExportedProgram:
+    def exported(self, example: Tensor | NDArray[Any]) -> torch.export.ExportedProgram:
         """Classifier, score and, once calibrated, p-value and verdict as one graph; see :class:`export.Graph`.
 
         ``exported(x).module()(images)`` runs it; ``torch.export.save`` writes it, and nothing of this package reads it.
@@ -184,10 +311,11 @@ class OODDetector:
         """
         return exported(self, example)
 
-    def export(self, path: str | Path, example: Tensor) -> None:
+    def export(self, path: str | Path, example: Tensor | NDArray[Any]) -> None:
         """Write :meth:`exported` as one ONNX file, opset 18: input ``images``, outputs as of :class:`export.Graph`.
 
         Its metadata, ``thinkback_detector``, says as JSON what :meth:`save` notes, too: method, options, head and more.
+        A bfloat16 model is written in float32, since runtimes lack operators for it.
 
         Args:
             path: of the file, below 2 GB.
@@ -198,95 +326,108 @@ class OODDetector:
         """
         to_onnx(self, path, example)
 
-    def _passes(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features (B, D) and logits (B, K) of each batch; once the head is known, it alone is hooked."""
-        empty, device = True, next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        for x, _ in batches(images, self.batch_size or fastest_batch(device)):
-            if not len(x):
-                continue
-            if self.head is None:
-                self.head = find_head(self.model, x[:2])
-            seen, empty = extract(self.model, [x], self.head), False
-            yield seen.features, seen.logits
+    def facts(self) -> dict[str, Any]:
+        """Format, method, options, head, mean and std, and what the calibration promises, as JSON types."""
+        facts = {"format": FORMAT, "head": self.head, "method": self.method, "options": dict(self.options)}
+        facts |= {"mean": self.pixels.mean, "std": self.pixels.std}
+        if self.calibration is None:
+            return facts
+        return facts | self.calibration.to_tensors()[1] | {"by_class": self.by_class}
+
+    def _passes(self, images: Images) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Features (B, ..., D), logits (B, ..., K) and labels (B,) of each batch."""
+        empty = True
+        if self.model is None:
+            for h, z in _pairs(images):
+                empty = False
+                yield h, z, None
+        else:
+            for item in stream(self.model, images, self.head, self.batch_size, self.pixels, self.forward):
+                self.head, empty = item.head, False
+                yield item.features.float().cpu(), item.logits.float().cpu(), item.labels
         if empty:
             raise ValueError("thinkback: there is no image, images is empty; was a generator read before?")
+
+    def _score(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Scores float64 and predicted classes int64, (N, ...) each."""
+        method, state, parts = METHODS[self.method], self._fitted(), []
+        for h, z, _ in self._passes(images):
+            score = method(h.flatten(0, -2), z.flatten(0, -2), state, **self.options)
+            parts.append((score.view(z.shape[:-1]), z.argmax(-1)))
+        scores, classes = zip(*parts, strict=True)
+        return torch.cat(scores), torch.cat(classes)
+
+    def _groups(self, predicted: Tensor, groups: Groups | None) -> tuple[Any, ...]:
+        """What the calibration asks for beside scores."""
+        if isinstance(self.calibration, GroupedCalibration):
+            if groups is None and not self.by_class:
+                raise ValueError("thinkback: the detector was calibrated by group; pass the groups of these images")
+            return (predicted if self.by_class else groups,)
+        if groups is not None:
+            raise ValueError(
+                "thinkback: the detector was not calibrated by group; calibrate(images, by=groups) does so"
+            )
+        return ()
 
     def _fitted(self) -> State:
         if self.state is None:
             raise ValueError("thinkback: the detector is not fitted; call fit(training_images) first")
         return self.state
 
-    def _facts(self) -> dict[str, Any]:
-        facts = {"format": FORMAT, "head": self.head, "method": self.method, "options": dict(self.options)}
-        return facts if self.calibration is None else facts | {"threshold": self.threshold}
-
-    def _calibrated(self) -> Tensor:
+    def _calibrated(self) -> Any:
         if self.calibration is None:
             raise ValueError("thinkback: the detector is not calibrated; call calibrate(held_out_images) after fit")
         return self.calibration
 
 
-def conformal_threshold(calibration: Tensor, alpha: float = 0.05, delta: float | None = None) -> float:
-    """The smallest threshold that bounds false alarms, whatever the distribution of the scores is.
-
-    It lies just above the k-th smallest of n calibration scores, ``k = ceil((n + 1) (1 - alpha))``: a tie with that one
-    is no alarm. If calibration and new scores are exchangeable, ``P(score >= threshold) <= alpha`` on average over
-    calibration sets, and ``> alpha - 1 / (n + 1)`` without ties. Over single sets of independent scores the rate is
-    Beta(m, n + 1 - m), m = n + 1 - k: above alpha about every second time. With ``delta``, m is lowered until
-    ``P(Beta(m, n + 1 - m) > alpha) = P(Binomial(n, alpha) < m) <= delta``: at most so many sets then break alpha.
-
-    Args:
-        calibration: scores of held-out in-distribution samples, float64 (n,).
-        alpha: largest rate of false alarms, in (0, 1).
-        delta: largest chance that this calibration set breaks it, in (0, 1); None promises the average alone.
+def checked_options(method: str, options: Mapping[str, float | None]) -> dict[str, Any]:
+    """All options of a method, the given ones in place of its defaults; None stands for the default.
 
     Raises:
-        ValueError: if n is too small (the message says how many it takes), alpha or delta is no such fraction, or a
-            score is not finite.
-
-    Source: Vovk, "Conditional validity of inductive conformal predictors" (2012).
-
-    >>> conformal_threshold(torch.arange(1.0, 20.0).double(), alpha=0.05) > 19  # beyond the largest of 19
-    True
+        ValueError: on an unknown method, or an option that is unknown to it or out of range.
     """
-    _fractions(alpha=alpha, delta=delta)
-    n, finite = len(calibration), int(calibration.isfinite().sum())
-    if finite < n:
-        raise ValueError(f"thinkback: {n - finite} of {n} calibration scores are not finite")
-    m = int((np.arange(1, n + 1) / (n + 1) <= alpha).sum())  # n + 1 - k, rounded as p_value rounds
-    needed, promise = math.ceil((1 - 1e-12) / alpha) - 1, f"alpha={alpha}"  # a rounded 1/49 takes 48, too
-    if delta is not None:
-        m = min(m, int((binom.cdf(np.arange(n), n, alpha) <= delta).sum()))
-        needed = max(needed, math.ceil(math.log(delta) / math.log1p(-alpha)))
-        promise += f" with delta={delta}"
-    if m == 0:
-        raise ValueError(f"thinkback: {promise} takes at least {needed} calibration scores, got {n}")
-    return math.nextafter(float(calibration.sort().values[n - m]), math.inf)
+    if method not in METHODS:
+        raise ValueError(f"thinkback: method must be one of {sorted(METHODS)}, got {method!r}")
+    known = METHODS[method].options
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"thinkback: method {method!r} has the options {sorted(known)}, not {name!r}")
+        if value is not None and not (
+            isinstance(value, Real) and 0 <= value < math.inf and (value or name != "temperature")
+        ):
+            raise ValueError(f"thinkback: {name} must be finite and not negative, a temperature positive; got {value}")
+    return {**known, **{name: value for name, value in options.items() if value is not None}}
 
 
-def _fractions(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"thinkback: {name} must lie between 0 and 1, got {value}")
+def _pairs(images: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features and logits of a detector without a model."""
+    if isinstance(images, Features):
+        images = (images.features, images.logits)
+    given = [images] if isinstance(images, tuple) else images
+    if isinstance(given, Tensor | np.ndarray) or not hasattr(given, "__iter__"):
+        raise ValueError(f"thinkback: without a model, give a pair (features, logits), got {type(images).__name__}")
+    for pair in given:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError("thinkback: without a model, a batch is a pair (features, logits)")
+        h, z = (torch.as_tensor(part) for part in pair)
+        if z.ndim < 2 or h.shape[:-1] != z.shape[:-1]:
+            raise ValueError(f"thinkback: features {tuple(h.shape)} and logits {tuple(z.shape)} disagree on N")
+        if len(z):
+            yield h, torch.cat([torch.zeros_like(z), z], -1) if z.shape[-1] == 1 else z
 
 
-def _listed(chosen: Tensor) -> str:
-    which = chosen.nonzero().flatten().tolist()
-    return ", ".join(map(str, which[:5])) + (f" and {len(which) - 5} more" if len(which) > 5 else "")
+def _rejected_classes(scores: Tensor, classes: Tensor, calibration: Calibration) -> list[str]:
+    named = mostly_rejected(scores, classes, calibration.threshold)
+    if not named:
+        return []
+    text = ", ".join(f"{name} ({count} of {size})" for name, (count, size) in named.items())
+    return [
+        "the promise holds on average, but most calibration images that the model takes for class "
+        f'{text} are rejected; by="predicted" calibrates each class by itself'
+    ]
 
 
-def _head(model: nn.Module, name: str, fitted: Tensor | None = None) -> nn.Linear:
-    """The layer of that name, if it has the weight that was fitted, give or take the rounding of half precision."""
-    linears = linears_of(model)
-    if name not in linears:
-        raise ValueError(f"thinkback: the model has no head {name!r}, which the detector reads; it has {list(linears)}")
-    if fitted is None:
-        return linears[name]
-    given, fitted = linears[name].weight.detach().float().cpu(), fitted.float()
-    if given.shape != fitted.shape or not torch.allclose(given, fitted, 2**-7, 2**-7 * float(fitted.abs().mean())):
-        what = "the same shape but other weights" if given.shape == fitted.shape else f"shape {tuple(given.shape)}"
-        raise ValueError(
-            f"thinkback: the detector was fitted on a head {name!r} of shape (K, D) = {tuple(fitted.shape)}, "
-            f"the model's has {what}; load the model it was fitted on, or fit again"
-        )
-    return linears[name]
+def _renamed(name: str, old: str, new: str) -> str:
+    """The name of a layer under another prefix."""
+    inner = f"{name}.".removeprefix(old)
+    return f"{new}{inner}".removesuffix(".")

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .features import find_head
+from .batches import as_tensor, batches, dtype_of, unwrapped
+from .calibration import Calibration, counted_p_value
 from .files import replacing
+from .heads import Head, watching
 from .methods import METHODS
-from .passes import seeing
+from .passes import Reader, evaluating
 
 if TYPE_CHECKING:
     from .detector import OODDetector
@@ -34,33 +37,50 @@ class Graph(nn.Module):
       :meth:`OODDetector.p_value` and :meth:`OODDetector.predict`.
 
     The model is copied, and evaluates. Scores stay in float64, since the weights of a Fisher span many magnitudes. They
-    are not checked: images that are not finite give a score that is none.
+    are not checked: images that are not finite give a score that is none. A given mean and std are part of the graph.
 
     Args:
-        detector: fitted, its head known.
+        detector: fitted.
+        head: as a pass of the model found it.
     """
 
     calibration: Tensor | None
+    mean: Tensor | None
+    std: Tensor | None
 
-    def __init__(self, detector: OODDetector) -> None:
+    def __init__(self, detector: OODDetector, head: Head) -> None:
         super().__init__()
-        self.model, self.head = copy.deepcopy(detector.model).eval().requires_grad_(False), detector.head or ""
+        if detector.state is None or detector.model is None:
+            raise ValueError("thinkback: a graph is of a model and a fitted detector; call fit(training_images) first")
+        model = copy.deepcopy(unwrapped(detector.model)).eval().requires_grad_(False)
+        self.model, self.head, self.layers = model, head, dict(model.named_modules())
         self.method, self.options, self.threshold = detector.method, detector.options, detector.threshold
-        self.state = nn.ParameterList(nn.Parameter(part, requires_grad=False) for part in detector._fitted())
-        self.register_buffer("calibration", detector.calibration)
+        self.kind = METHODS[detector.method].kind
+        self.state = nn.ParameterList(nn.Parameter(part, requires_grad=False) for part in detector.state)
+        known = detector.calibration
+        if known is not None and not isinstance(known, Calibration):
+            raise ValueError(
+                "thinkback: a graph has one threshold, and the detector was calibrated by group; calibrate anew"
+            )
+        self.calibrated = known is not None
+        self.register_buffer("calibration", known.scores if known is not None and len(known.scores) else None)
+        for name in ("mean", "std"):
+            values = getattr(detector.pixels, name)
+            self.register_buffer(name, None if values is None else torch.tensor(values)[:, None, None])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs by name."""
-        with seeing({"head": self.model.get_submodule(self.head)}) as seen:
-            self.model(images)
-        h, z = seen["head"]
+        if self.mean is not None and self.std is not None:
+            images = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+        with watching({name: self.layers[name] for name in self.head.names}) as runs:
+            returned = self.model(images)
+        h, z = self.head.read(runs, returned, self.layers, check=False)
         with _Unchecked():
-            score = METHODS[self.method](h.float(), z.float(), tuple(self.state), **self.options)
-        if self.calibration is None:
-            return {"logits": z, "score": score}
-        at_least = (self.calibration >= score[:, None]).sum(1)
-        p = (1 + at_least).double() / (len(self.calibration) + 1)
-        return {"logits": z, "score": score, "p_value": p, "rejected": score >= self.threshold}
+            score = METHODS[self.method](h.float(), z.float(), self.kind(*self.state), **self.options)
+        out = {"logits": z, "score": score}
+        if self.calibration is not None:
+            out["p_value"] = counted_p_value(self.calibration, score)
+        return out | {"rejected": score >= self.threshold} if self.calibrated else out
 
 
 class _Unchecked(TorchFunctionMode):
@@ -78,7 +98,13 @@ class _Unchecked(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def exported(detector: OODDetector, example: Tensor) -> torch.export.ExportedProgram:
+def _outputs(detector: OODDetector) -> list[str]:
+    known = detector.calibration
+    absent = {"p_value", "rejected"} if known is None else set() if len(getattr(known, "scores", ())) else {"p_value"}
+    return [name for name in OUTPUTS if name not in absent]
+
+
+def exported(detector: OODDetector, example: Tensor | NDArray[Any]) -> torch.export.ExportedProgram:
     """:class:`Graph`, captured for any number of images like ``example``, float (N, ...); see ``OODDetector.exported``.
 
     >>> from thinkback_utils.detector import OODDetector
@@ -86,20 +112,30 @@ def exported(detector: OODDetector, example: Tensor) -> torch.export.ExportedPro
     >>> {name: tuple(output.shape) for name, output in program.module()(torch.rand(7, 4)).items()}
     {'logits': (7, 2), 'score': (7,)}
     """
+    example = as_tensor(example)
     if not example.is_floating_point():
         raise ValueError(f"thinkback: a graph reads what the classifier reads, float images; got {example.dtype}")
-    if detector.head is None:
-        detector.head = find_head(detector.model, example[:2])
+    if detector.forward is not None:
+        raise ValueError("thinkback: a graph calls the model as model(x), and the detector has a forward hook")
+    if detector.model is None:
+        raise ValueError("thinkback: a graph holds the model, and the detector has none; fit one around the model")
+    reader = Reader(detector.model, detector.head)
+    with torch.no_grad(), evaluating(reader.model):
+        head = reader.find(next(batches(example[:2], reader.model, pixels=detector.pixels)))
+    detector.head = head.name
     pair = example[:1].expand(2, *example.shape[1:])  # of one image, N would become a constant
-    return torch.export.export(Graph(detector), (pair,), dynamic_shapes={"images": {0: torch.export.Dim("N")}})
+    return torch.export.export(Graph(detector, head), (pair,), dynamic_shapes={"images": {0: torch.export.Dim("N")}})
 
 
-def to_onnx(detector: OODDetector, path: str | Path, example: Tensor) -> None:
+def to_onnx(detector: OODDetector, path: str | Path, example: Tensor | NDArray[Any]) -> None:
     """Write :func:`exported` as ONNX; see ``OODDetector.export``."""
     try:
         from onnxscript import optimizer
     except ImportError as error:
         raise ImportError("thinkback: ONNX needs more packages; pip install 'thinkback-utils[export]'") from error
+    if (model := detector.model) is not None and dtype_of(model) == torch.bfloat16:  # runtimes lack operators for it
+        detector, example = copy.copy(detector), as_tensor(example).float()
+        detector.model = copy.deepcopy(unwrapped(model)).float()
     program = exported(detector, example)
     # Not optimized, which melts norms into convolutions: runtimes do so when they load, and weights that are float16
     # at heart stay so, and compress.
@@ -108,7 +144,7 @@ def to_onnx(detector: OODDetector, path: str | Path, example: Tensor) -> None:
         made: Any = torch.onnx.export(
             program,
             input_names=["images"],
-            output_names=OUTPUTS[: len(program.graph_signature.user_outputs)],
+            output_names=_outputs(detector),
             dynamic_shapes={"images": {0: "N"}},  # its name in the file
             opset_version=OPSET,
             external_data=False,
@@ -119,6 +155,6 @@ def to_onnx(detector: OODDetector, path: str | Path, example: Tensor) -> None:
     optimizer.fold_constants(made.model)
     optimizer.remove_unused_nodes(made.model)
     made.model.ir_version = IR_VERSION
-    made.model.metadata_props["thinkback_detector"] = json.dumps(detector._facts() | {"opset": OPSET})
+    made.model.metadata_props["thinkback_detector"] = json.dumps(detector.facts() | {"opset": OPSET})
     with replacing(path) as temporary:
         made.save(temporary)

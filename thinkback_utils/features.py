@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .batches import Forward, Images, Pixels, device_of
 from .files import replacing
-from .passes import Images, batches, evaluating, fastest_batch, linears_of, outputs_of, prepared, run, seeing
+from .passes import stream
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the last linear layer sees and says: h float32 (N, D), z float32 (N, K), labels int64 (N,) or None."""
+    """What the last layer reads and the model returns: h float32 (N, D), z float32 (N, K), labels int64 (N,) or None.
+
+    Of a model that classifies each token or pixel, h is (N, ..., D) and z (N, ..., K).
+    """
 
     features: Tensor
     logits: Tensor
@@ -39,25 +43,28 @@ class Features:
         return Features(self.features.half().float(), self.logits, self.labels)
 
 
-@torch.no_grad()  # not inference_mode: its tensors could not enter anyone's graph later
 def extract(
     model: nn.Module,
     images: Images,
-    head: str | None = None,
+    head: str | Sequence[str] | None = None,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    forward: Forward | None = None,
 ) -> Features:
-    """Run ``model`` once over ``images`` and keep the input and output of its last linear layer.
+    """Run ``model`` once over ``images``; keep what its last layer reads and what the model returns.
 
     The model is put in evaluation mode for the pass and given back as it was. On a CPU it gets images channels last.
 
     Args:
-        model: any classifier whose logits come out of an ``nn.Linear``.
-        images: uint8 (N, 3, H, W), passed on as float in [0, 1]; or an ``ImageSet``; or an iterable of batches, each
-            a float or uint8 tensor (B, ...) or a pair (tensor, labels). Float batches are passed on as they are.
-        head: name of that layer in ``model.named_modules()``; found when None, by :func:`find_head`.
-        batch_size: used where ``images`` is one array; None: what was fastest, 64 on a CPU and 256 elsewhere.
+        model: any classifier that ends in a linear layer, or one that :mod:`heads` can find.
+        images: arrays, data sets or batches, as :mod:`batches` says: uint8 (N, 3, H, W), a ``DataLoader``, ...
+        head: name of that layer in ``model.named_modules()``, or names of several that are averaged; found when None.
+        batch_size: where images are not in batches yet; None: what was fastest, 64 on a CPU and 256 elsewhere.
         device: where the pass runs; the model's own when None.
+        mean, std: of each channel of pixels in [0, 1], as the model was trained on; see :class:`batches.Pixels`.
+        forward: ``forward(model, batch)``, where the model is not called as ``model(x)``.
 
     Returns:
         Features on the CPU, float32.
@@ -69,35 +76,29 @@ def extract(
     >>> extract(net, torch.zeros(7, 3, 2, 2, dtype=torch.uint8)).features.shape
     torch.Size([7, 5])
     """
-    linears = linears_of(model)
-    if head is not None and head not in linears:
-        raise ValueError(f"thinkback: no nn.Linear named {head!r} in the model; there are {_listed(linears)}")
-    home = next(model.parameters(), torch.empty(0)).device
-    kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    home, pixels = device_of(model), Pixels(mean, std)  # type: ignore[arg-type]
     try:
-        with evaluating(model.to(device or home)):
-            for batch, y in batches(images, batch_size or fastest_batch(device or home)):
-                x = prepared(batch, model)
-                head = find_head(model, x[:2]) if head is None else head
-                with seeing({head: linears[head]}) as seen:
-                    run(model, x)
-                kept.append((*_head_pass(seen, head, len(x)), y))
+        model.to(device or home)
+        passes = [
+            (item.features.float().cpu(), item.logits.float().cpu(), item.labels)
+            for item in stream(model, images, head, batch_size, pixels, forward)
+        ]
     finally:
         model.to(home)
-    if not kept:
+    if not passes:
         raise ValueError("thinkback: there is nothing to extract, images is empty")
-    h, z = (torch.cat([batch[i] for batch in kept]) for i in (0, 1))  # type: ignore[misc]
-    labels = [batch[2] for batch in kept]
-    return Features(h, z, None if any(y is None for y in labels) else torch.cat(labels))  # type: ignore[arg-type]
+    features, logits, labels = zip(*passes, strict=True)
+    known = None if any(y is None for y in labels) else torch.cat(labels).cpu()
+    return Features(torch.cat(features), torch.cat(logits), known)
 
 
-@torch.no_grad()
-def find_head(model: nn.Module, x: Tensor) -> str:
-    """Name of the last linear layer: the one ``nn.Linear`` whose output the model returns, for these images.
+def find_head(model: nn.Module, x: Images, forward: Forward | None = None) -> str | tuple[str, ...]:
+    """Name of the last layer: the one whose output the model returns, for these images; see :mod:`heads`.
 
     Args:
-        model: any classifier, which runs once and is given back as it was.
-        x: a few images as :func:`extract` takes them, float or uint8 (N, ...).
+        model: any classifier, which runs on a few of them and is given back as it was.
+        x: images as :func:`extract` takes them.
+        forward: as there.
 
     Raises:
         ValueError: if not exactly one layer fits; the message lists the candidates.
@@ -105,32 +106,9 @@ def find_head(model: nn.Module, x: Tensor) -> str:
     >>> find_head(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 4))
     '2'
     """
-    linears = linears_of(model)
-    with evaluating(model), seeing(linears) as seen:
-        returned = list(outputs_of(run(model, prepared(x, model))))
-    found = [n for n, (_, z) in seen.items() if any(z.shape == o.shape and torch.equal(z, o) for o in returned)]
-    if len(found) != 1:
-        what = "is returned by the model" if not found else "is the only one returned by the model"
-        raise ValueError(
-            f"thinkback: no nn.Linear {what}; name the head among {_listed({n: linears[n] for n in found} or linears)}"
-        )
-    return found[0]
-
-
-def _head_pass(seen: dict[str, tuple[Tensor, Tensor]], head: str, size: int) -> tuple[Tensor, Tensor]:
-    if head not in seen:
-        raise ValueError(f"thinkback: the model did not run its layer {head!r}; name another head")
-    h, z = seen[head]
-    if h.ndim != 2 or len(h) != size:
-        raise ValueError(
-            f"thinkback: the head {head!r} reads {tuple(h.shape)}, expected one row for each of {size} images"
-        )
-    return h.float().cpu(), z.float().cpu()
-
-
-def _listed(linears: Mapping[str, nn.Linear]) -> str:
-    names = [f"{name!r} ({layer.in_features} -> {layer.out_features})" for name, layer in linears.items()]
-    return ", ".join(names) or "none: the model has no nn.Linear"
+    for item in stream(model, x, forward=forward):
+        return item.head
+    raise ValueError("thinkback: no head can be found without images, and there is none")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ one as if residuals and features were independent. They take the same data and s
 
 from __future__ import annotations
 
+import math
+import os
 from abc import ABC, abstractmethod
 from typing import Literal, TypeVar, get_args
 
@@ -170,6 +172,12 @@ class FullFisher(_LastLayerFisher):
     def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
         diagonal, u, sign = self._second_moment(z, labels)
         K, D = u.shape[1], h.shape[1]
+        if memory() < 2 * 8 * (K * D) ** 2:  # the sum and what a batch adds
+            raise ValueError(
+                f"thinkback: a full Fisher of K = {K} classes and D = {D} features takes twice "
+                f"{8 * (K * D) ** 2 / 1e9:,.0f} GB, more than this machine has; KroneckerFisher (method "
+                "'thinkback_kronecker') keeps K^2 + D^2 numbers"
+            )
         blocks = h.new_empty(K, D, K, D)
         for k in range(K):
             for j in range(k + 1):
@@ -215,6 +223,14 @@ class KroneckerFisher(_LastLayerFisher):
         A = sign * u.T @ u
         A.diagonal().copy_(diagonal.sum(0))
         return A, h.T @ h
+
+
+def memory() -> float:
+    """Bytes of memory of this machine; infinite where the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return math.inf
 
 
 def summed(values: Tensor) -> Tensor:

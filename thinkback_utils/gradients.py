@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .arrays import as_matrix
-from .features import find_head
-from .passes import Images, batches, evaluating, prepared, seeing
+from .batches import Batch, Images, batches
+from .heads import hooked, watching
+from .passes import Reader, evaluating
 from .scores import inverse_diagonal, residual
 
 READINGS = {
@@ -103,8 +104,8 @@ def squared_gradients(
     Feed them to :class:`MeanSquare` on training images, and to :func:`score`. All parameters of a WRN-40-2 are 2.2
     million a sample: 36 MB while they are squared, so keep ``batch_size`` near 16 there.
     """
-    for batch, _ in batches(images, batch_size):
-        x = prepared(batch, model)
+    for batch in batches(images, model, batch_size):
+        (x,) = batch.args
         if layers is None or not {"C", *readings} - {"all"} <= set(layers):
             layers = find_layers(model, x[:2], layers)
         yield {
@@ -174,12 +175,13 @@ def find_layers(model: nn.Module, x: Tensor, layers: Mapping[str, str] | None = 
     """
     kinds: Any = tuple(_KINDS.values())
     watched = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
-    with evaluating(model), seeing(watched) as seen:
-        model(x)
-    ran = {reading: [n for n in seen if isinstance(watched[n], kind)] for reading, kind in _KINDS.items()}
-    given = dict(layers or {})
-    if "C" not in given:
-        given["C"] = find_head(model, x)
+    with evaluating(model), watching(watched) as runs:
+        model(x.clone())
+        given = dict(layers or {})
+        if "C" not in given:
+            head = Reader(model).find(Batch((x,), size=len(x)))
+            given["C"] = head.names[0]
+    ran = {reading: [n for n in runs if isinstance(watched[n], kind)] for reading, kind in _KINDS.items()}
     found = {reading: names[-1] for reading, names in ran.items() if names} | given
     return {reading: found[reading] for reading in _KINDS if reading in found}
 
@@ -241,12 +243,8 @@ def _watching(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[tuple[
 
         return hook
 
-    hooks = [layer.register_forward_hook(hook_of(reading)) for reading, layer in layers.items()]
-    try:
+    with hooked(layers, lambda reading, layer: layer.register_forward_hook(hook_of(reading))):
         yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _batchnorm(layer: Any, x: Tensor, slope: Tensor) -> Tensor:
@@ -263,10 +261,13 @@ _PER_SAMPLE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {"D": _batchno
 
 
 def _every_parameter(model: nn.Module, x: Tensor, head: nn.Module, temperature: float) -> Tensor:
+    kept: list[Tensor] = []
+
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
-        with seeing({"head": head}) as seen:
+        kept.clear()
+        with hooked({"head": head}, lambda _, layer: layer.register_forward_hook(lambda *call: kept.append(call[2]))):
             torch.func.functional_call(model, parameters, (image[None],))
-        z = seen["head"][1]
+        z = kept[-1]
         return (z * residual(z.detach(), temperature).to(z)).sum()  # its gradient is that of L: r is held fixed
 
     values = {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -4,16 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import scores
+from .arrays import doubled
 from .fisher import DiagonalFisher, FullFisher, KroneckerFisher
 
 Options = Mapping[str, Any]
-State = tuple[Tensor, ...]
+
+
+class Nothing(NamedTuple):
+    """The state of a method that is not fitted."""
+
+
+class Inverse(NamedTuple):
+    """Of a diagonal Fisher: ``1 / E`` with its floors, (K, D)."""
+
+    inverse: Tensor
+
+
+class Root(NamedTuple):
+    """Of a full Fisher: W with ``W W^T = F^-1``, (K D, R)."""
+
+    root: Tensor
+
+
+class KroneckerRoots(NamedTuple):
+    """Of a Fisher ``A ⊗ B``: the roots of the inverse of A, (K, R), and of B, (D, R') or (D + 1, R')."""
+
+    A: Tensor
+    B: Tensor
+
+
+class AveragedRoots(NamedTuple):
+    """As :class:`KroneckerRoots`, with the distances between labels, (K, K), in place of the root of A."""
+
+    distances: Tensor
+    B: Tensor
+
+
+State = Nothing | Inverse | Root | KroneckerRoots | AveragedRoots
 
 
 @dataclass(frozen=True)
@@ -26,14 +59,16 @@ class Method:
         options: that it takes, with their defaults: those of the score's own function.
         fisher: of the temperature, makes the Fisher that streams over the fit data; None: nothing is fitted.
         state: of a finished Fisher and the options: the tensors that the score reads, and all that a detector keeps.
+        kind: of the state.
         unit: score and Fisher read ``h / ||h||``, the direction of the features; logits stay as they are.
     """
 
     title: str
-    score: Callable[[Tensor, Tensor, State, Options], Tensor]
+    score: Callable[[Tensor, Tensor, Any, Options], Tensor]
     options: Options
     fisher: Callable[[float], Any] | None = None
-    state: Callable[[Any, Options], State] = lambda fisher, o: (fisher.compute(),)
+    state: Callable[[Any, Options], Any] = lambda fisher, o: Nothing()
+    kind: Any = Nothing
     unit: bool = False
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]], **options: Any) -> State:
@@ -42,12 +77,13 @@ class Method:
         Under ``torch.distributed``, each process gives its own part of the data and gets the state of the whole.
         """
         if self.fisher is None:
-            return ()
+            return Nothing()
         chosen = {**self.options, **options}
         fisher = self.fisher(chosen["temperature"])
         for h, z in batches:
             fisher.update(self.inputs(h), z)
-        return self.state(fisher.all_reduce(), chosen)
+        state: State = self.state(fisher.all_reduce(), chosen)
+        return state
 
     def __call__(self, features: Tensor, logits: Tensor, state: State, **options: Any) -> Tensor:
         """Scores, float64 (N,), higher = more OOD."""
@@ -55,11 +91,12 @@ class Method:
 
     def inputs(self, features: Tensor) -> Tensor:
         """The features as this method reads them."""
-        return F.normalize(features.double()) if self.unit else features
+        return F.normalize(doubled(features)) if self.unit else features
 
 
-def _averaged(root_A: Tensor, root_B: Tensor) -> State:
-    return scores.label_distances(root_A), root_B
+def _averaged(fisher: KroneckerFisher, o: Options) -> AveragedRoots:
+    A, B = fisher.inverse_root(o["damping"])
+    return AveragedRoots(scores.label_distances(A), B)
 
 
 _PAPER, _ROOT = {"temperature": 5.0, "eps": 1e-16, "damping": 0.0}, {"temperature": 5.0, "damping": None}
@@ -68,34 +105,39 @@ METHODS: dict[str, Method] = {
     "energy": Method("Energy", lambda h, z, s, o: scores.energy(z, **o), {"temperature": 1.0}),
     "thinkback": Method(
         "Thinkback",
-        lambda h, z, s, o: scores.thinkback_diagonal(h, z, s[0], o["temperature"]),
+        lambda h, z, s, o: scores.thinkback_diagonal(h, z, s.inverse, o["temperature"]),
         _PAPER,
         DiagonalFisher,
-        lambda fisher, o: (scores.inverse_diagonal(fisher.compute(), o["eps"], o["damping"]),),
+        lambda fisher, o: Inverse(scores.inverse_diagonal(fisher.compute(), o["eps"], o["damping"])),
+        Inverse,
     ),
     "max_logit": Method("MaxLogit", lambda h, z, s, o: scores.max_logit(z), {}),
+    "joint_energy": Method("JointEnergy", lambda h, z, s, o: scores.joint_energy(z), {}),
     "gradnorm": Method("GradNorm", lambda h, z, s, o: scores.gradnorm(h, z, **o), {"temperature": 1.0}),
     "thinkback_eq5": Method("Thinkback, Eq. 5", lambda h, z, s, o: scores.thinkback(h, z, **o), {"temperature": 5.0}),
     "thinkback_full": Method(
         "Thinkback, full Fisher",
-        lambda h, z, s, o: scores.thinkback_full(h, z, s[0], o["temperature"]),
+        lambda h, z, s, o: scores.thinkback_full(h, z, s.root, o["temperature"]),
         _ROOT,
         FullFisher,
-        lambda fisher, o: (fisher.inverse_root(o["damping"]),),
+        lambda fisher, o: Root(fisher.inverse_root(o["damping"])),
+        Root,
     ),
     "thinkback_kronecker": Method(
         "Thinkback, Kronecker",
-        lambda h, z, s, o: scores.thinkback_kronecker(h, z, (s[0], s[1]), o["temperature"]),
+        lambda h, z, s, o: scores.thinkback_kronecker(h, z, s, o["temperature"]),
         _ROOT,
         KroneckerFisher,
-        lambda fisher, o: tuple(fisher.inverse_root(o["damping"])),
+        lambda fisher, o: KroneckerRoots(*fisher.inverse_root(o["damping"])),
+        KroneckerRoots,
     ),
     "thinkback_averaged": Method(  # form, inputs, temperature and damping: the choice of study.development
         "Thinkback, averaged",
-        lambda h, z, s, o: scores.thinkback_averaged(h, z, (s[0], s[1]), o["temperature"]),
+        lambda h, z, s, o: scores.thinkback_averaged(h, z, s, o["temperature"]),
         {"temperature": 3.0, "damping": 0.1},
         lambda T: KroneckerFisher(T, bias=True),
-        lambda fisher, o: _averaged(*fisher.inverse_root(o["damping"])),
+        _averaged,
+        AveragedRoots,
         unit=True,
     ),
 }

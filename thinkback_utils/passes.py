@@ -1,57 +1,109 @@
-"""One pass of a model: images of any kind in, layers watched from inside, everything given back as it was."""
+"""Forward passes, streamed: of any model and any images, features and logits, batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .data import ImageSet
-
-Images = Tensor | NDArray[Any] | ImageSet | Iterable[Any]
-
-
-def batches(images: Images, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Images and, where there are any, labels: one array is split, batches of an iterable come as they are."""
-    if isinstance(images, ImageSet):
-        y = None if images.labels is None else images.labels.split(batch_size)
-        for i, x in enumerate(images.images.split(batch_size)):
-            yield x, None if y is None else y[i]
-    elif isinstance(images, Tensor | np.ndarray):
-        for x in torch.as_tensor(images).split(batch_size):
-            yield x, None
-    else:
-        for batch in images:
-            x, y = (*batch, None)[:2] if isinstance(batch, tuple | list) else (batch, None)
-            yield torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+from .batches import Batch, Forward, Images, Pixels, batches, device_of, unwrapped
+from .heads import Head, Name, Runs, candidates, find, tensors_of, watching
 
 
-def prepared(x: Tensor, model: nn.Module) -> Tensor:
-    """Images where the model is; uint8 as its kind of float in [0, 1], floats as they are."""
-    parameter = next(model.parameters(), torch.empty(0))
-    x = x.to(parameter.device)
-    return x.to(parameter.dtype).div_(255) if x.dtype == torch.uint8 else x
+class Pass(NamedTuple):
+    """What one batch left: features (B, ..., D), logits (B, ..., K), labels (B,) or None, and the head's name."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor | None
+    head: Name
 
 
-def fastest_batch(device: str | torch.device) -> int:
-    """On CPUs the feature maps of few images stay in the caches, and memory is not asked for anew at each layer."""
-    return 64 if torch.device(device).type == "cpu" else 256
+@torch.no_grad()  # not inference_mode: its tensors could not enter anyone's graph later
+def stream(
+    model: nn.Module,
+    images: Images,
+    head: str | Sequence[str] | None = None,
+    batch_size: int | None = None,
+    pixels: Pixels | None = None,
+    forward: Forward | None = None,
+) -> Iterator[Pass]:
+    """Run a model over images, and yield what its last layer reads and what it returns.
+
+    Each batch runs in evaluation mode, without gradients, on copies of the images; the model is given back as it was
+    after each. ``torch.compile`` and ``DataParallel`` are looked through: what runs is the model inside.
+
+    Args:
+        model: any classifier with a last layer that :mod:`heads` can find.
+        images: as :mod:`batches` says.
+        head: name of that layer in ``model.named_modules()``, or names of several that are averaged; None: found.
+        batch_size: where images are not in batches yet; None: 64 on a CPU, 256 elsewhere.
+        pixels: mean and std of the model's images.
+        forward: ``forward(model, batch)``, where the model is not called as ``model(x)``.
+
+    Yields:
+        :class:`Pass`, on the model's device, in its precision.
+
+    Raises:
+        ValueError: on images that are none, no or an ambiguous head, values that are not finite.
+    """
+    reader = Reader(model, head, forward)
+    for batch in batches(images, reader.model, batch_size, pixels, forward):
+        with evaluating(reader.model):
+            seen = reader(batch)
+        yield seen
 
 
-def run(model: nn.Module, x: Tensor) -> Any:
-    """The model's output; CPUs convolve faster with channels last, and weights follow the images."""
-    if x.ndim == 4 and x.device.type == "cpu":
+class Reader:
+    """One pass at a time through a model without its wrappers; the head is found at the first."""
+
+    def __init__(
+        self, model: nn.Module, head: str | Sequence[str] | None = None, forward: Forward | None = None
+    ) -> None:
+        self.model, self.forward = unwrapped(model), forward
+        self.names = _names(self.model, head)
+        self.head: Head | None = None
+        self.layers = dict(self.model.named_modules())
+        self.channels_last = device_of(self.model).type == "cpu"  # faster there
+
+    def find(self, batch: Batch) -> Head:
+        """The head, by a pass of a few samples."""
+        watched = candidates(self.model) if self.names is None else {name: self.layers[name] for name in self.names}
+        few = batch.first(2)
+        runs, output = self.run(few, watched)
+        _all_finite(few, output)
+        self.head = find(self.model, runs, output, self.names)
+        return self.head
+
+    def __call__(self, batch: Batch) -> Pass:
+        """One pass; errors as of :func:`stream`."""
+        head = self.head or self.find(batch)
+        runs, output = self.run(batch, {name: self.layers[name] for name in head.names})
         try:
-            return model(x.contiguous(memory_format=torch.channels_last))
-        except RuntimeError as error:
-            if "view size is not compatible" not in str(error):  # of a model that flattens its feature maps by a view
-                raise
-    return model(x)
+            h, z = head.read(runs, output, self.layers)
+        except ValueError:
+            _all_finite(batch, output)  # the likelier cause
+            raise
+        if batch.size is not None and len(h) != batch.size:
+            read = f"the head {head.name!r} reads {tuple(h.shape)}"
+            raise ValueError(f"thinkback: {read}, expected one row for each of {batch.size} images")
+        return Pass(h, z, batch.labels, head.name)
+
+    def run(self, batch: Batch, layers: dict[str, nn.Module]) -> tuple[Runs, Any]:
+        """What the layers did in a pass, and what the model returned."""
+        if self.channels_last:
+            try:
+                with watching(layers) as runs:
+                    return runs, batch.run(self.model, self.forward, channels_last=True)
+            except RuntimeError as error:
+                if "view size is not compatible" not in str(error):  # of a model that flattens its maps by a view
+                    raise
+                self.channels_last = False
+        with watching(layers) as runs:
+            return runs, batch.run(self.model, self.forward)
 
 
 @contextmanager
@@ -66,31 +118,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def seeing(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Last input and output of each layer that runs meanwhile, by name, in the order of their first runs."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def remember(name: str) -> Any:
-        return lambda module, inputs, output: seen.update({name: (inputs[0], output)})
-
-    hooks = [layer.register_forward_hook(remember(name)) for name, layer in layers.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _names(model: nn.Module, head: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """The names of the head, if it is named and the model has them."""
+    if head is None:
+        return None
+    names = (head,) if isinstance(head, str) else tuple(head)
+    layers = candidates(model)
+    for name in names:
+        if name not in layers:
+            known = ", ".join(map(repr, layers)) or "none"
+            raise ValueError(f"thinkback: no layer named {name!r} that could be a head in the model; there are {known}")
+    return names
 
 
-def outputs_of(output: Any) -> Iterator[Tensor]:
-    """All tensors in what a model returned."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping | tuple | list):
-        for value in output.values() if isinstance(output, Mapping) else output:
-            yield from outputs_of(value)
-
-
-def linears_of(model: nn.Module) -> dict[str, nn.Linear]:
-    """Its linear layers by name."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+def _all_finite(batch: Batch, output: Any) -> None:
+    for name, given in (("images", [batch.args, batch.kwargs]), ("what the model returned", output)):
+        for values in tensors_of(given):
+            if values.is_floating_point() and not bool((finite := values.isfinite()).all()):
+                where = tuple((~finite).nonzero()[0].tolist())
+                raise ValueError(
+                    f"thinkback: {name} holds {values[where].item()} at {where} of a batch; mask or mend it"
+                )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .arrays import Array, as_given, as_matrix, as_pair, as_weights, positive
+from .arrays import Array, as_given, as_matrix, as_pair, as_weights, doubled, positive
 
 
 def msp(logits: Array, temperature: float = 1.0) -> Array:
@@ -52,6 +52,26 @@ def energy(logits: Array, temperature: float = 1.0) -> Array:
     """
     z = as_matrix("logits", logits) / positive(temperature)
     return as_given(-temperature * z.logsumexp(1), logits)
+
+
+def joint_energy(logits: Array) -> Array:
+    """Energies of independent sigmoids, added: ``-sum_k log(1 + exp z_k)``, float64 (N,), higher = more OOD.
+
+    For networks that answer yes or no for each class by itself (multi-label), where every other score here would take
+    two sure answers for doubt.
+
+    Args:
+        logits: z, float (N, K).
+
+    Raises:
+        ValueError: as :func:`msp`.
+
+    Source: Wang et al., "Can multi-label classification networks know what they don't know?" (2021).
+
+    >>> joint_energy(np.array([[0.0, 0.0]])).round(4)  # -2 log 2
+    array([-1.3863])
+    """
+    return as_given(-F.softplus(as_matrix("logits", logits)).sum(1), logits)
 
 
 def gradnorm(features: Array, logits: Array, temperature: float = 1.0) -> Array:
@@ -397,7 +417,7 @@ def residual(logits: Tensor, temperature: float, labels: Tensor | None = None) -
         temperature: T > 0.
         labels: int64 (N,); the network's own decision ``argmax z`` when None.
     """
-    z = logits.double()
+    z = doubled(logits)
     y = z.argmax(1, keepdim=True) if labels is None else labels[:, None]
     others = (z / positive(temperature)).softmax(1).scatter(1, y, 0.0)
     return others.scatter(1, y, -others.sum(1, keepdim=True)) / temperature

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from .. import data, plots
-from ..detector import OODDetector, conformal_threshold
+from ..calibration import conformal_threshold
+from ..detector import OODDetector
 from ..evaluation import ID_TEST, ID_TRAIN
 from ..features import Bundle, extract
 from ..files import read_json, replacing, write_json
@@ -95,7 +96,8 @@ def assets(folder: Path, root: Path = Path()) -> None:
 
 def _answers(said: OODDetector, images: Tensor) -> list[dict[str, Any]]:
     """What PyTorch says about each image."""
-    probabilities = extract(said.model, images).logits.double().softmax(1)
+    seen = extract(said.model, images)  # type: ignore[arg-type]
+    probabilities = seen.logits.double().softmax(1)
     rows = zip(probabilities, said.score(images), said.p_value(images), strict=True)
     return [{"probabilities": p.tolist(), "score": float(score), "p": float(value)} for p, score, value in rows]
 
@@ -113,7 +115,7 @@ def _facts(said: OODDetector, results: Path) -> str:
 
 def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> str:
     """The demo as it is without JavaScript, a table, with the numbers that demo.js makes more of."""
-    scores = said._calibrated()
+    scores = said.calibration.scores  # type: ignore[union-attr]
     facts = {
         "classes": CLASSES[ID_TEST],
         "megabytes": round(size, 1),

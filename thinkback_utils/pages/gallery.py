@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import plots, scores
-from ..detector import conformal_threshold
+from ..calibration import Calibration
 from ..evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, load_verified, score_sets
 from ..features import Bundle, Features
 from ..files import read_json, replacing, write_json
@@ -59,8 +59,7 @@ def percentiles(id_scores: NDArray[Any], values: NDArray[Any]) -> Vector:
 
 def alarms(scored: Scores, name: str, method: str) -> NDArray[np.bool_]:
     """Which images of a set raise an alarm at the threshold where ``ALPHA`` of the test images do, bool (N,)."""
-    limit = conformal_threshold(torch.as_tensor(scored[ID_TEST][method]).double(), ALPHA)
-    return np.asarray(scored[name][method] >= limit)
+    return Calibration.of(scored[ID_TEST][method], ALPHA).rejects(scored[name][method])
 
 
 def outliers(scored: Scores, near: bool = True) -> list[str]:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from torch import Tensor
 
+from ..calibration import conformal_threshold
 from ..data import SIDE
-from ..detector import conformal_threshold
 from ..evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
 from ..features import Bundle
 from ..files import read_json, replacing, write_json
