@@ -5,8 +5,8 @@
 It needs ``pip install '.[real]'`` and writes results/compatibility.json and results/compatibility.md, one package at a
 time. A model works if its head is found, fit and score run, the logits that were kept are those that the model returns,
 and, where the head is linear, they are its weight times the features that were kept, plus its bias, up to a positive
-factor for heads whose output the model multiplies. A model that its
-own package cannot build or run here says nothing about the detector: it is listed as not tried.
+factor for heads whose output the model multiplies. A model that its own package cannot build or run here says nothing
+about the detector: it is listed as not tried.
 """
 
 from __future__ import annotations
@@ -206,6 +206,7 @@ def torchvision_cases() -> Iterator[Case]:
 
 def timm_cases() -> Iterator[Case]:
     """A quarter of it, without a choice of ours."""
+    tb.data.import_torchvision()  # which timm would import plainly
     timm = importlib.import_module("timm")
 
     def build(name: str) -> nn.Module:
