@@ -20,7 +20,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:thinkback.", "ignore::Deprecatio
 FEW = {
     "torchvision": {"mobilenet_v3_small": "Linear"},
     "pytorch-ood": {"GRUClassifier": "Linear"},
-    "timm": {"levit_128s": "Linear and Linear", "resnetv2_18": "Conv2d", "cait_xxs24_224": "Linear"},
+    "timm": {
+        "levit_128s": "Linear and Linear",
+        "resnetv2_18": "Conv2d",
+        "cait_xxs24_224": "Linear",
+        "csatv2": "Linear",
+    },
     "transformers": {
         "ViTForImageClassification": "Linear",
         "DeiTForImageClassificationWithTeacher": "Linear and Linear",
