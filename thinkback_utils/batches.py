@@ -421,7 +421,7 @@ def _copied(value: Any, channels_last: bool) -> Any:
 
     def copy(tensor: Tensor) -> Tensor:
         last = channels_last and tensor.ndim == 4
-        return tensor.clone(memory_format=torch.channels_last if last else torch.preserve_format)
+        return tensor.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     return _mapped(value, copy)
 

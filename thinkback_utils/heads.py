@@ -247,13 +247,13 @@ def _scaled(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
 
 def _pooled(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
     places = tuple(range(1, z.ndim - 1))
-    if not places or out.flatten(1).shape != (len(z), z.shape[-1]):
+    if not places or out.flatten(1).shape != (z.shape[0], z.shape[-1]):
         return None
     return Made(h.mean(places), out.flatten(1), z.mean(places), out.flatten(1))
 
 
 def _selected(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
-    if z.ndim != 3 or out.shape != (len(z), z.shape[-1]):
+    if z.ndim != 3 or out.shape != (z.shape[0], z.shape[-1]):
         return None
     place = (z == out[:, None]).all(-1).int().argmax(1)[:, None, None]
     chosen = [x.gather(1, place.expand(-1, 1, x.shape[-1])).squeeze(1) for x in (h, z)]
