@@ -468,7 +468,7 @@ def test_blocks_hold_the_same_arrays(scored):
         shards.read_blocks(scored)
 
 
-@pytest.mark.parametrize(("number", "length"), [(0, 3), (0, 5), (2, 4)])
+@pytest.mark.parametrize(("number", "length"), [(0, 3), (0, 5), (2, 4), (3, 4)])
 def test_a_block_is_written_at_its_length_only(scored, number, length):
     with pytest.raises(ValueError, match=rf"^thinkback: block {number} of .* samples, and its score \({length},\)"):
         shards.write_block(scored, number, {"score": torch.zeros(length)})

@@ -225,7 +225,7 @@ def _make(name: str, split: str, folder: Path, progress: bool) -> Path:
         try:
             stack.enter_context(locking(folder / name))  # of all its splits, which come from one archive
         except OSError as error:
-            reason = f"nothing can be put there ({error})"
+            reason = f"nothing can be put there ({error.__cause__})"
             raise _unavailable(name, split, folder, reason, "Make that folder one that can be written") from error
         return _find(name, split, folder) or _build(name, split, folder, progress)
 

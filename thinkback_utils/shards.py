@@ -527,13 +527,19 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return job
 
 
-def _lengths(folder: Path) -> dict[int, int]:
-    """Number of samples of each block of a folder's job."""
+def _cut(folder: Path) -> tuple[int, int]:
+    """Number of samples of a folder's job, and of one block."""
     job = _manifest(folder)
-    if not all(isinstance(job.get(key), int) and job[key] > 0 for key in ("samples", "block")):
+    samples, size = job.get("samples"), job.get("block")
+    if not (isinstance(samples, int) and isinstance(size, int) and samples > 0 and size > 0):
         path = folder / MANIFEST
         raise ValueError(f"thinkback: {path} is damaged, it lacks samples or block; remove {folder} and score again")
-    return {number: len(samples) for number, samples in blocks(job["samples"], 0, 1, job["block"])}
+    return samples, size
+
+
+def _length(folder: Path, number: int) -> int:
+    samples, size = _cut(folder)
+    return max(0, min(size, samples - number * size))
 
 
 def block_file(folder: Path, number: int) -> Path:
@@ -544,7 +550,7 @@ def block_file(folder: Path, number: int) -> Path:
 def block_done(folder: Path, number: int) -> bool:
     """Whether the scores of a block are there and whole; one that is damaged or cut short is to be made again."""
     try:
-        _read_block(block_file(folder, number), _lengths(folder)[number])
+        _read_block(block_file(folder, number), _length(folder, number))
     except (FileNotFoundError, ValueError):
         return False
     return True
@@ -556,7 +562,7 @@ def write_block(folder: Path, number: int, arrays: dict[str, Tensor]) -> None:
     Raises:
         ValueError: an array is not as long as the block.
     """
-    length = _lengths(folder)[number]
+    length = _length(folder, number)
     for name, array in arrays.items():
         if array.shape != (length,):
             raise ValueError(
@@ -581,7 +587,8 @@ def read_blocks(folder: str | Path) -> dict[str, Tensor]:
         ValueError: if a block or the manifest is damaged, with its name.
     """
     folder = Path(folder)
-    lengths = {block_file(folder, number): length for number, length in _lengths(folder).items()}
+    samples, size = _cut(folder)
+    lengths = {block_file(folder, number): len(block) for number, block in blocks(samples, 0, 1, size)}
     if missing := [file.name for file in lengths if not file.exists()]:
         again = "run the same command again, it goes on there"
         raise FileNotFoundError(f"thinkback: {folder} lacks {_listed(missing)}; {again}")
