@@ -9,7 +9,7 @@ import thinkback_utils
 
 PACKAGE = Path(thinkback_utils.__file__).parent
 LAYERS = {
-    **dict.fromkeys(("arrays", "files"), 0),
+    **dict.fromkeys(("arrays", "files", "images"), 0),
     **dict.fromkeys(("calibration", "data", "heads", "metrics", "models", "provenance", "scores"), 1),
     **dict.fromkeys(("batches", "fisher"), 2),
     **dict.fromkeys(("checks", "identity", "methods", "passes"), 3),

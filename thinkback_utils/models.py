@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -127,15 +128,28 @@ class WideResNet(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> WideResNet:
-        """A network in evaluation mode, float32, from a file that :meth:`save` wrote."""
+        """A network in evaluation mode, float32, from a file that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, or holds something else; the message names it.
+        """
         if not Path(path).exists():
             raise FileNotFoundError(
                 f"thinkback: no weights at {path}; train some with `python -m thinkback_utils.train`"
             )
-        with safe_open(path, "pt") as file:
-            config = (file.metadata() or {}).get("config")
+        try:
+            with safe_open(path, "pt") as file:
+                config = (file.metadata() or {}).get("config")
+            weights = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"thinkback: {path} is no .safetensors file, or is cut short ({error})") from error
         if config is None:
             raise ValueError(f"thinkback: {path} does not name its network; only files written by WideResNet.save do")
-        model = cls(**json.loads(config))
-        model.load_state_dict(load_file(path))
+        try:
+            model = cls(**json.loads(config))
+            model.load_state_dict(weights)
+        except (RuntimeError, TypeError, ValueError) as error:
+            cause = shorten(str(error), 300)
+            raise ValueError(f"thinkback: {path} does not hold the weights of its network ({cause})") from error
         return model.eval()
