@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .data import ImageSet
+from .images import read_rgb
 
 Images = Tensor | NDArray[Any] | ImageSet | Mapping[str, Any] | Iterable[Any]
 Forward = Callable[[Any, Any], Any]
@@ -302,7 +303,7 @@ def _prepared(batch: Batch, model: nn.Module, pixels: Pixels) -> Batch:
 def as_tensor(values: Any) -> Tensor:
     """Numbers as a tensor; an error that says what they are instead."""
     if isinstance(values, Image):
-        values = np.moveaxis(np.array(values.convert("RGB")), 2, 0)
+        values = np.moveaxis(read_rgb(values), 2, 0)
     if hasattr(values, "to_numpy"):  # a pandas frame or series
         values = values.to_numpy()
     if (isinstance(values, np.ndarray) and not values.flags.writeable) or isinstance(values, list | tuple):

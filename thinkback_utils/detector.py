@@ -30,6 +30,7 @@ from .checks import FitData, first_norm, warn
 from .export import exported, to_onnx
 from .features import Features
 from .files import replacing
+from .fisher import distributed
 from .heads import Name
 from .identity import difference, identity, prefix_of
 from .methods import METHODS, Options, State
@@ -346,7 +347,7 @@ class OODDetector:
 
     def _passes(self, images: Images) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Features (B, ..., D), logits (B, ..., K) and labels (B,) of each batch."""
-        empty = True
+        empty = not distributed()  # where other processes may have what this one lacks
         if self.model is None:
             for h, z in _pairs(images):
                 empty = False

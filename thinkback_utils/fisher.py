@@ -233,6 +233,11 @@ def memory() -> float:
         return math.inf
 
 
+def distributed() -> bool:
+    """Whether this process is one of several that ``torch.distributed`` joins."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def summed(values: Tensor) -> Tensor:
     """The sum of a tensor over the processes of ``torch.distributed``, on each; alone, the tensor itself."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -16,7 +16,7 @@ import os
 import tarfile
 import zipfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
@@ -299,18 +299,6 @@ def place() -> tuple[int, int]:
     return rank, world
 
 
-def local_rank() -> int:
-    """Number of this process among those of its machine, which chooses its GPU; 0 alone.
-
-    It is LOCAL_RANK, which ``torchrun`` sets; with RANK alone it is SLURM_LOCALID, or else RANK.
-
-    Raises:
-        ValueError: the variable is no number.
-    """
-    names = ("LOCAL_RANK", *(("SLURM_LOCALID", "RANK") if "RANK" in os.environ else ()))
-    return next((_number(name, 0) for name in names if name in os.environ), 0)
-
-
 def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, str(default))
     if not text.isdecimal():
@@ -424,24 +412,31 @@ def loader(dataset: Dataset[Any], indices: Sequence[int], batch_size: int, worke
 
 
 def score_samples(
-    score: Callable[[Iterable[Tensor]], Tensor], dataset: Dataset[Any], indices: Sequence[int], **options: int
-) -> Tensor:
-    """A score for each of these samples, NaN for those that were skipped.
+    score: Callable[[Iterable[Tensor]], Mapping[str, Tensor]],
+    dataset: Dataset[Any],
+    indices: Sequence[int],
+    blank: Mapping[str, float],
+    **options: int,
+) -> dict[str, Tensor]:
+    """What a detector says of each of these samples, also of those that were skipped.
 
     Args:
-        score: takes batches (B, 3, H, W) and returns one score an image, (n,), as ``OODDetector.score`` does.
+        score: takes batches (B, 3, H, W) and returns arrays by name, each with one entry an image, (n,).
         dataset, indices, options: as :func:`loader` takes them.
+        blank: names of the arrays, and what stands for a skipped sample: NaN for scores.
 
     Returns:
-        float64 (len(indices),), in the order of the indices.
+        Arrays (len(indices),) by name, in the order of the indices; floats as float64.
     """
-    batches = loader(dataset, indices, **options)
+    batches, size = loader(dataset, indices, **options), (len(indices),)
+    out = {n: torch.full(size, v, dtype=torch.float64 if isinstance(v, float) else None) for n, v in blank.items()}
     stream = iter(batches)
-    scores = torch.full((len(indices),), math.nan, dtype=torch.float64)
     if (first := next(stream, None)) is not None:  # else all of them are broken, and there is nothing to score
         found = score(itertools.chain([first], stream))
-        scores[[i not in batches.skipped for i in indices]] = found.to("cpu", torch.float64)
-    return scores
+        read = torch.tensor([i not in batches.skipped for i in indices])
+        for name, values in found.items():
+            out[name][read] = values.to(out[name])
+    return out
 
 
 def load_model(name: str) -> nn.Module:
