@@ -10,6 +10,7 @@ import thinkback_utils
 PACKAGE = Path(thinkback_utils.__file__).parent
 LAYERS = {
     **dict.fromkeys(("arrays", "files"), 0),
+    **dict.fromkeys(("commands", "devices"), 0),
     **dict.fromkeys(("data", "metrics", "models", "provenance", "scores"), 1),
     **dict.fromkeys(("fisher", "passes"), 2),
     **dict.fromkeys(("features", "methods"), 3),
