@@ -240,8 +240,8 @@ def _returned(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
 def _scaled(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
     if (made := _returned(h, z, out)) is None:
         return None
-    flat, other = z.double().flatten(), made.returned.double().flatten()
-    factor = flat @ other / flat.square().sum().clamp_min(1e-300)
+    flat, other = z.float().flatten(), made.returned.float().flatten()
+    factor = flat @ other / flat.square().sum().clamp_min(1e-30)
     return made._replace(expected=torch.where(factor > 0, factor * z, torch.nan).to(z.dtype))
 
 
