@@ -133,3 +133,10 @@ def test_calibration_names_a_class_that_it_rejects_whole():
     own = new[net(new).argmax(1) == 3]
     assert 0 < detector.predict(own).double().mean() < 0.3  # one calibration set of 45
     assert copy.copy(detector).by_class
+
+
+def test_a_network_that_is_certain_of_everything_is_named():
+    net = nn.Linear(4, 4, bias=False)
+    nn.init.eye_(net.weight)
+    with pytest.raises(ValueError, match="the network is certain of all of them, .*raise the temperature"):
+        OODDetector(net).fit(1e6 * torch.eye(4).repeat(30, 1))

@@ -323,7 +323,7 @@ def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind(head):
         (lambda h, z: scores.inverse_root(h), r"matrix \(3, 7\) must be square and symmetric"),
         (lambda h, z: scores.inverse_root(torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "square and symmetric"),
         (lambda h, z: scores.inverse_root(torch.diag(torch.tensor([1.0, -1.0]))), r"eigenvalues from -1 to 1"),
-        (lambda h, z: scores.inverse_root(torch.zeros(2, 2)), "not zero"),
+        (lambda h, z: scores.inverse_root(torch.zeros(2, 2)), "matrix is zero"),
         (lambda h, z: scores.inverse_root(torch.eye(2), -0.1), "damping must be finite and not negative, got -0.1"),
         (lambda h, z: scores.inverse_root(torch.full((2, 2), float("nan"))), "matrix has 4 values that are not finite"),
     ],
