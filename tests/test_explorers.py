@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fonts
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,14 +45,16 @@ def results(seeds: int = 1) -> Any:
     return explorers.results(records() * seeds, tb.evaluation.paper_table(), SETS, METHODS)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@pytest.fixture(scope="module", params=[fonts.FIRST])
+def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api")
+    options = {"executable_path": chromium, "args": ["--no-sandbox", "--disable-gpu"]}
+    options["env"] = fonts.environment(request.param, tmp_path_factory.mktemp("fonts"))
     with playwright.sync_playwright() as driver:
-        yield driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield driver.chromium.launch(**options)
 
 
 @pytest.fixture
@@ -282,6 +285,7 @@ def test_examples_of_some_sets_and_mistakes_alone(show: Open) -> None:
     assert slider.get_attribute("aria-valuetext") == "none of 0"
 
 
+@fonts.both_font_sets
 @pytest.mark.parametrize(("axis", "key"), [(0, "residual2"), (1, "residual2_T1"), (2, "percentiles")])
 def test_examples_by_pointer(show: Open, axis: int, key: str) -> None:
     """Marks lie where their numbers say, a logarithm or a percentile upward; the one under the pointer is shown."""
@@ -322,6 +326,7 @@ def test_examples_show_the_picture(show: Open) -> None:
         np.testing.assert_allclose(np.asarray(shot).astype(int), expected.astype(int), atol=2)
 
 
+@fonts.both_font_sets
 @pytest.mark.parametrize("kind", ["threshold", "temperature", "results", "examples"])
 def test_narrow_screen_and_small_page(show: Open, kind: str) -> None:
     output = {

@@ -230,7 +230,7 @@ def test_made_once_of_the_same(tmp_path: Path) -> None:
 def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    def run(path: Path, output: Path, values: dict[str, Any]) -> None:
+    def run(path: Path, output: Path, values: dict[str, Any], timeout: int | None) -> None:
         ran.append(runner.slug(path))
         if "raise" in path.read_text():
             raise runner.BookError("thinkback: no")
