@@ -246,7 +246,7 @@ def run(path: Path, output: Path, values: Mapping[str, Any], timeout: int | None
         raise failed(error.cell_index, first_line(error)) from error
     except CellTimeoutError as error:
         said = " ".join(str(error).splitlines()[:2])  # the cell itself follows
-        raise failed(reached[-1], f"{said} {TIMEOUT} of the profile is {timeout}") from error
+        raise failed(reached[-1], f"{said} The {TIMEOUT} of the profile is {timeout}") from error
     except RuntimeError as error:  # how nbclient says that the kernel died or did not start
         raise failed(reached[-1], f"the kernel stopped: {one_line(error)}") from error
     ended = [(cell_name(path, index, bool(values)), said) for index, said in errors(done)]  # by SystemExit
