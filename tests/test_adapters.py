@@ -4,11 +4,16 @@ import importlib
 import importlib.util
 import pickle
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_matrix
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, train_test_split
@@ -24,6 +29,11 @@ from thinkback_utils.data import import_torchvision
 from thinkback_utils.detector import OODDetector, conformal_threshold
 from thinkback_utils.methods import METHODS
 
+pytestmark = [  # what fit says of toy networks
+    pytest.mark.filterwarnings(f"ignore:thinkback. {remark}")
+    for remark in ("classes never predicted", "the model is (hardly sure|right for)", "the promise holds on average")
+]
+README = Path(__file__).parents[1] / "README.md"
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(700, 1, 2, 3, generator=GENERATOR)
 FIT, NEW, FAR = IMAGES[:400], IMAGES[400:], 5 + IMAGES[400:500].flip(2)
@@ -74,6 +84,45 @@ def test_pytorch_ood_detector_scores_as_ooddetector(ood, net, method):
         for scores in (fitted(NEW), fitted.predict_features(features[400:])):
             np.testing.assert_allclose(scores, expected, rtol=1e-9)
     assert not detector(NEW).requires_grad
+    whole = ThinkbackDetector(net.train(), method=method)  # which runs in evaluation mode whatever it was in
+    assert whole.requires_fit == detector.requires_fit
+    scores = whole.fit(loader(FIT, FAR), "cpu")(NEW)
+    np.testing.assert_allclose(scores, expected, rtol=1e-9)
+    assert scores.dtype == torch.float64
+    assert net.training
+
+
+@pytest.mark.parametrize("name", ["WideResNet", "ResNet18", "GRUClassifier", "resnet18"])
+def test_readme_s_pytorch_ood_call_runs_as_printed(ood, name):
+    """On that library's own networks and on torchvision's; the head is found, so nobody has to know its name."""
+    torch.manual_seed(0)
+    if name == "GRUClassifier":
+        model, x = ood.model.GRUClassifier(10, n_vocab=30), torch.randint(30, (24, 7))
+    elif name == "resnet18":
+        model, x = import_torchvision().models.resnet18(num_classes=10), torch.rand(24, 3, 32, 32)
+    else:
+        arguments = {"depth": 10} if name == "WideResNet" else {}
+        model, x = getattr(ood.model, name)(num_classes=10, **arguments), torch.rand(24, 3, 32, 32)
+    train_loader = DataLoader(TensorDataset(x, torch.arange(24) % 10), batch_size=8)
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| pytorch-ood"))
+    call = row.split("`")[3]
+    assert call.startswith("ThinkbackDetector(")
+    detector = eval(call, {"ThinkbackDetector": ThinkbackDetector, "model": model, "train_loader": train_loader})
+    scores = detector(x)
+    assert scores.shape == (24,)
+    assert scores.isfinite().all()
+    with torch.no_grad():
+        model.eval()
+        by_hand = METHODS["thinkback_averaged"]
+        h, z = _before_fc(model, x), model(x)
+    state = by_hand.fit([(h, z)], **by_hand.options)
+    np.testing.assert_allclose(scores, by_hand(h, z, state, **by_hand.options), rtol=1e-3)
+
+
+def _before_fc(model, x):
+    if hasattr(model, "features"):
+        return model.features(x)
+    return nn.Sequential(*list(model.children())[:-1])(x).flatten(1)
 
 
 def test_pytorch_ood_tools_take_it(ood, net):
@@ -101,14 +150,95 @@ def test_pytorch_ood_tools_take_it(ood, net):
     assert rows[0]["AUROC"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-6)
 
     grid = {"temperature": [0.2, 5.0], "damping": [1.0]}
-    search = ood.utils.GridSearch(detector, loader(FIT), loader(NEW, FAR), grid)
-    search.run()
-    assert len({result["score"] for result in search.results_}) == 2
-    assert detector.get_hyperparameters() == search.best_params_
-    np.testing.assert_allclose(detector(NEW), OODDetector(net, **search.best_params_).fit(FIT).score(NEW), rtol=1e-5)
+    found = []
+    for tried in (detector, ThinkbackDetector(net, damping=0.1)):  # features kept for all values, and not
+        search = ood.utils.GridSearch(tried, loader(FIT), loader(NEW, FAR), grid)
+        search.run()
+        assert len({result["score"] for result in search.results_}) == 2
+        assert tried.get_hyperparameters() == search.best_params_
+        expected = OODDetector(net, **search.best_params_).fit(FIT).score(NEW)
+        np.testing.assert_allclose(tried(NEW), expected, rtol=1e-5)
+        found.append(search.results_)
+    assert [r["params"] for r in found[0]] == [r["params"] for r in found[1]]
+    np.testing.assert_allclose(*([r["score"] for r in results] for results in found), atol=1e-6)
+
+
+def test_pytorch_ood_grid_search_knows_what_to_try(ood, net):
+    search = ood.utils.GridSearch(ThinkbackDetector(net, method="energy"), None, loader(NEW, FAR))
+    assert search.run()["temperature"] in search.space["temperature"]
+    with pytest.raises(ValueError, match="empty hyperparameter_space"):
+        ood.utils.GridSearch(ThinkbackDetector(net, method="max_logit"), None, loader(NEW, FAR))
+
+
+def test_pytorch_ood_s_own_benchmark_takes_it(ood):
+    """CIFAR10_ODIN with toy images in the place of its downloads; noise is that library's, marked by its ToUnknown."""
+    benchmark = importlib.import_module("pytorch_ood.benchmark").CIFAR10_ODIN
+    sets, unknown = importlib.import_module("pytorch_ood.dataset.img"), ood.utils.ToUnknown()
+    transform = import_torchvision().transforms.ToTensor()
+    toy = benchmark.__new__(benchmark)
+    generator = torch.Generator().manual_seed(0)
+    toy.train_in, toy.test_in = (
+        TensorDataset(torch.rand(n, 3, 32, 32, generator=generator), torch.arange(n) % 10) for n in (60, 20)
+    )
+    toy.test_oods = [
+        getattr(sets, name)(9, size=(32, 32, 3), transform=transform, target_transform=unknown, seed=1)
+        for name in ("UniformNoise", "GaussianNoise")
+    ]
+    toy.ood_names = [type(part).__name__ for part in toy.test_oods]
+    torch.manual_seed(0)
+    model = ood.model.WideResNet(num_classes=10, depth=10).eval()
+    train_loader = DataLoader(toy.train_set(), batch_size=30)
+    ours = [ThinkbackDetector(model, damping=1.0), ThinkbackDetector(model.features, model.fc, damping=1.0)]
+    peers = [ood.detector.KNN(model.features, k=5), ood.detector.MaxSoftmax(model)]
+    detectors = [detector.fit(train_loader) for detector in (*ours, *peers)]
+    rows = toy.evaluate(detectors, {"batch_size": 20})
+    assert [row["Detector"] for row in rows] == ["ThinkbackDetector"] * 2 + ["KNN", "MaxSoftmax"] + [
+        "ThinkbackDetector"
+    ] * 2 + ["KNN", "MaxSoftmax"]
+    assert [row["Dataset"] for row in rows] == ["UniformNoise"] * 4 + ["GaussianNoise"] * 4
+    assert all(0 <= row["AUROC"] <= 1 for row in rows)
+    assert rows[0].keys() == rows[2].keys()
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_fit_remarks_reaches_the_line_that_called_an_adapter(ood, net):
+    wrong = [(FIT, torch.full((400,), 3))]
+    for fit in (
+        lambda: ThinkbackDetector(net).fit(wrong),
+        lambda: ThinkbackDetector(net.body, net.fc).fit(wrong),
+        lambda: ThinkbackPostprocessor().setup(net, {"train": [{"data": FIT, "label": wrong[0][1]}]}, {}),
+    ):
+        with pytest.warns(
+            UserWarning, match="thinkback: the model is right for .* of the labelled fit images"
+        ) as found:
+            fit()
+        assert {str(warning.filename) for warning in found} == {__file__}
+
+
+def test_pytorch_ood_label_maps_leave_out_images_with_unknown_pixels(ood, net):
+    """As that library marks segmentation: an image with OOD pixels is none to fit on."""
+    y = torch.zeros(700, 2, 3)
+    y[400:, 0, 1] = -1
+    batches = DataLoader(TensorDataset(IMAGES, y), batch_size=64)
+    expected = ThinkbackDetector(net).fit(DataLoader(TensorDataset(FIT, y[:400]), batch_size=64))
+    np.testing.assert_allclose(ThinkbackDetector(net).fit(batches)(NEW), expected(NEW), rtol=1e-9)
 
 
 def test_pytorch_ood_errors_are_that_library_s(ood, net):
+    whole = ThinkbackDetector(net)
+    with pytest.raises(ood.api.RequiresFittingException, match="thinkback: the detector is not fitted"):
+        whole(NEW)
+    for call in (lambda: whole.predict_features(torch.rand(2, 6)), lambda: whole.fit_features(torch.rand(2, 6), NEW)):
+        with pytest.raises(ood.api.ModelNotSetException, match=r"thinkback: .*ThinkbackDetector\(None, head\)"):
+            call()
+    with pytest.raises(ood.api.ModelNotSetException, match="thinkback: there is neither encoder nor head"):
+        ThinkbackDetector(None)
+    with pytest.raises(ValueError, match="thinkback: without its head, a whole classifier is needed"):
+        ThinkbackDetector(net.body.forward)
+    unpooled = ThinkbackDetector(nn.Identity(), nn.Linear(3, 4))
+    with pytest.raises(ValueError, match=r"thinkback: the encoder gives \(64, 1, 2, 3\), the head reads 3 features"):
+        unpooled.fit(loader(FIT))
+    assert ThinkbackDetector(net, "fc").fit(loader(FIT))(NEW).shape == (300,)
     detector = ThinkbackDetector(None, net.fc)
     with pytest.raises(ood.api.RequiresFittingException, match="thinkback: the detector is not fitted"):
         detector.predict_features(torch.rand(2, 6))
@@ -129,18 +259,19 @@ def test_without_pytorch_ood_the_others_work(monkeypatch):
     spec.loader.exec_module(without)
     with pytest.raises(ImportError, match=r"thinkback: ThinkbackDetector needs pytorch-ood; pip install"):
         without.ThinkbackDetector(None, nn.Linear(2, 2))
-    assert without.ThinkbackPostprocessor(Config()).state is None
+    assert without.ThinkbackPostprocessor(config_of()).state is None
     assert len(without.ThinkbackEstimator(4).fit(ROWS).predict(ROWS)) == len(ROWS)
 
 
 class Config(dict):
-    """What OpenOOD's configuration is: a dictionary whose keys are attributes too."""
-
-    def __init__(self, **arguments):
-        super().__init__(arguments)
+    """As OpenOOD has it: a dictionary whose keys are attributes too; a missing one is a KeyError."""
 
     def __getattr__(self, key):
-        return Config(postprocessor_args=self) if key == "postprocessor" else self[key]
+        return self[key]
+
+
+def config_of(**arguments):
+    return Config(postprocessor=Config(postprocessor_args=Config(arguments)))
 
 
 class BasePostprocessor:
@@ -151,13 +282,30 @@ class BasePostprocessor:
 
 
 class Evaluator:
-    """What OpenOOD 1.5's evaluator does with a post-processor, in its order: check, set up, infer, concatenate."""
+    """What OpenOOD's evaluator does with a post-processor, in its order: check, set up, search, infer, concatenate."""
 
     def __init__(self, net, postprocessor, loaders):
         assert isinstance(postprocessor, BasePostprocessor)
         postprocessor.setup(net, loaders["id"], loaders["ood"])
-        assert not postprocessor.APS_mode
         self.net, self.postprocessor, self.loaders = net, postprocessor, loaders
+        if self.postprocessor.APS_mode and not self.postprocessor.hyperparam_search_done:
+            self.hyperparam_search()
+
+    def hyperparam_search(self):
+        self.tried = {}
+        first, *others = self.postprocessor.args_dict.values()
+        combinations = [[x] for x in first]
+        for values in others:
+            combinations = [[*c, x] for x in values for c in combinations]
+        for hyperparam in combinations:
+            self.postprocessor.set_hyperparam(hyperparam)
+            known = self.postprocessor.inference(self.net, self.loaders["id"]["val"])
+            far = self.postprocessor.inference(self.net, self.loaders["ood"]["val"])
+            conf, label = (np.concatenate(pair) for pair in zip(known[1:], far[1:], strict=True))
+            self.tried[tuple(hyperparam)] = roc_auc_score(label >= 0, conf)
+        self.postprocessor.set_hyperparam(list(max(self.tried, key=self.tried.get)))
+        assert self.postprocessor.get_hyperparam() is not None
+        self.postprocessor.hyperparam_search_done = True
 
     def eval_ood(self, progress):
         known = self.postprocessor.inference(self.net, self.loaders["id"]["test"], progress)
@@ -180,7 +328,7 @@ def test_openood_evaluator_finds_the_scores_of_ooddetector(net, method):
 
     loaders = {"id": {"train": iter(dicts(FIT)), "test": dicts(NEW)}, "ood": {"far": {"far": dicts(FAR)}, "val": None}}
     net.train()
-    pred, conf, label = Evaluator(net, Thinkback(Config(method=method)), loaders).eval_ood(False)["far"]
+    pred, conf, label = Evaluator(net, Thinkback(config_of(method=method)), loaders).eval_ood(False)["far"]
     assert not net.training
     both, detector = torch.cat([NEW, FAR]), OODDetector(net, method=method).fit(loader(FIT))
     scores = torch.cat([detector.score(loader(part)) for part in (NEW, FAR)])  # in the evaluator's own batches
@@ -190,8 +338,66 @@ def test_openood_evaluator_finds_the_scores_of_ooddetector(net, method):
     assert (pred.dtype, conf.dtype, label.dtype) == (np.int64, np.float64, np.int64)
 
 
+@pytest.mark.parametrize("method", ["thinkback_averaged", "thinkback", "energy"])
+def test_openood_searches_parameters(net, method):
+    """Each combination scores as a detector fitted with it, though training data pass once; the best one stays."""
+
+    class Thinkback(ThinkbackPostprocessor, BasePostprocessor):
+        pass
+
+    sweep = {"temperature_list": [0.3, 4.0]} | ({} if method == "energy" else {"damping_list": [1e-3, 1.0, 10.0]})
+    config = Config(
+        postprocessor=Config(APS_mode=True, postprocessor_args=Config(method=method), postprocessor_sweep=sweep)
+    )
+    near = NEW[:100] + 0.5 * torch.rand(100, 1, 2, 3, generator=torch.Generator().manual_seed(1))
+    loaders = {
+        "id": {"train": iter(dicts(FIT)), "test": dicts(NEW), "val": dicts(NEW)},
+        "ood": {"far": {"far": dicts(FAR)}, "val": [{"data": near, "label": torch.full((100,), -1)}]},
+    }
+    evaluator = Evaluator(net, Thinkback(config), loaders)
+    truth = np.repeat([1, 0], [300, 100])
+    for values, auroc in evaluator.tried.items():
+        options = dict(zip(("temperature", "damping"), values, strict=False))
+        scores = OODDetector(net, method=method, **options).fit(FIT).score(torch.cat([NEW, near]))
+        assert auroc == pytest.approx(roc_auc_score(truth, -scores), abs=1e-6), options
+    assert len(set(evaluator.tried.values())) > 1
+    best = evaluator.postprocessor.get_hyperparam()
+    assert evaluator.tried[tuple(best)] == max(evaluator.tried.values())
+    again = pickle.loads(pickle.dumps(ThinkbackPostprocessor(None)))  # as its script keeps them between runs
+    assert (again.APS_mode, again.hyperparam_search_done) == (False, False)
+    assert pickle.loads(pickle.dumps(_plain(evaluator.postprocessor))).get_hyperparam() == best
+    evaluator.eval_ood(False)
+
+
+def _plain(postprocessor):
+    plain = ThinkbackPostprocessor(None)
+    plain.__dict__.update(postprocessor.__dict__, config=None)
+    return plain
+
+
+def test_openood_errors_of_the_search(net):
+    def config(**values):
+        return Config(postprocessor=Config(postprocessor_args={}, **values))
+
+    with pytest.raises(ValueError, match=r"thinkback: APS_mode searches the values in postprocessor_sweep"):
+        ThinkbackPostprocessor(config(APS_mode=True))
+    with pytest.raises(ValueError, match="temperature must be finite"):
+        ThinkbackPostprocessor(config(postprocessor_sweep={"temperature_list": [1.0, -1.0]}))
+    with pytest.raises(ValueError, match="not 'k'"):
+        ThinkbackPostprocessor(config(postprocessor_sweep={"k_list": [1]}))
+    processor = ThinkbackPostprocessor(config(postprocessor_sweep={"temperature_list": [1.0, 2.0]}))
+    processor.setup(net, {"train": dicts(FIT)}, {})
+    with pytest.raises(ValueError, match=r"thinkback: a value is needed for each of \['temperature_list'\], got \[\]"):
+        processor.set_hyperparam([])
+    processor.set_hyperparam([7.0])  # which setup did not know
+    with pytest.raises(ValueError, match=r"thinkback: the post-processor is not fitted; call setup"):
+        processor.postprocess(net, NEW)
+    with pytest.raises(ValueError, match="thinkback: there is no image, data_loader is empty"):
+        ThinkbackPostprocessor().inference(net, [])
+
+
 def test_openood_options_progress_and_errors(net, capsys):
-    processor = ThinkbackPostprocessor(Config(temperature=2.0, damping=0.1))
+    processor = ThinkbackPostprocessor(config_of(temperature=2.0, damping=0.1))
     with pytest.raises(ValueError, match=r"thinkback: the post-processor is not fitted; call setup"):
         processor.postprocess(net, NEW)
     processor.setup(net, {"train": dicts(FIT)}, {})
@@ -200,9 +406,9 @@ def test_openood_options_progress_and_errors(net, capsys):
     assert "5/5" in capsys.readouterr().err
     processor.inference(net, dicts(NEW), progress=False)
     assert capsys.readouterr().err == ""
-    assert ThinkbackPostprocessor(Config(method="energy")).state == ()
+    assert ThinkbackPostprocessor(config_of(method="energy")).state == ()
     with pytest.raises(ValueError, match=r"method must be one of .*got 'softmax'"):
-        ThinkbackPostprocessor(Config(method="softmax"))
+        ThinkbackPostprocessor(config_of(method="softmax"))
 
 
 with torch.no_grad():
@@ -210,12 +416,70 @@ with torch.no_grad():
     ROWS = torch.hstack(Net()(IMAGES, True)[::-1]).double().numpy()  # (700, 6 + 4)
 
 
+@pytest.mark.filterwarnings("ignore:thinkback.")  # of rows that are no logits
 @parametrize_with_checks(
-    [ThinkbackEstimator(n_classes=1, alpha=0.25, method=method) for method in ("thinkback", "energy")]
+    [ThinkbackEstimator()]
+    + [ThinkbackEstimator(n_classes=1, alpha=0.25, method=method) for method in ("thinkback", "energy")]
 )
 def test_scikit_learn_s_own_checks(estimator, check):
-    """One column of logits, because many checks bring two columns; an alpha for their 20 rows. None may fail."""
+    """With default arguments; and with one column of logits and an alpha for 20 rows. None may fail."""
     check(estimator)
+
+
+def test_estimator_of_logits_alone():
+    """All columns are logits and features; one column z stands for (0, z)."""
+    logits, by_hand = ROWS[:, 6:], METHODS["thinkback_averaged"]
+    expected = ThinkbackEstimator(4).fit(np.hstack([logits, logits])).score_samples(np.hstack([logits, logits]))
+    np.testing.assert_allclose(ThinkbackEstimator().fit(logits).score_samples(logits), expected, rtol=1e-9)
+    z = torch.tensor(logits[:, :1])
+    state = by_hand.fit([(z, torch.cat([0 * z, z], 1))], **by_hand.options)
+    one = ThinkbackEstimator().fit(np.repeat(logits[:, :1], 2, axis=0))  # both halves of X hold much the same
+    two = by_hand(z, torch.cat([0 * z, z], 1), state, **by_hand.options)
+    np.testing.assert_allclose(one.score_samples(logits[:, :1]), -two, rtol=0.2)
+
+
+def test_estimator_of_few_rows_rejects_nothing_and_says_so():
+    with pytest.warns(UserWarning, match=r"thinkback: alpha=0.05 takes at least 19 .* got 18; nothing .* 37") as found:
+        estimator = ThinkbackEstimator(4).fit(ROWS[:36])
+    assert estimator.offset_ == -np.inf
+    assert (estimator.predict(1e3 * ROWS) == 1).all()
+    assert {str(warning.filename) for warning in found} == {__file__}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "thinkback: alpha")
+        assert np.isfinite(ThinkbackEstimator(4).fit(ROWS[:37]).offset_)
+
+
+def test_estimator_calibrates_on_other_rows():
+    estimator = ThinkbackEstimator(4, alpha=0.1).fit(ROWS[:300])
+    fitted = estimator.score_samples(ROWS)
+    assert estimator.calibrate(ROWS[300:500]) is estimator
+    np.testing.assert_array_equal(estimator.score_samples(ROWS), fitted)  # what was fitted stays
+    expected = conformal_threshold(torch.from_numpy(-fitted[300:500]), 0.1)
+    np.testing.assert_array_equal(estimator.decision_function(ROWS) < 0, -fitted >= expected)
+    with pytest.warns(UserWarning, match="takes at least 9 rows to calibrate on, got 8"):
+        estimator.calibrate(ROWS[300:308])
+    with pytest.raises(ValueError, match="10 features"):
+        estimator.calibrate(ROWS[:, :9])
+    with pytest.raises(NotFittedError):
+        ThinkbackEstimator(4).calibrate(ROWS)
+
+
+def test_estimator_is_copied_pickled_and_strict_about_columns():
+    frame = pd.DataFrame(ROWS, columns=[f"c{i}" for i in range(10)])
+    estimator = ThinkbackEstimator(4, damping=0.5).fit(frame)
+    assert (estimator.n_features_in_, estimator.feature_names_in_[9]) == (10, "c9")
+    assert clone(estimator).get_params() == estimator.get_params()
+    assert not hasattr(clone(estimator), "offset_")
+    again = pickle.loads(pickle.dumps(estimator))
+    np.testing.assert_array_equal(again.predict(frame), estimator.predict(frame))
+    with pytest.raises(ValueError, match="feature names should match"):
+        estimator.predict(frame[frame.columns[::-1]])
+    with pytest.raises(TypeError, match="data was passed"):
+        ThinkbackEstimator(4).fit(csr_matrix(ROWS))
+    with pytest.raises(ValueError, match="NaN"):
+        estimator.predict(np.nan * frame)
+    assert set(np.unique(estimator.predict(frame))) <= {-1, 1}
+    np.testing.assert_array_equal(estimator.fit_predict(frame), estimator.fit(frame).predict(frame))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -287,12 +551,13 @@ def test_estimator_in_pipelines_searches_frames_and_files():
 @pytest.mark.parametrize(
     ("arguments", "rows", "message"),
     [
-        ({}, ROWS, "thinkback: n_classes says how many of the last columns are logits; got 0"),
+        ({"n_classes": 0}, ROWS, "thinkback: n_classes says how many of the last columns are logits.* got 0"),
+        ({"n_classes": "4"}, ROWS, "thinkback: n_classes says how many of the last columns are logits.* got '4'"),
         ({"n_classes": 10}, ROWS, "10 feature.* minimum of 11 is required"),
         ({"n_classes": 4, "method": "softmax"}, ROWS, "method must be one of"),
         ({"n_classes": 4, "method": "msp", "damping": 1.0}, ROWS, "'msp' has the options .* not 'damping'"),
         ({"n_classes": 4, "alpha": 1.0}, ROWS, "alpha must lie between 0 and 1"),
-        ({"n_classes": 4}, ROWS[:36], "takes at least 19 calibration scores, got 18"),
+        ({"n_classes": 4}, ROWS[:1], "1 sample"),
     ],
 )
 def test_estimator_s_errors_are_named(arguments, rows, message):

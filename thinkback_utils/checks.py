@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -131,9 +132,12 @@ def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
 
 
 def warn(remarks: Iterable[str], stacklevel: int) -> None:
-    """A ``UserWarning`` for each remark; ``stacklevel`` as seen from the caller."""
+    """A ``UserWarning`` for each remark; ``stacklevel`` as seen from the caller, further up where that is in here."""
+    frame, level = sys._getframe(stacklevel), stacklevel + 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+        frame, level = frame.f_back, level + 1
     for remark in remarks:
-        warnings.warn(f"thinkback: {remark}", stacklevel=stacklevel + 1)
+        warnings.warn(f"thinkback: {remark}", stacklevel=level)
 
 
 def listed(chosen: Tensor) -> str:
