@@ -138,5 +138,5 @@ def test_calibration_names_a_class_that_it_rejects_whole():
 def test_a_network_that_is_certain_of_everything_is_named():
     net = nn.Linear(4, 4, bias=False)
     nn.init.eye_(net.weight)
-    with pytest.raises(ValueError, match="the network is certain of all of them, .*raise the temperature"):
+    with pytest.raises(ValueError, match=r"the network is certain of all of them, .*raise the temperature"):
         OODDetector(net).fit(1e6 * torch.eye(4).repeat(30, 1))
