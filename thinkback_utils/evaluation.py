@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import lzma
 import warnings
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +15,7 @@ from torch import Tensor
 
 from . import data, metrics
 from .features import Features, save_arrays
-from .files import read_json
+from .files import read_arrays, read_json
 from .methods import METHODS
 from .methods import TITLES as METHOD_TITLES
 
@@ -32,9 +29,6 @@ BASELINES = ("msp", "energy")  # what the paper compares itself with
 
 COMPARED = ("msp", "energy", "thinkback", "thinkback_averaged", "max_logit", "gradnorm", "thinkback_eq5")
 SET_TITLES = {**data.TITLES, "mean": "Mean of the far sets"}
-
-# What NumPy and the decompressors under it raise on a file that is damaged, or holds something else.
-_DAMAGED = (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 Scores = dict[str, dict[str, NDArray[np.floating]]]  # set -> method -> (N,)
 Record = dict[str, Any]
@@ -107,15 +101,12 @@ def load_scores(folder: str | Path, file_name: str = "scores.npz") -> Scores:
             f"thinkback: no scores at {path}; fetch the repository's results/ folder, or make them with "
             "`python -m thinkback_utils.reproduce`"
         )
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for key in file.files:
-                name, method = key.rsplit(".", 1)
-                kept.setdefault(name, {})[method] = file[key].astype(np.float64)
-    except _DAMAGED as error:
-        raise ValueError(
-            f"thinkback: {path} holds no scores by set and method, or is damaged ({error}); fetch or make it anew"
-        ) from error
+    remedy = "fetch or make it anew"
+    for key, values in read_arrays(path, remedy).items():
+        name, _, method = key.rpartition(".")
+        if not name or values.ndim != 1 or values.dtype.kind != "f":
+            raise ValueError(f"thinkback: {path} holds {key!r}, which is no scores of a set and a method; {remedy}")
+        kept.setdefault(name, {})[method] = values.astype(np.float64)
     return kept
 
 
