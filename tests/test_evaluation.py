@@ -127,7 +127,8 @@ def test_a_threshold_of_kept_scores_lies_above_the_score_it_comes_from(tmp_path)
 def test_damaged_scores_are_named(write, tmp_path):
     evaluation.save_scores(tmp_path / "scores.npz", made_up(["svhn"]))
     write(tmp_path / "scores.npz")
-    with pytest.raises(ValueError, match=r"thinkback: .*scores\.npz (cannot be read as an .npz file|holds .*no scores)"):
+    message = r"thinkback: .*scores\.npz (cannot be read as an .npz file|holds .*no scores)"
+    with pytest.raises(ValueError, match=message):
         evaluation.load_scores(tmp_path)
 
 
