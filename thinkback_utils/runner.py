@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import hashlib
 import os
 import posixpath
@@ -224,16 +225,21 @@ def run(path: Path, output: Path, values: Mapping[str, Any], timeout: int | None
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    reached = [0]
+    source, reached = read(path), [0]
+
+    def name(index: int) -> str:
+        """Of a cell of the copy, which may hold one more than the source: the injected parameters."""
+        number = index - (bool(values) and any(tagged(cell, "parameters") for cell in source.cells[:index]))
+        return f"cell {number + 1} (id {source.cells[number].get('id')})"
 
     def failed(index: int, what: str) -> BookError:
-        return BookError(f"thinkback: {path}, {cell_name(path, index, bool(values))}: {what}; partial copy: {output}")
+        return BookError(f"thinkback: {path}, {name(index)}: {what}; partial copy: {output}")
 
     def started_cell(cell_index: int, **_: Any) -> None:
         reached.append(cell_index)
 
     def executed_cell(cell_index: int, execute_reply: Mapping[str, Any], **_: Any) -> None:
-        if any(sent["source"] == "ask_exit" for sent in execute_reply["content"].get("payload", [])):
+        if any(sent.get("source") == "ask_exit" for sent in execute_reply["content"].get("payload", [])):
             raise failed(cell_index, "exit() or quit() stops the kernel")  # which lives on for a moment
 
     hooks = {"on_cell_start": started_cell, "on_cell_executed": executed_cell}
@@ -249,19 +255,11 @@ def run(path: Path, output: Path, values: Mapping[str, Any], timeout: int | None
         raise failed(reached[-1], f"{said} The {TIMEOUT} of the profile is {timeout}") from error
     except RuntimeError as error:  # how nbclient says that the kernel died or did not start
         raise failed(reached[-1], f"the kernel stopped: {one_line(error)}") from error
-    ended = [(cell_name(path, index, bool(values)), said) for index, said in errors(done)]  # by SystemExit
     for index in unrun(done):
-        raise failed(index, "it did not run" + "".join(f": {said} in {name}" for name, said in ended))
-    for index, said in errors(done):
+        raise failed(index, "it did not run" + "".join(f": {said} in {name(i)}" for i, said in errors(done)))
+    for index, said in errors(done):  # SystemExit: papermill raises for all others
         raise failed(index, f"{said} ended it early")
     print(f"{path.name}: {time.perf_counter() - started:.1f} s", flush=True)
-
-
-def cell_name(path: Path, index: int, injected: bool) -> str:
-    """How a cell of an executed copy is called in its source, which lacks the one with the injected parameters."""
-    cells = read(path).cells
-    number = index - (injected and any(tagged(cell, "parameters") for cell in cells[:index]))
-    return f"cell {number + 1} (id {cells[number].get('id')})"
 
 
 def unrun(executed: Any) -> Iterator[int]:
@@ -562,6 +560,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = one_line(error)
         if isinstance(error, ValueError) and not said.startswith("thinkback: "):
             raise  # no message of this package: a fault to be seen whole
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            said += f"; {build} must be writable and have room"
         print(said if said.startswith("thinkback: ") else f"thinkback: {said}", file=sys.stderr)
         return 1
     return 0
