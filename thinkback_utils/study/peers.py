@@ -410,7 +410,7 @@ def _split(item: Features) -> list[Features]:
 
 
 def load(folder: str | Path) -> tuple[Scores, Record]:
-    """What :func:`run` wrote: scores, ``[set][peer]``, float32 (N,), and the record.
+    """What :func:`run` wrote: scores, ``[set][peer]``, float64 (N,), and the record.
 
     Raises:
         FileNotFoundError: if it has not run there.
