@@ -56,6 +56,8 @@ def test_errors_that_explain_themselves_are_one_line(tmp_path, capsys):
         assert capsys.readouterr().err == "thinkback: a thing is wrong\n"
     assert run_main(lambda: (tmp_path / "absent").read_text()) == 1
     assert capsys.readouterr().err == f"thinkback: {tmp_path / 'absent'}: No such file or directory\n"
+    assert run_main(fails(OSError(28, "No space left on device"))) == 1
+    assert capsys.readouterr().err == "thinkback: a file: No space left on device\n"
     assert run_main(lambda: None) == 0
     assert capsys.readouterr().err == ""
 

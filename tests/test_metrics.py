@@ -31,7 +31,7 @@ def counted(ids, oods):
     )
 
 
-@pytest.mark.filterwarnings("ignore:thinkback. the AUROC is 0.000")
+@pytest.mark.filterwarnings("ignore:thinkback. the AUROC is far below")
 @pytest.mark.parametrize("case", CASES)
 def test_against_counting_and_scikit_learn(case):
     ids, oods = CASES[case]
@@ -265,7 +265,7 @@ def test_the_mix_of_other_conventions_is_a_weight():
 
 def test_confidences_given_as_scores_are_noticed():
     ids, oods = GENERATOR.normal(0, 1, 200), GENERATOR.normal(2, 1, 100)
-    with pytest.warns(UserWarning, match=r"AUROC is 0\.\d+; scores must be higher = more OOD: was the sign"):
+    with pytest.warns(UserWarning, match=r"AUROC is far below 0\.5; scores must be higher = more OOD: was the sign"):
         metrics.ood_metrics(-ids, -oods)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ NEAR = ("cifar100",)  # reported apart: its images resemble the training set, an
 BASELINES = ("msp", "energy")  # what the paper compares itself with
 
 COMPARED = ("msp", "energy", "thinkback", "thinkback_averaged", "max_logit", "gradnorm", "thinkback_eq5")
+OPENOOD_COLUMNS = {"fpr95": "FPR@95", "auroc": "AUROC"}
 SET_TITLES = {**data.TITLES, "mean": "Mean of the far sets"}
 
 Scores = dict[str, dict[str, NDArray[np.floating]]]  # set -> method -> (N,)
@@ -262,7 +262,7 @@ def with_intervals(
 def near_far(
     records: Iterable[Mapping[str, Any]],
     near: Sequence[str] = NEAR,
-    columns: Mapping[str, str] = MappingProxyType({"fpr95": "FPR@95", "auroc": "AUROC"}),
+    columns: Mapping[str, str] = OPENOOD_COLUMNS,
 ) -> pd.DataFrame:
     """A table in OpenOOD's layout: near-OOD sets and their mean, far-OOD sets and their mean, in percent.
 

@@ -119,4 +119,5 @@ def _device(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return f"{cpu}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    kind = "" if device.type == "cpu" else f"{device.type} of "
+    return f"{kind}{cpu}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"

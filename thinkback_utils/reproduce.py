@@ -119,7 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = config_from(options)
     network, path = f"wrn{config.depth}-{config.width}-cifar10", options.results / "table1.json"
     sets = available_sets() if options.sets is None else options.sets
-    seeds, (rank, world), device = options.seeds or [config.seed], place(), str(process_device(options.device))
+    seeds = list(dict.fromkeys(options.seeds or [config.seed]))  # two processes must not make one network
+    (rank, world), device = place(), str(process_device(options.device))
     for seed in seeds[rank::world]:  # under torchrun the processes share the seeds, one GPU each
         options.seed, folder = seed, options.results / network / f"seed{seed}"
         scored = run(config_from(options, folder), folder, sets, device)
