@@ -98,6 +98,7 @@ FORMS = {
     "loader": DataLoader(TensorDataset(PIXELS, Y), batch_size=3),
     "generator": (x for x in PIXELS.split(2)),
     "list of batches": list(PIXELS.split(3)),
+    "tuple of batches": (PIXELS[:3], PIXELS[3:6], PIXELS[6:]),
     "list of pairs": list(zip(PIXELS.split(3), Y.split(3), strict=True)),
     "batches, channels last": list(PIXELS.permute(0, 2, 3, 1).split(3)),
     "mapping": {"pixel_values": PIXELS, "labels": Y},
@@ -159,6 +160,8 @@ def test_rows_of_tables():
         ({"input_ids": IDS.numpy(), "attention_mask": MASK.tolist()}, MASKED),
         (TensorDataset(IDS, MASK, torch.arange(6)), MASKED),
         ([{"attention_mask": MASK, "input_ids": IDS, "text": ["a"] * 6}], MASKED),
+        ((IDS, MASK), MASKED),
+        ((IDS, MASK, torch.arange(6)), MASKED),
         (IDS, UNMASKED),
     ],
 )
@@ -177,6 +180,11 @@ def test_the_hook_takes_what_is_left():
     odd = [{"deep": {"ids": IDS, "mask": MASK}, "other": "text"}]
     out = extract(TEXT, odd, forward=lambda model, batch: model(batch["deep"]["ids"], batch["deep"]["mask"]))
     torch.testing.assert_close(out.logits, MASKED)
+    for whole in ((IDS, MASK), {"input_ids": IDS, "attention_mask": MASK}):
+        out = extract(
+            TEXT, whole, forward=lambda model, b: model(*(b.values() if isinstance(b, dict) else b)), batch_size=4
+        )
+        torch.testing.assert_close(out.logits, MASKED)
     doubled = extract(NET, PIXELS, forward=lambda model, x: model(x * 2))  # arrays come as the model reads them
     torch.testing.assert_close(doubled.logits, NET(PIXELS.float() / 127.5).detach(), rtol=1e-5, atol=1e-5)
 
@@ -202,7 +210,9 @@ def test_the_hook_takes_what_is_left():
         (NET, [("a", "b")], r"a batch of \['str', 'str'\] holds no numbers"),
         (NET, [object()], "are numbers, got object"),
         (NET, [PIXELS[0], PIXELS[0, :, 1:]], r"differ in shape, \(3, 4, 6\) and \(3, 5, 6\); bring them to one size"),
-        (NET, {"a": PIXELS, "b": Y[:3]}, r"same number of rows, got {'a': 7, 'b': 3}"),
+        (TEXT, {"input_ids": IDS, "attention_mask": MASK[:3]}, r"same number of rows, got shapes \(6, 9\), \(3, 9\)"),
+        (NET, (PIXELS, torch.rand(7, 4)), r"entries of shapes \(7, 3, 5, 6\), \(7, 4\), and the model takes 1"),
+        (NET, [(PIXELS, torch.eye(7))], r"several classes at once are for method=\"joint_energy\""),
         (NET, [torch.tensor(3.0)], "a batch is an array of samples, got the single number 3.0"),
     ],
 )

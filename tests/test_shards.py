@@ -617,7 +617,9 @@ def test_weights_that_are_cut_short_name_their_file(job, tmp_path):
         with pytest.raises(ValueError, match=r"^thinkback: .*w\.safetensors is cut short or no safetensors file"):
             shards.load_model(str(path))
     save_file({"x": torch.zeros(2)}, path, {"config": '{"depth": 10}'})
-    with pytest.raises(ValueError, match=r"^thinkback: .*w\.safetensors holds no weights of the network that it names") as raised:
+    with pytest.raises(
+        ValueError, match=r"^thinkback: .*w\.safetensors holds no weights of the network that it names"
+    ) as raised:
         shards.load_model(str(path))
     assert "\n" not in str(raised.value)
     with pytest.raises(FileNotFoundError, match=r"^thinkback: no weights at .*absent"):
