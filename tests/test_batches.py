@@ -137,6 +137,22 @@ def test_grey_images_get_their_channel():
     assert torch.equal(extract(net, PIXELS[:, 0, :, :, None].numpy()).logits, expected)
 
 
+def test_a_side_of_an_image_is_not_taken_for_its_channels():
+    """The first convolution that is registered may be a later one, with as many channels as an image has columns."""
+    torch.manual_seed(0)
+
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.late, self.stem, self.fc = nn.Conv2d(16, 8, 1), nn.Conv2d(3, 16, 1), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc(self.late(self.stem(x)).mean((2, 3)))
+
+    net, x = Late().eval(), torch.rand(5, 3, 16, 16)
+    torch.testing.assert_close(extract(net, x).logits, net(x).detach())
+
+
 def test_rows_of_tables():
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)), torch.rand(9, 6, dtype=torch.float64)

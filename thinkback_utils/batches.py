@@ -334,7 +334,8 @@ def as_images(x: Tensor, model: nn.Module, lone: bool = False) -> Tensor:
         model: whose first convolution has C input channels.
         lone: a vector, or one image (C, H, W) or (H, W, C), becomes a batch of one.
     """
-    channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 0)
+    channels = channels if channels <= 4 else 0  # of a picture; a later layer may be registered first
     if lone and x.ndim == 1:
         return x[None]
     if channels and lone and x.ndim == 3:
