@@ -147,7 +147,7 @@ def run(context: Context) -> list[Record]:
         if not reason:
             try:
                 calls[name], facts[name] = probe(context, setup, x, plain)
-            except Exception as error:  # a compiler fails in many ways, and says where on this machine
+            except (RuntimeError, OSError, ImportError) as error:  # of a compiler, which says where on this machine
                 traceback.print_exc()
                 reason = f"it failed with {type(error).__name__}"
         if reason:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree import ElementTree
 
+import fonts
 import pytest
 import yaml
 from axe_playwright_python.base import AXE_SCRIPT
@@ -132,13 +133,14 @@ def site(html: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.fixture(scope="module")  # one driver at a time: other modules start their own
-def browser(html: Path) -> Iterator[Page]:
+@pytest.fixture(scope="module", params=[fonts.FIRST])  # one driver at a time: other modules start their own
+def browser(request: pytest.FixtureRequest, html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     other = os.environ.get("BROWSER")  # firefox or webkit, as Playwright installs them
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None and not other:
         absent("no Chromium on this machine")
     options: dict[str, Any] = {} if other else {"executable_path": program, "args": FLAGS}
+    options["env"] = fonts.environment(request.param, tmp_path_factory.mktemp("fonts"))
     with sync_playwright() as driver, getattr(driver, other or "chromium").launch(**options) as browser:
         page = browser.new_page(reduced_motion="reduce")
         page.set_default_timeout(300_000)  # a busy machine is no fault of the page
@@ -202,6 +204,7 @@ def test_every_chapter_shows_what_it_was_rendered_with(html: Path) -> None:
         assert re.search(r"Reproduce this page\s+Parameters\s+profile = '\w+'.*\s+Commit\s", text), name
 
 
+@fonts.both_font_sets
 def test_phone_shows_everything_and_scrolls_down_alone(page: Page) -> None:
     page.set_viewport_size(PHONE)
     assert {fault: found for fault, found in page.evaluate(LOOK).items() if found} == {}
@@ -237,6 +240,7 @@ TAPS = """() => {
 }"""
 
 
+@fonts.both_font_sets
 def test_fingers_hit_every_control(page: Page) -> None:
     page.set_viewport_size(PHONE)
     assert page.evaluate(TAPS) == []

@@ -8,6 +8,7 @@ import torch
 
 from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import write_json
 from thinkback_utils.study import claims
 
 ROOT = Path(__file__).parents[1]
@@ -115,3 +116,19 @@ def test_the_sentence_on_what_lies_beyond_takes_the_mean_over_seeds():
     records = [{"set": "mean", "method": m, "auroc": v} for m, pair in values.items() for v in pair]
     assert "**Thinkback, averaged 85.0 %**, Softmax 55.0 %, Energy 70.0 %, Thinkback 15.0 %." in claims.beyond(records)
     assert claims.beyond([r for r in records if r["method"] != "thinkback_averaged"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("records", "error", "message"),
+    [
+        (None, FileNotFoundError, r"no table at .*table1\.json; .*thinkback_utils\.reproduce"),
+        ([], ValueError, "has no far OOD set of network 'wrn40-2-cifar10'"),
+        ([{"network": "another", "set": "mean"}], ValueError, "has no far OOD set of network"),
+        ([{"network": "wrn40-2-cifar10", "set": "cifar100"}], ValueError, "has no far OOD set of network"),
+    ],
+)
+def test_results_without_a_far_set_are_named(records, error, message, tmp_path):
+    if records is not None:
+        write_json(tmp_path / "table1.json", records)
+    with pytest.raises(error, match=f"thinkback: .*{message}"):
+        claims.main(["--results", str(tmp_path)])

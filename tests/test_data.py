@@ -7,10 +7,13 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +25,7 @@ from PIL import Image
 
 from thinkback_utils import data
 from thinkback_utils.data import ARCHIVES, EMBEDDED_SETS, PAPER_SETS, STAND_INS, TITLES, UnavailableError, load
+from thinkback_utils.files import locking
 
 RNG = np.random.default_rng(0)
 
@@ -61,6 +65,7 @@ class Server:
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
     break_after: int | None = None  # bytes of the body after which it hangs up, once
+    pause: float = 0.0  # seconds in the middle of the body
     seen: list[str | None] = field(default_factory=list)
     address: str = ""
 
@@ -87,7 +92,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             self.end_headers()
             stop = len(body) if state.break_after is None else start + state.break_after
             state.break_after = None
-            self.wfile.write(body[start:stop])
+            half = (start + stop) // 2
+            self.wfile.write(body[start:half])
+            time.sleep(state.pause)
+            self.wfile.write(body[half:stop])
 
         def log_message(self, *args: object) -> None:
             pass
@@ -234,6 +242,100 @@ def test_a_wrong_checksum_deletes_the_download(tmp_path: Path, server: Server, m
     assert stored(tmp_path) == set()
 
 
+def together(count: int, work: Callable[[], object]) -> None:
+    """Run the same work in several threads, which meet at locks as processes do; the first error comes back."""
+    with ThreadPoolExecutor(count) as pool:
+        for future in [pool.submit(work) for _ in range(count)]:
+            future.result()
+
+
+def test_of_many_that_load_an_absent_set_one_downloads_it(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, body = isun()
+    offer("isun", body, 12, server, monkeypatch)
+    server.pause = 0.3
+
+    def work() -> None:
+        loaded = load("isun", root=tmp_path / "new", progress=False)
+        assert np.array_equal(loaded.images.permute(0, 2, 3, 1), images)
+
+    together(4, work)
+    assert server.seen == [None]
+    assert stored(tmp_path / "new") == {"isun.npz"}
+
+
+def test_of_many_that_go_on_with_a_broken_download_one_appends(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = isun()[1]
+    part = tmp_path / f"{offer('isun', body, 12, server, monkeypatch)}.part"
+    part.write_bytes(body[:1000])
+    server.pause = 0.3
+    together(3, lambda: load("isun", root=tmp_path, progress=False))
+    assert server.seen == ["bytes=1000-"]
+    assert stored(tmp_path) == {"isun.npz"}
+
+
+def test_another_set_need_not_wait(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer("isun", isun()[1], 12, server, monkeypatch)
+    with locking(tmp_path / "svhn"):
+        assert len(load("isun", root=tmp_path, progress=False)) == 12
+
+
+def test_what_another_process_makes_meanwhile_is_taken(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer("isun", isun()[1], 12, server, monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        with locking(tmp_path / "isun"):
+            waiting = pool.submit(load, "isun", root=tmp_path, progress=False)
+            time.sleep(0.2)
+            save(tmp_path / "isun.npz", images=pixels(2))
+        assert len(waiting.result()) == 2
+    assert server.seen == []
+
+
+def test_a_killed_process_does_not_keep_a_set_from_the_others(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer("isun", isun()[1], 12, server, monkeypatch)
+    lock = str(tmp_path / ".isun.lock")
+    code = f"import os, filelock; filelock.FileLock({lock!r}).acquire(); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode != 0
+    assert stored(tmp_path) == {".isun.lock"}
+    assert len(load("isun", root=tmp_path, progress=False)) == 12
+    assert stored(tmp_path) == {"isun.npz"}
+
+
+def test_a_set_that_is_there_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "isun.npz", images=pixels(2))
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"{path} was locked")
+
+    monkeypatch.setattr(data, "locking", refuse)
+    assert len(load("isun", root=tmp_path)) == 2
+
+
+def test_a_data_root_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UnavailableError, match=r"^thinkback: set 'isun'.*nothing can be put there.*THINKBACK_DATA"):
+        load("isun", root=tmp_path / "file", progress=False)
+
+
+def test_a_full_data_root_says_so(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer("isun", isun()[1], 12, server, monkeypatch)
+
+    def full(archive: data.Archive, path: Path, scratch: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(ARCHIVES, "isun", replace(ARCHIVES["isun"], read=full))
+    with pytest.raises(UnavailableError, match=r"^thinkback: set 'isun'.*could not be unpacked there.*No space left"):
+        load("isun", root=tmp_path, progress=False)
+    assert stored(tmp_path) == {"iSUN.tar.gz"}
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_broken_download_goes_on_in_the_next_call(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, ranges: bool
@@ -337,6 +439,23 @@ def test_another_image_size_is_an_error_that_names_the_file(
     offer("lsun_resize", tar_gz(files), 1, server, monkeypatch)
     with pytest.raises(ValueError, match=r"odd\.png .* is 36x36 pixels, not 32x32"):
         load("lsun_resize", root=tmp_path, progress=False)
+
+
+def test_photos_of_16_bits_are_scaled(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    ramp = np.linspace(0, 65535, 1024).astype(np.uint16).reshape(32, 32)
+    offer("isun", tar_gz({"iSUN/iSUN_patches/0.png": encode(ramp)}), 1, server, monkeypatch)
+    loaded = load("isun", root=tmp_path, progress=False)
+    assert (loaded.images[0].numpy() == np.round(ramp / 257)).all()
+
+
+def test_a_broken_photo_names_itself_and_its_archive(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer("isun", tar_gz({"iSUN/iSUN_patches/odd.png": encode(pixels(1)[0])[:90]}), 1, server, monkeypatch)
+    with pytest.raises(
+        ValueError, match=r"^thinkback: .*iSUN\.tar\.gz holds a broken image, iSUN/iSUN_patches/odd\.png: "
+    ):
+        load("isun", root=tmp_path, progress=False)
 
 
 def test_a_wrong_number_of_images_is_an_error(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import fonts
 import numpy as np
 import pytest
 import torch
@@ -83,14 +84,16 @@ def served(site):
         server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def browser():
+@pytest.fixture(scope="module", params=[fonts.FIRST])
+def browser(request, tmp_path_factory):
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e .[test]")
+    options = {"executable_path": chromium, "args": ["--no-sandbox", "--disable-gpu"]}
+    options["env"] = fonts.environment(request.param, tmp_path_factory.mktemp("fonts"))
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(**options)
         yield browser
         browser.close()
 
@@ -183,6 +186,14 @@ def test_page_says_what_pytorch_says(page, said, images):
             page.locator(".tb-classes td:last-child").all_inner_texts(), key=lambda text: float(text.rstrip(" %"))
         )
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@fonts.both_font_sets
+def test_answers_fit_a_phone(page):
+    load(page)
+    for tile in page.locator("fieldset input[type=radio]").all():
+        answer(page, tile.check) if not tile.is_checked() else None
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_verdict_follows_the_slider(page, said, images):

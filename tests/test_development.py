@@ -1,16 +1,19 @@
 """The workshop agrees with the scores that it stands for; the rule chooses as it says, and chose what is on file."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from thinkback_utils import data, scores
+from thinkback_utils import data, evaluation, scores
 from thinkback_utils.data import ImageSet
-from thinkback_utils.features import Features
+from thinkback_utils.features import Bundle, Features, extract
+from thinkback_utils.files import read_json
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
 from thinkback_utils.methods import METHODS
+from thinkback_utils.models import WideResNet
 from thinkback_utils.study import development, family
 from thinkback_utils.study.family import DAMPINGS, Candidate
 from thinkback_utils.train import RECIPES
@@ -121,6 +124,69 @@ def test_the_whole_chain_on_digits(tmp_path, monkeypatch):
     assert len(rows) == 2 * len(few)
     assert {"hidden" in row for row in rows if row["network"] == "all"} == {False}
     assert all(0 <= row["figure"] <= 1 for row in rows)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Results with weights of a small network but without its bundle, and a data root of a few images."""
+    generator = np.random.default_rng(0)
+    for name, size in (("cifar10-train", 60), ("cifar10-test", 30), ("svhn", 20)):
+        images = generator.integers(256, size=(size, 32, 32, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(size) % 10)
+    monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
+    config = RECIPES["smoke"].override(epochs=1)
+    networks = {"all": development.DevelopmentNetwork((), config), "some": development.DevelopmentNetwork((9,), config)}
+    monkeypatch.setattr(development, "NETWORKS", networks)
+    folder = tmp_path / "results" / "development" / "all"
+    torch.manual_seed(0)
+    WideResNet(10, 1).save(folder / "weights.safetensors")
+    return tmp_path / "results"
+
+
+SUITE = ["--suite", "--sets", "svhn", "--device", "cpu", "--results"]
+
+
+@pytest.mark.filterwarnings("ignore:thinkback. the AUROC")  # of a network that learnt nothing
+def test_suite_runs_from_a_checkout_and_says_the_same_from_the_bundle(checkout):
+    """Without the bundle, which is not committed, the images it was fitted on run through the network again."""
+    development.main([*SUITE, str(checkout)])
+    folder = checkout / "development" / "all"
+    record, scored = read_json(folder / "suite.json"), evaluation.load_scores(folder)
+    assert not (folder / "bundle.npz").exists()
+    assert set(scored) == {evaluation.ID_TEST, "svhn"}
+    assert {row["set"] for row in record["records"]} == {"svhn", "mean"}
+    assert record["images_sha256"]["svhn"] == data.load("svhn").sha256()
+    model = WideResNet.load(folder / "weights.safetensors")
+    fitted = extract(model, development.split(data.load("cifar10", "train")).fitted)
+    assert len(fitted) == 54  # nine tenths
+    state = METHODS["thinkback"].fit([(fitted.features, fitted.logits)])
+    item = extract(model, data.load("svhn"))
+    expected = METHODS["thinkback"](item.features, item.logits, state).numpy()
+    np.testing.assert_allclose(scored["svhn"]["thinkback"], expected, rtol=1e-4)
+    Bundle({development.FITTED: fitted}, model.fc.weight.detach(), model.fc.bias.detach()).save(folder / "bundle.npz")
+    development.main([*SUITE, str(checkout)])
+    again = evaluation.load_scores(folder)["svhn"]["thinkback"]
+    np.testing.assert_allclose(again, expected, rtol=1e-2)  # features of a bundle are float16
+
+
+def test_suite_without_weights_names_a_command_that_makes_them(checkout, monkeypatch):
+    weights = checkout / "development" / "all" / "weights.safetensors"
+    weights.unlink()
+    weights.with_name("candidates.json").write_text("{}")  # as in a checkout
+    with pytest.raises(FileNotFoundError, match=r"thinkback: no weights at .*fetch the repository's results/") as error:
+        development.main([*SUITE, str(checkout)])
+    command = re.search(r"`python -m thinkback_utils\.study\.development (.*)`", str(error.value))[1]
+    monkeypatch.setattr(
+        development, "candidates", lambda: iter([Candidate("diagonal", False, False, "predicted", 5.0, None)])
+    )
+    monkeypatch.setattr(development, "COUNT", 10)
+    development.main([*command.split(), "--device", "cpu"])
+    assert weights.exists()
+
+
+def test_suite_of_a_network_that_was_not_shown_all_classes_is_refused(checkout):
+    with pytest.raises(ValueError, match=r"thinkback: some was never shown classes \(9,\)"):
+        development.main([*SUITE, str(checkout), "--networks", "some"])
 
 
 def test_the_choice_on_file_is_the_rules():

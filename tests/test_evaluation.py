@@ -1,11 +1,20 @@
 """The table's arithmetic on made-up scores: means over the right sets, intervals, paired differences, kept scores."""
 
+import warnings
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from thinkback_utils import data, evaluation, metrics
-from thinkback_utils.features import save_arrays
+from thinkback_utils.data import ImageSet
+from thinkback_utils.detector import conformal_threshold
+from thinkback_utils.features import extract, save_arrays
+from thinkback_utils.files import read_json
+from thinkback_utils.models import WideResNet
 
 
 def made_up(sets, methods=("msp", "energy", "thinkback"), shift=1.0, n=300):
@@ -68,8 +77,8 @@ def test_kept_scores_come_back(tmp_path):
         {f"{name}.{m}": s.astype(np.float32) for name, row in scored.items() for m, s in row.items()},
     )
     kept = evaluation.load_scores(tmp_path)
-    assert kept["svhn"]["energy"].dtype == np.float32
-    np.testing.assert_allclose(kept["svhn"]["energy"], scored["svhn"]["energy"], rtol=1e-6)
+    assert kept["svhn"]["energy"].dtype == np.float64
+    assert np.array_equal(kept["svhn"]["energy"], scored["svhn"]["energy"].astype(np.float32))
     metric = metrics.ood_metrics(kept[evaluation.ID_TEST]["energy"], kept["svhn"]["energy"])
     assert metric["auroc"] == pytest.approx(
         evaluation.find(evaluation.table(scored), method="energy")["auroc"], abs=1e-4
@@ -90,3 +99,172 @@ def test_spread_is_even_and_without_repeats(total, count):
     assert rows.min() == 0
     assert rows.max() < total
     assert total <= count or rows.diff().max() - rows.diff().min() <= 1
+
+
+def test_a_threshold_of_kept_scores_lies_above_the_score_it_comes_from(tmp_path):
+    """It is one float64 step above; in float32 they would be equal, and the image that set it an alarm."""
+    scored = {"a": {"energy": np.random.default_rng(0).normal(size=19)}}
+    evaluation.save_scores(tmp_path / "scores.npz", scored)
+    kept = evaluation.load_scores(tmp_path)["a"]["energy"]
+    threshold = conformal_threshold(torch.as_tensor(kept), alpha=0.05)
+    assert not (kept >= threshold).any()
+    assert (kept.astype(np.float32) >= np.float32(threshold)).any(), "a float32 score would be"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(b"junk"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-30]),
+        lambda path: path.write_bytes(path.read_bytes()[:200] + b"?" * 40 + path.read_bytes()[240:]),
+        lambda path: np.savez(path, scores=np.zeros(3)),
+        lambda path: np.savez(path, **{"a.b": np.array(["x"])}),
+        lambda path: np.savez(path, **{"a.b": np.array([{}], dtype=object)}),
+        lambda path: np.save(path.open("wb"), np.zeros(3)),
+    ],
+)
+def test_damaged_scores_are_named(write, tmp_path):
+    evaluation.save_scores(tmp_path / "scores.npz", made_up(["svhn"]))
+    write(tmp_path / "scores.npz")
+    message = r"thinkback: .*scores\.npz (cannot be read as an .npz file|holds .*no scores)"
+    with pytest.raises(ValueError, match=message):
+        evaluation.load_scores(tmp_path)
+
+
+def test_absent_scores_name_the_command():
+    with pytest.raises(FileNotFoundError, match=r"thinkback: no scores at nowhere/scores\.npz; .*reproduce"):
+        evaluation.load_scores("nowhere")
+
+
+def test_own_data_of_any_name_and_size_reach_the_table():
+    """A network, images of 24 pixels and sets of one's own, from end to end."""
+    torch.manual_seed(0)
+    net, generator = WideResNet(10, 1, 3).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        net.fc.bias -= net(torch.rand(50, 3, 24, 24)).mean(0)
+    sets = {}
+    for name, top in (("mine-train", 256), ("mine-test", 256), ("dark", 90), ("darker", 40)):
+        images = torch.randint(top, (40, 3, 24, 24), generator=generator).byte()
+        sets[name] = extract(net, ImageSet(images, torch.arange(40) % 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a network that learnt nothing
+        scored = evaluation.score_sets(sets)
+        records = evaluation.table(scored)
+        assert evaluation.table(scored, id_name="mine-test") == records
+    records = evaluation.with_intervals([*records, *evaluation.means(records)], scored, resamples=20)
+    assert {(r["set"], r["method"]) for r in records} == {
+        (name, method) for name in ("dark", "darker", "mean") for method in evaluation.COMPARED
+    }
+    truth, energy = np.repeat([0, 1], 40), np.r_[scored["mine-test"]["energy"], scored["dark"]["energy"]]
+    record = evaluation.find(records, set="dark", method="energy")
+    assert record["auroc"] == pytest.approx(roc_auc_score(truth, energy))
+
+
+def test_any_set_can_be_the_in_distribution_one():
+    scored = made_up(["svhn"])
+    named = {"flowers": scored[evaluation.ID_TEST], "weeds": scored["svhn"]}
+    records = evaluation.table(named, id_name="flowers")
+    ours = evaluation.table(scored)
+    assert [row | {"set": "svhn"} for row in records] == ours
+    with_ends = evaluation.with_intervals(records, named, resamples=20, id_name="flowers")
+    assert [row | {"set": "svhn"} for row in with_ends] == evaluation.with_intervals(ours, scored, resamples=20)
+    assert evaluation.means(records, near=("weeds",)) == []
+
+
+ROW = {"energy": np.arange(9.0)}
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (
+            lambda: evaluation.table({"a": ROW, "b": ROW}),
+            r"cannot tell which .*in-distribution one; give id_name=, one of",
+        ),
+        (lambda: evaluation.table({"a-test": ROW, "b-test": ROW}), r"cannot tell which set .*'a-test', 'b-test'"),
+        (
+            lambda: evaluation.table({"a-test": ROW, "b": ROW}, id_name="c"),
+            r"no set 'c'; give id_name=, one of 'a-test'",
+        ),
+        (lambda: evaluation.table({}), r"cannot tell which set"),
+        (lambda: evaluation.table({"a-test": {}, "b": ROW}), r"'b' has scores of 'energy', and 'a-test' has none"),
+        (lambda: evaluation.table({"a-test": ROW, "mean": ROW}), r"cannot be called 'mean'"),
+        (lambda: evaluation.table({"a-test": ROW, "b": ROW}, draws=0), r"count is a whole number from 1 on, got 0"),
+        (lambda: evaluation.table({"a-test": ROW, "b": ROW}, n_ood=0), r"size is a whole number from 1 on, got 0"),
+        (lambda: evaluation.table({"a-test": ROW, "b": ROW}, prevalence=float("nan")), r"prevalence .* got nan"),
+        (lambda: evaluation.score_sets({"a-test": None}), r"cannot tell which .*training one; give train_name="),
+        (lambda: evaluation.score_sets({"a-train": None}, ["enrgy"]), r"no method 'enrgy'; there are msp, energy"),
+        (lambda: evaluation.score_sets({"a-train": None}, names=["b"]), r"no set 'b'; there are a-train"),
+        (
+            lambda: evaluation.with_intervals([{"set": "c", "method": "energy"}], {"a-test": ROW, "b": ROW}),
+            r"a record is of 'energy' on 'c', and there are no such scores",
+        ),
+        (
+            lambda: evaluation.with_intervals([], {"a-test": ROW | {"msp": np.arange(5.0)}, "b": ROW}),
+            r"methods of set 'a-test' have scores of different numbers of images",
+        ),
+        (lambda: evaluation.evenly(10, 0), r"cannot spread 0 images over a set of 10"),
+        (lambda: evaluation.evenly(10, -1), r"cannot spread -1 images over a set of 10"),
+    ],
+)
+def test_what_cannot_be_tabled_is_named(action, message):
+    with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+        action()
+
+
+def test_a_turned_sign_is_noticed_with_its_method_and_set():
+    scored = made_up(["svhn", "textures10"], shift=2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluation.table(scored)
+    for row in scored.values():
+        row["energy"] = -row["energy"]
+    with pytest.warns(UserWarning, match=r"0\.\d+ of 'energy' on 'svhn', 0\.\d+ of 'energy' on 'textures10'") as seen:
+        evaluation.table(scored)
+    assert len(seen) == 1
+    assert "'msp'" not in str(seen[0].message)
+    assert seen[0].filename == __file__
+
+
+def test_openoods_layout_comes_back_from_csv_and_latex(tmp_path):
+    scored = made_up(["cifar100", "svhn", "my_set"], n=60)
+    records = evaluation.table(scored)
+    table = evaluation.near_far([*records, *evaluation.means(records)])
+    assert table.columns.tolist() == [
+        (name, metric)
+        for name in ("CIFAR-100", "Near-OOD", "SVHN", "my_set", "Far-OOD")
+        for metric in ("FPR@95", "AUROC")
+    ]
+    assert table.index.tolist() == ["Softmax", "Energy", "Thinkback"]
+    for title, names in (("Near-OOD", ["cifar100"]), ("Far-OOD", ["svhn", "my_set"]), ("my_set", ["my_set"])):
+        values = [evaluation.find(records, set=name, method="energy")["fpr95"] for name in names]
+        assert table.loc["Energy", (title, "FPR@95")] == pytest.approx(100 * np.mean(values))
+    table.to_csv(tmp_path / "t.csv")
+    read = pd.read_csv(tmp_path / "t.csv", header=[0, 1], index_col=0)
+    np.testing.assert_allclose(read.to_numpy(), table.to_numpy())
+    text = table.to_latex(float_format="%.2f", escape=True)
+    assert r"my\_set" in text
+    assert f"Energy & {table.loc['Energy'].iloc[0]:.2f} & " in text
+    only_far = evaluation.near_far(records, near=(), columns={"aupr": "AUPR"})
+    assert only_far.columns.tolist() == [(n, "AUPR") for n in ("CIFAR-100", "SVHN", "my_set", "Far-OOD")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: [], "no record of an OOD set"),
+        (lambda rows: rows[1:], r"no record of 'msp' on 'svhn'"),
+        (lambda rows: [*rows, rows[0]], "hold a set and method twice"),
+        (lambda rows: [{"set": "a", "method": "b"}], "hold no 'fpr95'"),
+    ],
+)
+def test_records_without_a_layout_are_named(change, message):
+    records = evaluation.table(made_up(["svhn", "isun"], n=20))
+    with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+        evaluation.near_far(change(records))
+
+
+def test_committed_table_raises_no_alarm():
+    records = read_json(Path(__file__).parents[1] / "results" / "table1.json")
+    assert not any(metrics.looks_reversed(r["auroc"], r["n_id"], r["n_ood"]) for r in records if "n_id" in r)

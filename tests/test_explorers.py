@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fonts
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,14 +45,16 @@ def results(seeds: int = 1) -> Any:
     return explorers.results(records() * seeds, tb.evaluation.paper_table(), SETS, METHODS)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@pytest.fixture(scope="module", params=[fonts.FIRST])
+def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api")
+    options = {"executable_path": chromium, "args": ["--no-sandbox", "--disable-gpu"]}
+    options["env"] = fonts.environment(request.param, tmp_path_factory.mktemp("fonts"))
     with playwright.sync_playwright() as driver:
-        yield driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield driver.chromium.launch(**options)
 
 
 @pytest.fixture
@@ -282,6 +285,7 @@ def test_examples_of_some_sets_and_mistakes_alone(show: Open) -> None:
     assert slider.get_attribute("aria-valuetext") == "none of 0"
 
 
+@fonts.both_font_sets
 @pytest.mark.parametrize(("axis", "key"), [(0, "residual2"), (1, "residual2_T1"), (2, "percentiles")])
 def test_examples_by_pointer(show: Open, axis: int, key: str) -> None:
     """Marks lie where their numbers say, a logarithm or a percentile upward; the one under the pointer is shown."""
@@ -322,20 +326,46 @@ def test_examples_show_the_picture(show: Open) -> None:
         np.testing.assert_allclose(np.asarray(shot).astype(int), expected.astype(int), atol=2)
 
 
-@pytest.mark.parametrize("kind", ["threshold", "temperature", "results", "examples"])
+EXPLORERS: dict[str, Callable[[], Any]] = {
+    "threshold": lambda: explorers.threshold(PAIRS, "fig-x"),
+    "temperature": lambda: explorers.temperature(STEPS, ["first", "second"], "fig-x"),
+    "results": results,
+    "examples": lambda: explorers.examples(BROWSED, "fig-x"),
+}
+
+
+@fonts.both_font_sets
+@pytest.mark.parametrize("kind", EXPLORERS)
 def test_narrow_screen_and_small_page(show: Open, kind: str) -> None:
-    output = {
-        "threshold": lambda: explorers.threshold(PAIRS, "fig-x"),
-        "temperature": lambda: explorers.temperature(STEPS, ["first", "second"], "fig-x"),
-        "results": results,
-        "examples": lambda: explorers.examples(BROWSED, "fig-x"),
-    }[kind]().data
-    page = show(FIGURE if kind != "results" else "", output, width=360)
+    page = show(FIGURE if kind != "results" else "", EXPLORERS[kind]().data, width=360)
     assert page.locator(".tb-live").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     for control in page.locator("input, select, button").all():
         name = "e => e.labels?.length ? e.labels[0].textContent : e.textContent"
         assert control.evaluate(name).strip(), "a control without a name"
+
+
+MOVED = """() => {
+    const kinds = ".tb-live, .tb-live :is(input, select, svg[role=img], table, tbody tr)";
+    const parts = [...document.querySelectorAll(kinds)];
+    const places = () => parts.map((part) => Object.values(part.getBoundingClientRect().toJSON()).join());
+    const first = places();
+    return [...document.querySelectorAll("input[type=range]")].flatMap((slider) =>
+        [...Array(Number(slider.max) + 1).keys()].filter((place) => {
+            slider.value = place;
+            slider.dispatchEvent(new Event("input"));
+            return places().some((now, i) => now !== first[i]);
+        }));
+}"""
+
+
+@fonts.both_font_sets
+@pytest.mark.parametrize("kind", ["threshold", "temperature", "examples"])
+def test_a_slider_moves_nothing_of_the_page(show: Open, kind: str) -> None:
+    """However long what it shows becomes: the next control stays under the finger."""
+    page = show(FIGURE, EXPLORERS[kind]().data, width=360)
+    page.wait_for_function("() => document.querySelector('svg[role=img]').childElementCount > 0")
+    assert page.evaluate(MOVED) == []
 
 
 def test_without_a_script(show: Open) -> None:

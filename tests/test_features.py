@@ -164,3 +164,17 @@ def test_missing_bundle_says_how_to_make_one(tmp_path):
 
 def test_length():
     assert len(Features(torch.zeros(3, 2), torch.zeros(3, 2))) == 3
+
+
+def test_a_damaged_bundle_is_named(tmp_path):
+    path = tmp_path / "bundle.npz"
+    for content in (b"junk", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"^thinkback: .*bundle\.npz cannot be read .*reproduce"):
+            Bundle.load(path)
+    np.savez(path, a=np.zeros(3))
+    with pytest.raises(ValueError, match=r"bundle\.npz is no feature bundle, it lacks head\.bias, head\.weight"):
+        Bundle.load(path)
+    np.savez(path, **{"head.weight": np.zeros((2, 3)), "head.bias": np.zeros(2), "svhn.logits": np.zeros((4, 2))})
+    with pytest.raises(ValueError, match=r"lacks svhn\.features"):
+        Bundle.load(path)

@@ -1,5 +1,10 @@
 """The three Fishers of the last layer against per-sample autograd."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +12,7 @@ import torch
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
 from thinkback_utils.scores import head_gradients
 
+ROOT = Path(__file__).parents[1]
 N, D, K = 60, 6, 4
 ALL = [DiagonalFisher, FullFisher, KroneckerFisher]
 
@@ -115,18 +121,85 @@ def test_all_reduce_alone_changes_nothing(head, kind):
     assert all(map(torch.equal, matrices(fisher.all_reduce()), before))
 
 
+PROCESS = """
+import datetime, os, sys
+import torch
+import torch.distributed as dist
+from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher, summed
+
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=100))
+rank, found = dist.get_rank(), {}
+generator = torch.Generator().manual_seed(rank)
+h, z = torch.rand(5 + rank, 6, generator=generator), torch.randn(5 + rank, 4, generator=generator)
+
+
+def error(action):
+    try:
+        return f"no error: {action()}"
+    except ValueError as error:
+        return str(error)
+
+
+for kind in (DiagonalFisher, FullFisher, KroneckerFisher):
+    fisher = kind() if rank == 1 else kind().update(h, z)  # process 1 has seen no data
+    computed = fisher.all_reduce().compute()
+    found[kind.__name__] = (fisher.count, computed if isinstance(computed, tuple) else (computed,))
+found["numbers"] = summed(torch.tensor(0) if rank == 1 else torch.tensor([1, 2]))
+found["nobody"] = error(lambda: DiagonalFisher().all_reduce())
+found["shapes"] = error(lambda: DiagonalFisher().update(h[:, : 6 - rank], z).all_reduce())
+found["forms"] = error(lambda: (DiagonalFisher() if rank else KroneckerFisher()).update(h, z).all_reduce())
+found["settings"] = error(lambda: DiagonalFisher(1.0 + rank).update(h, z).all_reduce())
+found["sums"] = error(lambda: summed(torch.zeros(2 + rank)))
+found["types"] = error(lambda: summed(torch.zeros(2, dtype=torch.float32 if rank else torch.int64)))
+torch.save(found, f"{sys.argv[1]}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """What three real processes found, of which the second has seen no data."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "process.py").write_text(PROCESS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "USE_LIBUV": "0", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*launch, str(folder / "process.py"), str(folder)], check=True, env=environment, timeout=280)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(3)]
+
+
 @pytest.mark.parametrize("kind", ALL)
-def test_all_reduce_sums_over_processes(head, kind, monkeypatch):
-    """Two processes with the same data: the mean stays, the count doubles."""
-    features, _, _, logits, _ = head
-    fisher = kind().update(features, logits)
-    before = matrices(fisher)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.mul_(2))
-    fisher.all_reduce()
-    assert fisher.count == 2 * N
-    assert all(map(torch.equal, matrices(fisher), before))
+def test_all_reduce_sums_over_processes_with_and_without_data(processes, kind):
+    whole = kind()
+    for rank in (0, 2):
+        generator = torch.Generator().manual_seed(rank)
+        h = torch.rand(5 + rank, 6, generator=generator)
+        whole.update(h, torch.randn(5 + rank, 4, generator=generator))
+    for found in processes:
+        count, parts = found[kind.__name__]
+        assert count == whole.count == 12
+        for ours, oracle in zip(parts, matrices(whole), strict=True):
+            torch.testing.assert_close(ours, oracle, rtol=1e-12, atol=1e-15)
+
+
+def test_a_number_counts_in_every_place_of_a_sum(processes):
+    assert [found["numbers"].tolist() for found in processes] == [[2, 4]] * 3
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("nobody", "none of 3 processes has seen data; call update(features, logits) first"),
+        ("shapes", "disagree on the shapes of their Fishers: [(4, 6)], [(4, 5)], [(4, 4)]; give all the same model"),
+        ("forms", "disagree on the settings of their Fishers: ('KroneckerFisher', 5.0, 'predicted', False), ('Diag"),
+        ("settings", "disagree on the settings of their Fishers: ('DiagonalFisher', 1.0, "),
+        ("sums", "disagree on the shapes of what they add: (2,), (3,), (4,); "),
+        ("types", "disagree on the types of what they add: torch.int64, torch.float32; "),
+    ],
+)
+def test_processes_that_disagree_all_say_so_and_none_waits(processes, what, message):
+    said = {found[what] for found in processes}
+    assert len(said) == 1
+    assert message in said.pop()
 
 
 def test_default_damping_is_one_gradient_spread_over_all_axes(head):

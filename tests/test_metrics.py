@@ -1,12 +1,14 @@
 """Metrics against scikit-learn, SciPy and counting pairs."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import mannwhitneyu
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from thinkback_utils import metrics
+from thinkback_utils import data, metrics
 
 GENERATOR = np.random.default_rng(0)
 CASES = {
@@ -29,6 +31,7 @@ def counted(ids, oods):
     )
 
 
+@pytest.mark.filterwarnings("ignore:thinkback. the AUROC is far below")
 @pytest.mark.parametrize("case", CASES)
 def test_against_counting_and_scikit_learn(case):
     ids, oods = CASES[case]
@@ -142,8 +145,138 @@ def test_tensors_of_any_precision_are_scores():
         (([1.0], [[1.0]]), r"ood_scores must be a non-empty vector, got shape \(1, 1\)"),
         (([1.0, np.nan], [1.0]), r"id_scores holds nan at position 1"),
         (([1.0], [1.0], 1.0), r"prevalence is a fraction between 0 and 1, got 1.0"),
+        (([1.0], [1.0], np.nan), r"prevalence is a fraction between 0 and 1, got nan"),
+        (([1.0], [1.0], "half"), r"prevalence is a fraction between 0 and 1, got 'half'"),
+        ((["0.1"], [1.0]), r"id_scores must be a vector of numbers; its type is <U3"),
+        (([0.1], [1j]), r"ood_scores must be a vector of numbers; its type is complex128"),
+        (([0.1], torch.tensor([1j])), r"ood_scores must be a vector of numbers; its type is complex64"),
+        (([0.1], [{}]), r"ood_scores must be a vector of numbers"),
+        (([0.1], [None]), r"ood_scores holds nan at position 0"),
+        (([0.1], [[1.0], [1.0, 2.0]]), r"ood_scores must be a vector of numbers"),
     ],
 )
 def test_bad_scores_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"thinkback: {message}"):
         metrics.ood_metrics(*arguments)
+
+
+CURVE = metrics.roc([0.1, 0.2, 0.3], [0.15, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (lambda: metrics.fpr_at_tpr(CURVE, rule="neareast"), r"rule is one of \('first', 'nearest'\), got 'neareast'"),
+        (lambda: metrics.fpr_at_tpr(CURVE, 2), r"tpr is a rate in \[0, 1\], got 2"),
+        (lambda: metrics.fpr_at_tpr(CURVE, 95, "nearest"), r"tpr is a rate in \[0, 1\], got 95"),
+        (lambda: metrics.fpr_at_tpr(CURVE, -0.1), r"tpr is a rate in \[0, 1\], got -0.1"),
+        (lambda: metrics.fpr_at_tpr(CURVE, np.nan), r"tpr is a rate in \[0, 1\], got nan"),
+        (lambda: metrics.fpr_at_tpr(CURVE, None), r"tpr is a rate in \[0, 1\], got None"),
+        (lambda: metrics.tpr_at_fpr(CURVE, 10), r"fpr is a rate in \[0, 1\], got 10"),
+        (lambda: metrics.tpr_at_fpr(CURVE, np.nan), r"fpr is a rate in \[0, 1\], got nan"),
+        (lambda: metrics.average_precision(CURVE, 0), r"prevalence is a fraction between 0 and 1, got 0"),
+        (lambda: metrics.average_precision(CURVE, np.nan), r"prevalence .* got nan"),
+        (lambda: metrics.summary(CURVE, 1.5), r"prevalence .* got 1.5"),
+        (lambda: metrics.fpr_at_tpr(metrics.Roc(*(part[:-1] for part in CURVE))), r"runs from \(0, 0\) to \(1, 1\)"),
+        (lambda: metrics.tpr_at_fpr(metrics.Roc(*(part[1:] for part in CURVE))), r"runs from \(0, 0\) to \(1, 1\)"),
+        (lambda: metrics.average_precision(metrics.Roc(*[np.zeros(0)] * 3), 0.5), r"runs from \(0, 0\) to \(1, 1\)"),
+        (lambda: metrics.draws([1.0, 2.0], size=0), r"size is a whole number from 1 on, got 0"),
+        (lambda: metrics.draws([1.0, 2.0], size=1.5), r"size is a whole number from 1 on, got 1.5"),
+        (lambda: metrics.draws([1.0, 2.0], count=0), r"count is a whole number from 1 on, got 0"),
+        (lambda: metrics.draws([1.0, 2.0], seed=-1), r"seed is a whole number from 0 on, got -1"),
+        (lambda: metrics.draws([]), r"ood_scores must be a non-empty vector"),
+        (lambda: metrics.resampled([1.0], [2.0], resamples=0), r"resamples is a whole number from 1 on, got 0"),
+        (lambda: metrics.resampled([1.0], [2.0], resamples=True), r"resamples is a whole number from 1 on, got True"),
+        (lambda: metrics.resampled([1.0], [2.0], seed=-3), r"seed is a whole number from 0 on, got -3"),
+        (lambda: metrics.resampled([1.0], [2.0], np.nan), r"prevalence .* got nan"),
+        (lambda: metrics.interval95(np.zeros((0, 4))), r"shape \(resamples, 4\).*got shape \(0, 4\)"),
+        (lambda: metrics.interval95(np.zeros((5, 3))), r"got shape \(5, 3\)"),
+        (lambda: metrics.interval95(np.zeros(4)), r"got shape \(4,\)"),
+        (lambda: metrics.interval95(np.full((5, 4), np.nan)), r"finite"),
+        (lambda: metrics.mean_auroc([0.1, 0.2], []), r"ood_scores holds no OOD set"),
+        (lambda: metrics.mean_auroc([0.1, 0.2], [0.3, 0.4]), r"a set of ood_scores must be a non-empty vector"),
+        (lambda: metrics.mean_auroc([0.1], [[0.3, 0.4]]), r"two scores a side or more, got 1"),
+        (lambda: metrics.mean_auroc([0.1, 0.2], [[0.3, 0.4], [0.5]]), r"two scores a side or more, got 1"),
+        (lambda: metrics.conventions([0.1], [0.2], prevalence=1), r"prevalence .* got 1"),
+        (lambda: metrics.conventions([0.1], [0.2], area="steps"), r"area is one of .*, got 'steps'"),
+        (lambda: metrics.conventions([], [0.2]), r"id_scores must be a non-empty vector"),
+    ],
+)
+def test_arguments_out_of_range_are_named(action, message):
+    """Each of these gave a number, the best one even, or an error of NumPy's."""
+    with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+        action()
+
+
+def test_the_ends_of_a_range_are_in_it():
+    assert metrics.fpr_at_tpr(CURVE, 0) == 0
+    assert metrics.fpr_at_tpr(CURVE, 1) == pytest.approx(2 / 3)
+    assert (metrics.tpr_at_fpr(CURVE, 0), metrics.tpr_at_fpr(CURVE, np.float32(1))) == (0, 1)
+    assert metrics.mean_auroc(np.array([0.1, 0.2]), iter([[0.3, 0.4]]))[0] == 1
+
+
+def other_names(ids, oods):
+    """By scikit-learn alone, as OpenOOD's and Energy's code take them: confidences, and either side as positive."""
+    truth, values = np.r_[np.zeros(len(ids)), np.ones(len(oods))], np.r_[ids, oods]
+    found = {}
+    for side, labels, confidences in (("out", truth, values), ("in", 1 - truth, -values)):
+        fpr, tpr, _ = roc_curve(labels, confidences, drop_intermediate=False)
+        precision, recall, _ = precision_recall_curve(labels, confidences)
+        found[f"fpr95_{side}"] = fpr[np.argmax(tpr >= 0.95)]
+        found[f"step_{side}"] = average_precision_score(labels, confidences)
+        found[f"trapezoid_{side}"] = auc(recall, precision)
+    errors = [((ids >= t).mean() + (oods < t).mean()) / 2 for t in np.r_[values, np.inf]]
+    return found | {"detection_error": min(errors)}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("area", ["step", "trapezoid"])
+def test_other_conventions_are_those_of_scikit_learn(case, area):
+    oracle = other_names(*CASES[case])
+    ours = metrics.conventions(*CASES[case], area=area)
+    for side in ("out", "in"):
+        assert ours[f"fpr95_{side}"] == pytest.approx(oracle[f"fpr95_{side}"], abs=1e-12)
+        assert ours[f"aupr_{side}"] == pytest.approx(oracle[f"{area}_{side}"], abs=1e-12)
+    assert ours["detection_error"] == pytest.approx(oracle["detection_error"], abs=1e-12)
+    assert set(ours) == {"fpr95_out", "fpr95_in", "aupr_out", "aupr_in", "detection_error"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_other_conventions_are_those_of_pytorch_ood(case):
+    data.import_torchvision()  # which pytorch_ood imports plainly
+    pytorch_ood = pytest.importorskip("pytorch_ood.metrics")
+    ids, oods = CASES[case]
+    scores, labels = torch.from_numpy(np.r_[ids, oods]), torch.from_numpy(np.repeat([0, -1], [len(ids), len(oods)]))
+    theirs = pytorch_ood.OODMetrics().update(scores, labels).compute()
+    ours = metrics.conventions(ids, oods, area="trapezoid")
+    for name, key in (("fpr95_out", "FPR95TPR"), ("aupr_in", "AUPR-IN"), ("aupr_out", "AUPR-OUT")):
+        assert ours[name] == pytest.approx(theirs[key], abs=1e-9)
+
+
+def test_the_mix_of_other_conventions_is_a_weight():
+    ids, oods = CASES["ties"]
+    half, weight = metrics.conventions(ids, oods, 0.5), np.repeat([1 / len(ids), 1 / len(oods)], [len(ids), len(oods)])
+    truth, values = np.repeat([0, 1], [len(ids), len(oods)]), np.r_[ids, oods]
+    assert half["aupr_out"] == pytest.approx(average_precision_score(truth, values, sample_weight=weight), abs=1e-12)
+    assert half["aupr_in"] == pytest.approx(
+        average_precision_score(1 - truth, -values, sample_weight=weight), abs=1e-12
+    )
+
+
+def test_confidences_given_as_scores_are_noticed():
+    ids, oods = GENERATOR.normal(0, 1, 200), GENERATOR.normal(2, 1, 100)
+    with pytest.warns(UserWarning, match=r"AUROC is far below 0\.5; scores must be higher = more OOD: was the sign"):
+        metrics.ood_metrics(-ids, -oods)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.ood_metrics(ids, oods)
+        metrics.ood_metrics(ids, ids - 0.3)  # an AUROC of 0.42: hard, not turned
+        metrics.ood_metrics([2.0, 3.0], [0.0, 1.0])  # chance, one time in six
+
+
+def test_few_images_never_look_reversed():
+    """Under chance the rule speaks less often than it claims, at any size."""
+    generator = np.random.default_rng(0)
+    for n_id, n_ood in ((2, 2), (3, 20), (30, 30)):
+        aurocs = mannwhitneyu(generator.normal(size=(n_ood, 2000)), generator.normal(size=(n_id, 2000))).statistic
+        assert np.mean([metrics.looks_reversed(u / n_id / n_ood, n_id, n_ood) for u in aurocs]) <= 0.03

@@ -261,7 +261,7 @@ def test_one_command_scores_every_peer_on_every_set(folder):
         assert set(row) == set(PEERS)
         expected = dict.fromkeys(OF_FEATURES, SIZES[name]) | {"odin": 20 if name == "cifar10-test" else 10}
         assert {peer: len(values) for peer, values in row.items()} == expected
-        assert {values.dtype.name for values in row.values()} == {"float32"}
+        assert {values.dtype.name for values in row.values()} == {"float64"}
     bundle = Bundle.load(folder / "bundle.npz")
     detector = PEERS["knn"].fit(peers.last_layer(bundle), bundle.sets["cifar10-train"])
     np.testing.assert_allclose(kept["svhn"]["knn"], PEERS["knn"](detector, bundle.sets["svhn"]), rtol=1e-5)

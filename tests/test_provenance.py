@@ -1,10 +1,15 @@
 """What a page says of the network behind its numbers follows from the record of the run."""
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import thinkback_utils
+from thinkback_utils import provenance
 from thinkback_utils.provenance import label
 
 NETWORK = Path(__file__).parents[1] / "results" / "wrn40-2-cifar10"
@@ -47,3 +52,54 @@ def test_label_names_every_recipe(tmp_path):
 def test_a_run_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"thinkback: no provenance.json in .*has the run finished"):
         label(tmp_path)
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(
+        ["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True, env=environment
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository of one commit, and the module as if its file lay in there."""
+    if shutil.which("git") is None:
+        pytest.skip("needs git")
+    source = tmp_path / "lib" / "site-packages" / "thinkback_utils" / "provenance.py"
+    source.parent.mkdir(parents=True)
+    source.write_text("")
+    (tmp_path / "paper.tex").write_text("of somebody else")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "paper.tex")
+    git(tmp_path, "commit", "-q", "-m", "a paper")
+    monkeypatch.setattr(provenance, "__file__", str(source))
+    return tmp_path
+
+
+def test_commit_of_a_repository_that_merely_contains_the_package_is_not_ours(repository):
+    unknown = f"unknown, thinkback_utils {thinkback_utils.__version__}"
+    assert provenance.describe()["commit"] == unknown
+    assert f"| Commit | `{unknown}` |" in provenance.Box(seed=0)._repr_markdown_()
+
+
+def test_commit_of_the_repository_that_holds_the_package_is(repository, monkeypatch, tmp_path_factory):
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "with the package")
+    head = git(repository, "rev-parse", "HEAD")
+    assert provenance.describe()["commit"] == head
+    assert f"| Commit | `{head[:12]}` |" in provenance.Box(seed=0)._repr_markdown_()
+    (repository / "paper.tex").write_text("changed")
+    assert provenance.describe()["commit"] == f"{head}-dirty"
+    assert f"| Commit | `{head[:12]}-dirty` |" in provenance.Box(seed=0)._repr_markdown_()
+    other = tmp_path_factory.mktemp("other")  # as within a hook of another repository
+    git(other, "init", "-q")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert provenance.describe()["commit"] == f"{head}-dirty"
+
+
+def test_without_git_the_version_is_known(repository, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert provenance.describe()["commit"] == f"unknown, thinkback_utils {thinkback_utils.__version__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -74,7 +75,6 @@ def test_citation_names_this_version_and_the_paper() -> None:
 def test_workflow_names_what_exists(path: Path) -> None:
     jobs = load(str(path.relative_to(ROOT)))["jobs"]
     steps = [step for job in jobs.values() for step in job["steps"]]
-    assert [step["uses"] for step in steps if "uses" in step and not re.search(r"@v\d+$", step["uses"])] == []
     assert all(job["timeout-minutes"] for job in jobs.values())
     assert {need for job in jobs.values() for need in job.get("needs", [])} <= set(jobs)
     script = "\n".join(step.get("run", "") for step in steps)
@@ -85,6 +85,35 @@ def test_workflow_names_what_exists(path: Path) -> None:
     ours = re.findall(r"\.venv/bin/([\w-]+)", script)
     assert [program for program in ours if not shutil.which(program, path=os.path.dirname(sys.executable))] == []
     assert [file for file in re.findall(r"(?<![\w/])\.ci/\w+", script) if not os.access(ROOT / file, os.X_OK)] == []
+
+
+def test_actions_are_pinned_by_commit() -> None:
+    """A tag can be moved to other code, a commit cannot; its comment says which version it is, and all agree."""
+    lines = [line.strip(" -") for path in WORKFLOWS for line in path.read_text().splitlines() if "uses:" in line]
+    assert lines
+    assert [line for line in lines if not re.fullmatch(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)] == []
+    pins = {line.split("@")[0]: line for line in lines}
+    assert set(pins.values()) == set(lines)
+
+
+TOKEN = r"github\.token|secrets\b|GITHUB_TOKEN|GH_TOKEN"
+FOREIGN = r"\bmake\b|\bpip\b|\.ci/|\.venv|playwright|pytest|jupyter|\bnpm\b|\bapt|\bpython"  # runs what was installed
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
+def test_a_token_reaches_only_the_step_that_needs_it(path: Path) -> None:
+    workflow = load(str(path.relative_to(ROOT)))
+    assert workflow["permissions"] == {}
+    assert not re.search(TOKEN, json.dumps(workflow.get("env", {})))
+    for name, job in workflow["jobs"].items():
+        writes = {what for what, level in job["permissions"].items() if level != "read"}
+        assert not re.search(TOKEN, json.dumps({key: job[key] for key in job if key != "steps"})), name
+        for step in job["steps"]:
+            runs, uses = step.get("run", ""), step.get("uses", "")
+            assert not uses.startswith("actions/checkout@") or step["with"]["persist-credentials"] is False, name
+            assert not (writes and (re.search(FOREIGN, runs) or uses.startswith("actions/checkout@"))), name
+            holds = re.search(TOKEN, json.dumps(step))
+            assert not (holds and (not writes or re.search(FOREIGN, runs) or list(step) != ["env", "run"])), name
 
 
 def test_issue_forms_ask_something() -> None:

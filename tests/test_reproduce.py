@@ -1,7 +1,10 @@
 """The chain from images to the table on a toy, and the committed results, recomputed."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -17,6 +20,7 @@ from thinkback_utils.files import read_json, write_json
 from thinkback_utils.metrics import METRICS
 from thinkback_utils.models import WideResNet
 from thinkback_utils.study import claims
+from thinkback_utils.train import RECIPES
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "results" / "wrn40-2-cifar10" / "seed0"
@@ -119,6 +123,129 @@ def test_a_set_whose_images_were_replaced_is_run_again_and_the_others_are_kept(t
     assert (old["readings"]["E"]["images"]["svhn"], new["readings"]["E"]["images"]["svhn"]) == (30, 25)
     assert new["images_sha256"] == provenance["images_sha256"]
     assert read_json(folder / "variants.json")["sizes"]["svhn@bfloat16"] == 25
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+import torch
+from thinkback_utils import reproduce
+from thinkback_utils.train import RECIPES
+
+torch.set_num_threads(1)
+config, results, replace = RECIPES["smoke"].override(epochs=1), Path(sys.argv[1]), os.replace
+
+
+def run(folder, sets, dies_at=None):
+    # In a process of its own, which kills itself instead of that write; what it wrote, in order.
+    def write(source, target):
+        with open(results / "writes", "a") as log:
+            log.write(Path(target).name + " ")
+        if len((results / "writes").read_text().split()) - 1 == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    (results / "writes").write_text("")
+    if (child := os.fork()) == 0:
+        os.replace = write
+        reproduce.run(config, folder, sets, "cpu")
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) if dies_at is not None else status == 0, status
+    return (results / "writes").read_text().split()
+
+
+peace = results / "nothing"
+for job, sets in (("run", ["svhn"]), ("addition", ["svhn", "cifar100"])):
+    start, peace = peace, results / f"{job}-peace"
+    if start.exists():
+        shutil.copytree(start, peace)
+    for number, name in enumerate(run(peace, sets)):
+        folder = results / f"{job}-{number}-{name}"
+        if start.exists():
+            shutil.copytree(start, folder)
+        run(folder, sets, number)
+        run(folder, sets)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_killed_at_any_write_ends_as_one_in_peace(toy_root, tmp_path):
+    """A run and an addition of a set, killed by SIGKILL at each file they write, and started again."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    (tmp_path / "results").mkdir()
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "results")]
+    subprocess.run(command, check=True, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    folders = [path for path in (tmp_path / "results").iterdir() if path.is_dir()]
+    for job, count, additions in (("run", 7, []), ("addition", 4, [["cifar100"]])):
+        peace, *killed = sorted((path for path in folders if path.name.startswith(f"{job}-")), reverse=True)
+        assert peace.name == f"{job}-peace"
+        assert len(killed) == count
+        truth = {name: (peace / name).read_bytes() for name in ("weights.safetensors", "bundle.npz", "scores.npz")}
+        assert lasting(peace)["additions"] == additions
+        for folder in killed:
+            assert {file: (folder / file).read_bytes() for file in truth} == truth, folder
+            assert lasting(folder) == lasting(peace), folder
+
+
+def lasting(folder):
+    """What a provenance says but for times and the last command, which may have found nothing left to do."""
+    facts = read_json(folder / "provenance.json")
+    kept = ("sets", "commit", "recipe", "seed", "accuracy", "float16_metric_error", "images_sha256")
+    return {key: facts[key] for key in kept} | {
+        "additions": [addition["sets"] for addition in facts.get("additions", [])],
+        "loss": facts["training"]["history"]["loss"],
+    }
+
+
+def test_images_put_back_after_a_kill_are_not_taken_for_those_of_the_new_bundle(toy_root, tmp_path, monkeypatch):
+    """Killed with a bundle of new images and the record of the old ones; then the old images come back."""
+    config, folder = RECIPES["smoke"].override(epochs=1), tmp_path / "run"
+    reproduce.run(config, folder, ["svhn"], "cpu")
+    record, old = read_json(folder / "provenance.json"), (toy_root / "svhn.npz").read_bytes()
+    features = Bundle.load(folder / "bundle.npz").sets["svhn"].features
+    np.savez(toy_root / "svhn.npz", images=np.zeros((25, 32, 32, 3), np.uint8))
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reproduce, "score_sets", killed)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce.run(config, folder, ["svhn"], "cpu")
+    assert len(Bundle.load(folder / "bundle.npz").sets["svhn"]) == 25
+    (toy_root / "svhn.npz").write_bytes(old)
+    reproduce.run(config, folder, ["svhn"], "cpu")
+    assert torch.equal(Bundle.load(folder / "bundle.npz").sets["svhn"].features, features)
+    assert read_json(folder / "provenance.json")["images_sha256"] == record["images_sha256"]
+
+
+def test_a_checkout_without_its_bundle_makes_it_again(toy_root, tmp_path):
+    """The record of the first run stays; all its sets come back, though one alone is asked for."""
+    config, folder = RECIPES["smoke"].override(epochs=1), tmp_path / "run"
+    reproduce.run(config, folder, ["svhn", "cifar100"], "cpu")
+    before, content = read_json(folder / "provenance.json"), (folder / "bundle.npz").read_bytes()
+    (folder / "bundle.npz").unlink()
+    reproduce.run(config, folder, ["svhn"], "cpu")
+    after = read_json(folder / "provenance.json")
+    assert (folder / "bundle.npz").read_bytes() == content
+    assert {key: after[key] for key in ("started", "sets", "images_sha256")} == {
+        key: before[key] for key in ("started", "sets", "images_sha256")
+    }
+    assert sorted(after["additions"][0]["sets"]) == ["cifar10-test", "cifar10-train", "cifar100", "svhn"]
+
+
+def test_a_record_that_is_none_is_named(toy_root, tmp_path):
+    (tmp_path / "weights.safetensors").touch()
+    (tmp_path / "provenance.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"thinkback: .*provenance\.json is no record of a run"):
+        reproduce.run(RECIPES["smoke"], tmp_path, ["svhn"], "cpu")
+
+
+def test_no_far_set_is_a_run_too(toy_root, tmp_path):
+    scored = reproduce.run(RECIPES["smoke"].override(epochs=1), tmp_path / "run", [], "cpu")
+    assert set(scored) == {evaluation.ID_TEST}
+    assert read_json(tmp_path / "run" / "provenance.json")["float16_metric_error"] == 0
 
 
 def test_a_set_that_cannot_be_had_fails_before_the_training(toy_root, tmp_path):

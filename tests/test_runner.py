@@ -8,12 +8,15 @@ import os
 import re
 import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 import yaml
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from thinkback_utils import runner
 
@@ -100,6 +103,9 @@ def test_command_line_values(text: str, hint: str, value: Any) -> None:
         ("seed: int = 1 + len('a')", "is no literal"),
         ("seed: int = '1'", "of another type"),
         ("seed: tuple = ()", "'tuple' is none of"),
+        ("seed: dict[str, int] = {[]: 1}", "is no literal"),
+        ("seed: int = (", "is no Python: '(' was never closed"),
+        ("seed: int = 0\0", "is no Python"),
     ],
 )
 def test_parameters_cell_holds_typed_literals_alone(tmp_path: Path, cell: str, message: str) -> None:
@@ -161,6 +167,18 @@ def test_command_line_refuses(
         ("notebooks: {one: {epochs: 2}}", "01_one.ipynb has no parameter 'epochs'"),
         ("notebooks: {three: {seed: 2}}", "there is no chapter 'three'"),
         ("notebooks: {two: {seed: two}}", "seed='two' is no int"),
+        ("- 1", "smoke.yml holds [1]; it needs lines of the form 'name: value'"),
+        ("7", "smoke.yml holds 7;"),
+        ("notebooks: [two]", "smoke.yml: notebooks holds ['two'];"),
+        ("notebooks: 0", "smoke.yml: notebooks holds 0;"),
+        ("notebooks: {two: 3}", "smoke.yml: notebooks: two holds 3;"),
+        ("seed: [1", "smoke.yml cannot be read as YAML: line 1: expected"),
+        ("<<<<<<< HEAD\nseed: 0\n=======\nseed: 1\n>>>>>>> other\n", "smoke.yml cannot be read as YAML: line 2: "),
+        ("seed: 2020-02-31", "smoke.yml cannot be read as YAML: day is out of range"),
+        ("seed: \x07", "smoke.yml cannot be read as YAML: "),
+        ("cell_timeout: 0", "cell_timeout=0; a cell may take whole seconds"),
+        ("cell_timeout: soon", "cell_timeout='soon'"),
+        ("cell_timeout: true", "cell_timeout=True"),
     ],
 )
 def test_profiles_are_held_to_the_chapters(
@@ -168,6 +186,89 @@ def test_profiles_are_held_to_the_chapters(
 ) -> None:
     (book / "profiles" / "smoke.yml").write_text(profile)
     assert message in refusal("execute", "--only", "two", capsys=capsys)  # also for chapters that would not run now
+
+
+GOOD = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("notebooks/02_two.ipynb", b"", "02_two.ipynb is no notebook: Expecting value: line 1"),
+        (
+            "notebooks/02_two.ipynb",
+            b'{"cells": [\n<<<<<<< HEAD\n',
+            "02_two.ipynb is no notebook: Expecting value: line 2",
+        ),
+        ("notebooks/02_two.ipynb", GOOD.encode("utf-16"), "02_two.ipynb is no notebook: 'utf-8' codec can't decode"),
+        ("notebooks/02_two.ipynb", b"[1]", "02_two.ipynb is no notebook: "),
+        ("notebooks/02_two.ipynb", b"3", "02_two.ipynb is no notebook: "),
+        ("notebooks/02_two.ipynb", GOOD.replace("[]", "3").encode(), "02_two.ipynb is no notebook: "),
+        ("notebooks/02_two.ipynb", GOOD.replace("[]", '[{"cell_type": "code"}]').encode(), "is no notebook: "),
+        ("notebooks/02_two.ipynb", GOOD.replace("4,", '"four",').encode(), "02_two.ipynb is no notebook: "),
+        ("notebooks/02_two.ipynb", GOOD.encode(), "02_two.ipynb asks for the kernel None"),
+        ("_toc.yml", b"- notebooks/01_one", "_toc.yml holds ['notebooks/01_one'];"),
+        ("_toc.yml", b"root: [", "_toc.yml cannot be read as YAML: line 1"),
+        ("_toc.yml", b"", "_toc.yml lists no page"),
+        ("_toc.yml", b"root: {a: b}", "_toc.yml lists {'a': 'b'}, which exists 0 times"),
+        ("profiles/smoke.yml", "seed: 0 # é".encode("latin-1"), "smoke.yml cannot be read as YAML: "),
+    ],
+)
+def test_broken_sources_are_refused_in_one_line(
+    book: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, message: str
+) -> None:
+    (book / name).write_bytes(content)
+    assert message in refusal("execute", capsys=capsys)
+    assert len(capsys.readouterr().err) == 0
+    assert not (book / "_build").exists()
+
+
+def test_contents_are_read_as_yaml(book: Path) -> None:
+    parts = '[{caption: "file: none", chapters: [{file: "notebooks/02_two"}, {url: https://example.org, title: x}]}]'
+    (book / "_toc.yml").write_text(f"{{root: 'book/intro', parts: {parts}, meta: {{}}}} # file: notebooks/01_one")
+    assert runner.pages(book) == [Path("book/intro.md"), Path("notebooks/02_two.ipynb")]
+
+
+def test_pages_that_cannot_be_made_are_refused_in_one_line(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (book / "book" / "other.md").write_bytes("# Caf\u00e9".encode("latin-1"))
+    assert f"{Path('book/other.md')} is not in UTF-8" in refusal("build", capsys=capsys)
+    (book / "book" / "other.md").unlink()
+    assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
+    (book / "book" / "demo.md").touch()
+    assert f"there is no {Path('results', runner.demo.RUN)}" in refusal("build", capsys=capsys)
+    (book / "_config.yml").write_text("title: [")
+    assert "_config.yml cannot be read as YAML" in refusal("build", capsys=capsys)
+
+
+def test_folders_that_cannot_be_written_are_refused_in_one_line(
+    book: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (book / "_build").touch()
+    for action in ("all", "execute", "build"):
+        assert "exists: '_build'" in refusal(action, capsys=capsys)
+    (book / "_build").unlink()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "_build/executed/01_one.ipynb")
+
+    monkeypatch.setattr(runner.papermill, "execute_notebook", full)
+    expected = "thinkback: [Errno 28] No space left on device: '_build/executed/01_one.ipynb'"
+    assert refusal("execute", capsys=capsys) == f"{expected}; _build must be writable and have room"
+    assert not (book / "_build" / "executed" / "01_one.sha256").exists()
+
+
+def test_messages_of_the_package_stay_and_faults_are_seen_whole(
+    book: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError(message)
+
+    monkeypatch.setattr(runner, "stage", fail)
+    message = "thinkback: a bundle is damaged"
+    assert refusal("build", capsys=capsys) == message
+    message = "too many values to unpack"
+    with pytest.raises(ValueError, match=message):
+        runner.main(["build"])
 
 
 def test_contents_must_exist(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,6 +293,73 @@ def test_raising_cell_stops_everything(book: Path, capsys: pytest.CaptureFixture
     assert not (book / "_build" / "html").exists()
     write(book / "notebooks" / "02_two.ipynb", "seed: int = 0")
     assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("code", "named", "message"),
+    [
+        ("import sys; sys.exit(0)", 3, "it did not run: SystemExit: 0 in cell 3 (id leaves);"),
+        ("raise SystemExit", 3, "it did not run: SystemExit in cell 3 (id leaves);"),
+        ("quit()", 2, "exit() or quit() stops the kernel;"),
+        ("import os; os._exit(0)", 2, "the kernel stopped: Kernel died;"),
+    ],
+)
+def test_a_cell_that_leaves_early_is_refused(
+    book: Path, capsys: pytest.CaptureFixture[str], code: str, named: int, message: str
+) -> None:
+    path = write(book / "notebooks" / "02_two.ipynb", "seed: int = 0", code, "print('after')")
+    notebook = nbformat.read(path, as_version=4)
+    for cell, name in zip(notebook.cells, ("title", "parameters", "leaves", "after"), strict=True):
+        cell.id = name
+    nbformat.write(notebook, path)
+    last = refusal("run", str(path), "-o", "out.ipynb", "-p", "seed", "1", capsys=capsys)
+    assert last.startswith(f"thinkback: {path}, cell {named + 1} (id {notebook.cells[named].id}): {message}")
+    assert len(nbformat.read("out.ipynb", as_version=4).cells) == 5
+
+
+def test_the_last_cell_must_come_to_its_end(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        book / "notebooks" / "02_two.ipynb",
+        "seed: int = 0",
+        "# nothing",
+        " \n",
+        "import sys; sys.exit(); print('after')",
+    )
+    last = refusal("execute", "--only", "two", capsys=capsys)
+    assert re.search(r"02_two\.ipynb, cell 5 \(id \w+\): SystemExit ended it early; partial copy: ", last)
+
+
+def test_an_endless_cell_is_stopped_and_named(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(book / "notebooks" / "01_one.ipynb", PARAMETERS, "print('before', flush=True)\nwhile True: pass")
+    (book / "profiles" / "smoke.yml").write_text("seed: 3\ncell_timeout: 2\n")
+    last = refusal("execute", capsys=capsys)
+    assert re.search(r"01_one\.ipynb, cell 3 \(id \w+\): A cell timed out .* after 2 seconds\..* cell_timeout", last)
+    cells = nbformat.read(Path("_build", "executed", "01_one.ipynb"), as_version=4).cells
+    assert cells[-1].outputs[0].text == "before\n"
+    assert cells[-1].execution_count is not None
+    assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
+
+
+def test_builds_take_turns(book: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once: the second says that it waits, and then finds everything done."""
+    ran: list[str] = []
+
+    def run(path: Path, output: Path, values: dict[str, Any], timeout: int | None) -> None:
+        ran.append(runner.slug(path))
+        time.sleep(0.3)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, output)
+
+    monkeypatch.setattr(runner, "run", run)
+    both = [threading.Thread(target=runner.main, args=(["execute"],)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert ran == ["one", "two"]
+    printed = capsys.readouterr()
+    assert printed.err == "thinkback: another process builds in _build; waiting for its end\n"
+    assert printed.out.splitlines() == ["01_one.ipynb: unchanged", "02_two.ipynb: unchanged"]
 
 
 def test_drawings_say_how_large_they_are(tmp_path: Path) -> None:
@@ -230,7 +398,7 @@ def test_made_once_of_the_same(tmp_path: Path) -> None:
 def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    def run(path: Path, output: Path, values: dict[str, Any]) -> None:
+    def run(path: Path, output: Path, values: dict[str, Any], timeout: int | None) -> None:
         ran.append(runner.slug(path))
         if "raise" in path.read_text():
             raise runner.BookError("thinkback: no")
@@ -318,6 +486,16 @@ def test_kernel_of_another_python_is_refused(book: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("JUPYTER_PATH", "")
     monkeypatch.setattr(sys, "prefix", str(book))
     with pytest.raises(runner.BookError, match="the kernel 'python3' starts /bin/false"):
+        runner.use_own_kernel()
+
+
+def test_missing_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: KernelSpecManager, name: str) -> None:
+        raise NoSuchKernel(name)
+
+    monkeypatch.setenv("JUPYTER_PATH", "")
+    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", missing)
+    with pytest.raises(runner.BookError, match="there is no kernel 'python3'; install ipykernel for"):
         runner.use_own_kernel()
 
 

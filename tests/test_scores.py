@@ -1,12 +1,13 @@
 """Scores against autograd, torch.func and SciPy, in float64."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import logsumexp, softmax
 
-from thinkback_utils import fisher, scores
+from thinkback_utils import arrays, fisher, scores
 
 N, D, K = 40, 7, 5
 TEMPERATURES = (0.5, 1.0, 5.0, 100.0)
@@ -322,7 +323,7 @@ def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind(head):
         (lambda h, z: scores.inverse_root(h), r"matrix \(3, 7\) must be square and symmetric"),
         (lambda h, z: scores.inverse_root(torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "square and symmetric"),
         (lambda h, z: scores.inverse_root(torch.diag(torch.tensor([1.0, -1.0]))), r"eigenvalues from -1 to 1"),
-        (lambda h, z: scores.inverse_root(torch.zeros(2, 2)), "not zero"),
+        (lambda h, z: scores.inverse_root(torch.zeros(2, 2)), "matrix is zero"),
         (lambda h, z: scores.inverse_root(torch.eye(2), -0.1), "damping must be finite and not negative, got -0.1"),
         (lambda h, z: scores.inverse_root(torch.full((2, 2), float("nan"))), "matrix has 4 values that are not finite"),
     ],
@@ -330,3 +331,41 @@ def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind(head):
 def test_bad_roots_and_matrices_are_named(action, message):
     with pytest.raises(ValueError, match=message):
         action(torch.rand(3, D), torch.rand(3, K))
+
+
+class OnMps:
+    """As a tensor on Apple's GPU, which has no float64: only its copy on the CPU can be doubled."""
+
+    device = torch.device("mps")
+
+    def __init__(self, values):
+        self.values = values
+
+    def cpu(self):
+        return self.values
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+
+def test_float64_is_made_where_the_device_has_it():
+    assert torch.equal(arrays.doubled(OnMps(torch.ones(2))), torch.ones(2).double())
+    assert arrays.doubled(torch.ones(2)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("huge", [1e200, 1e300])
+def test_finite_but_huge_inputs_are_an_error_not_an_infinite_score(huge):
+    h, z = np.full((2, 3), huge), np.array([[1.0, 0.0], [huge, 0.0]])
+    sure = np.array([[1.0, 0.0], [1.0, 0.0]])
+    for score in (lambda: scores.thinkback(h, sure), lambda: scores.gradnorm(np.full((2, 3), 1e308), sure)):
+        with pytest.raises(ValueError, match="overflow float64, from finite but huge numbers"):
+            score()
+    assert np.isfinite(scores.energy(z)).all()
+
+
+def test_what_is_no_array_of_numbers_is_named():
+    frame = pd.DataFrame(np.eye(3))
+    assert np.array_equal(scores.msp(frame), scores.msp(np.eye(3)))
+    for wrong in (pd.DataFrame({"a": ["x"]}), [["x"]], object()):
+        with pytest.raises(ValueError, match="logits must be an array of numbers"):
+            scores.msp(wrong)

@@ -1,6 +1,7 @@
 """Training: the schedule, the augmentation, and a run that is killed."""
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from thinkback_utils import train
 from thinkback_utils.data import ImageSet, load
@@ -140,11 +142,43 @@ def test_divergence_stops_with_the_place():
         ({"restarts": ((20, 0.0),)}, "positive peaks"),
         ({"anneal": "lineer"}, "anneal is one of"),
         ({"amp": "false"}, "amp is one of"),
+        ({"epochs": 2.0}, r"epochs is a whole number \(int\), got 2.0"),
+        ({"epochs": True}, r"epochs is a whole number \(int\), got True"),
+        ({"batch_size": -1}, "batch_size must be positive, got -1"),
+        ({"peak_lr": math.nan}, "peak_lr must be positive and finite, got nan"),
+        ({"peak_lr": math.inf}, "peak_lr must be positive and finite, got inf"),
+        ({"peak_lr": "0.1"}, r"peak_lr is a number \(float\), got '0.1'"),
+        ({"warmup": math.nan}, "warmup is a fraction .*got nan"),
+        ({"dropout": 2}, r"dropout is a probability in \[0, 1\), got 2"),
+        ({"dropout": math.nan}, "dropout .*got nan"),
+        ({"momentum": 1.0}, r"momentum is a fraction in \[0, 1\), got 1.0"),
+        ({"momentum": math.nan}, "momentum .*got nan"),
+        ({"weight_decay": -1e-4}, "weight_decay must be finite and not negative, got -0.0001"),
+        ({"weight_decay": math.inf}, "weight_decay must be finite and not negative, got inf"),
+        ({"depth": 12}, r"depth must be 6n \+ 4 .*got 12"),
+        ({"width": 0}, "width must be positive, got 0"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*46\), got -1"),
+        ({"seed": 2**60}, r"seed must be in \[0, 2\*\*46\)"),
+        ({"compile": 1}, "compile is True or False, got 1"),
+        ({"resolutions": ((0, -16),)}, "resolutions is a tuple of pairs .*got"),
+        ({"resolutions": ((0, 16.0),)}, "resolutions is a tuple of pairs .*got"),
+        ({"resolutions": (0, 16)}, "resolutions is a tuple of pairs .*got"),
+        ({"restarts": ((20, math.nan),)}, "positive peaks"),
+        ({"restarts": ((20, math.inf),)}, "positive peaks"),
+        ({"restarts": ((math.nan, 0.1),)}, "restarts is a tuple of pairs"),
+        ({"restarts": 3}, "restarts is a tuple of pairs"),
     ],
 )
 def test_impossible_recipes_are_named(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"thinkback: TrainConfig.*{message}"):
         TrainConfig(**change)
+    with pytest.raises(ValueError, match=f"thinkback: TrainConfig.*{message}"):
+        RECIPES["reference"].override(**change)
+
+
+def test_every_field_has_a_range():
+    checked = {*train.RANGES, *train.CHOICES, "compile", "resolutions", "restarts"}
+    assert checked == {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 def test_a_restart_begins_another_cycle_and_leaves_the_first_as_it_was() -> None:
@@ -182,6 +216,144 @@ def test_folder_of_another_set_or_without_a_record_is_refused(tmp_path):
 def test_unlabelled_set_is_refused():
     with pytest.raises(ValueError, match="'moon' has none"):
         fit(network(), ImageSet(images().images, name="moon"), TINY, progress=False)
+
+
+def moon(pixels=(20, 3, 32, 32), labels=20, kind=torch.uint8, label_kind=torch.int64):
+    labels = labels if isinstance(labels, torch.Tensor) else torch.zeros(labels, dtype=label_kind)
+    return ImageSet(torch.zeros(pixels, dtype=kind), labels, name="moon")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (moon(labels=8), r"labels of the set 'moon' .* shape \(20,\), one for each image, got torch.int64 \(8,\)"),
+        (moon(labels=torch.zeros(20, 4)), r"must be integers of shape \(20,\).*got torch.float32 \(20, 4\)"),
+        (moon(label_kind=torch.float32), r"must be integers .*got torch.float32 \(20,\)"),
+        (moon(labels=torch.full((20,), -100)), "must not be negative, got -100"),
+        (moon(labels=torch.arange(20)), "has label 19, and the model has logits for labels 0 to 3 only"),
+        (moon((0, 3, 32, 32), 0), r"'moon' has no image to train on, its shape is \(0, 3, 32, 32\)"),
+        (moon((20, 3, 0, 0)), "has no image to train on"),
+        (moon(kind=torch.float32), r"uint8 \(N, C, H, H\), and the set 'moon' has torch.float32 \(20, 3, 32, 32\)"),
+        (moon(kind=torch.int64), "has torch.int64"),
+        (moon((20, 3, 32, 24)), r"square images.* has torch.uint8 \(20, 3, 32, 24\)"),
+        (moon((20, 3, 32)), r"has torch.uint8 \(20, 3, 32\)"),
+        (
+            ImageSet(np.zeros((20, 3, 32, 32), np.uint8), torch.zeros(20)),
+            "images .* must be a torch tensor, got ndarray",
+        ),
+        (ImageSet(moon().images, [0] * 20), "labels .* must be a torch tensor, got list"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_named(data, message, tmp_path):
+    with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+        fit(network(), data, TINY, tmp_path / "c.safetensors", device="cpu", progress=False)
+    assert not list(tmp_path.iterdir())
+    if "the model has" not in message:
+        with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+            train.train_network(TINY, data, tmp_path, "cpu", progress=False)
+        assert not list(tmp_path.iterdir()), "the folder must stay free for another recipe"
+
+
+def test_labels_of_any_kind_of_integer_train_alike():
+    first, second = network(), network()
+    data, config = images(40), TINY.override(epochs=1)
+    fit(first, data, config, progress=False, device="cpu")
+    fit(second, dataclasses.replace(data, labels=data.labels.to(torch.uint8)), config, progress=False, device="cpu")
+    assert torch.equal(first.fc.weight, second.fc.weight)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint after one of three epochs, and what it was trained on."""
+    path, data = tmp_path_factory.mktemp("checkpoint") / "c.safetensors", images(40)
+    fit(network(), data, TINY, path, progress=False, device="cpu", stop_after=1)
+    return path, data
+
+
+def test_checkpoint_of_other_images_or_labels_is_refused(checkpoint, tmp_path):
+    path, data = checkpoint
+    pixels, labels = data.images.clone(), data.labels.clone()
+    pixels[3, 0, 0, 0] += 1
+    labels[3] = (labels[3] + 1) % 4
+    for other in ({"images": pixels}, {"labels": labels}, {"images": data.images[:36], "labels": data.labels[:36]}):
+        with pytest.raises(ValueError, match=r"c\.safetensors was trained on other images or labels; .*delete it"):
+            fit(network(), dataclasses.replace(data, **other), TINY, path, progress=False, device="cpu")
+    copy = tmp_path / "c.safetensors"
+    copy.write_bytes(path.read_bytes())
+    again = dataclasses.replace(data, labels=data.labels.to(torch.int32), name="renamed")  # the same pixels and labels
+    assert len(fit(network(), again, TINY, copy, progress=False, device="cpu", stop_after=2).loss) == 2
+
+
+def rewritten(path, where, change=lambda metadata: metadata, tensors=lambda tensors: tensors):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(tensors(load_file(path)), where, change(metadata))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path, to: to.write_bytes(b"cut"), "is cut short or no safetensors file .*delete it to start again"),
+        (lambda path, to: to.write_bytes(path.read_bytes()[:-9]), "is cut short or no safetensors file"),
+        (lambda path, to: network().save(to), "is no checkpoint of a training .*delete it"),  # a weights file
+        (lambda path, to: save_file({"a": torch.zeros(1)}, to), "is no checkpoint of a training"),
+        (lambda path, to: rewritten(path, to, lambda m: m | {"history": "{"}), "is no checkpoint of a training"),
+        (lambda path, to: rewritten(path, to, lambda m: m | {"history": '{"loss": [1]}'}), "is no checkpoint"),
+        (
+            lambda path, to: rewritten(
+                path, to, lambda m: m | {"history": '{"loss": [1], "accuracy": [], "seconds": []}'}
+            ),
+            "is no checkpoint of a training .*different lengths",
+        ),
+        (lambda path, to: rewritten(path, to, lambda m: m | {"config": "[]"}), "is no checkpoint of a training"),
+        (
+            lambda path, to: rewritten(path, to, lambda m: {k: v for k, v in m.items() if k != "data_sha256"}),
+            "does not say what it was trained on; .*delete it to start again",
+        ),
+        (
+            lambda path, to: rewritten(path, to, tensors=lambda t: t | {"model.fc.bias": torch.zeros(9)}),
+            "is of another network .*size mismatch for fc.bias.*delete it",
+        ),
+        (
+            lambda path, to: rewritten(path, to, tensors=lambda t: t | {"momentum.fc.bias": torch.zeros(9)}),
+            "is of another network",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_named_with_its_remedy(checkpoint, write, message, tmp_path):
+    path, data = checkpoint
+    write(path, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=rf"thinkback: .*other\.safetensors {message}") as error:
+        fit(network(), data, TINY, tmp_path / "other.safetensors", progress=False, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_training_without_momentum_resumes_too(tmp_path):
+    data, config = images(40), dataclasses.replace(TINY, momentum=0.0)
+    whole, parts = network(), network()
+    fit(whole, data, config, progress=False, device="cpu")
+    for epoch in (1, 3):
+        fit(parts, data, config, tmp_path / "c.safetensors", progress=False, device="cpu", stop_after=epoch)
+    assert torch.equal(whole.fc.weight, parts.fc.weight)
+
+
+def test_no_epoch_is_not_all_of_them():
+    with pytest.raises(ValueError, match="stop_after is a number of epochs from 1 on, got 0"):
+        fit(network(), images(40), TINY, progress=False, device="cpu", stop_after=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", r"training\.json is no record of a training"),
+        ('{"dataset": "digits", "config": 3}', r"training\.json is no record of a training"),
+        ('{"dataset": "digits", "config": {"width": 1}}', r"training\.json holds no recipe of this version"),
+    ],
+)
+def test_a_record_that_is_none_is_named(text, message, tmp_path):
+    (tmp_path / "training.json").write_text(text)
+    with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+        train.main(["--dataset", "digits", "--out", str(tmp_path), "--device", "cpu"])
 
 
 def test_smoke_recipe_learns_digits():

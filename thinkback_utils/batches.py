@@ -3,7 +3,8 @@
 **Images** are one of
 
 - an array (N, ...), torch or NumPy, a pandas frame, a list of images or rows of one size, or a single one;
-- a pair ``(array, labels)``, an ``ImageSet``, or a mapping of arrays that all have N rows;
+- an ``ImageSet``; a tuple of arrays or a mapping of arrays, all with N rows, that are one large batch as below, such as
+  ``(array, labels)``;
 - a ``Dataset``, which is read in order;
 - any other iterable of batches, a ``DataLoader`` say, which is read as it comes.
 
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .data import ImageSet
+from .images import read_rgb
 
 Images = Tensor | NDArray[Any] | ImageSet | Mapping[str, Any] | Iterable[Any]
 Forward = Callable[[Any, Any], Any]
@@ -69,7 +71,18 @@ class Batch:
     def run(self, model: nn.Module, forward: Forward | None = None, channels_last: bool = False) -> Any:
         """What the model returns; it gets copies, which it may change in place."""
         args, kwargs = _copied(self.args, channels_last), _copied(self.kwargs or {}, channels_last)
-        return model(*args, **kwargs) if forward is None else forward(model, args[0])
+        if forward is None:
+            return model(*args, **kwargs)
+        return forward(model, kwargs or (args[0] if len(args) == 1 else args))
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Batches of that many samples, the last one may have fewer."""
+        for start in range(0, self.size or 0, size):
+            rows = slice(start, start + size)
+            kwargs = {name: value[rows] for name, value in (self.kwargs or {}).items()}
+            labels = None if self.labels is None else self.labels[rows]
+            args = tuple(value[rows] for value in self.args)
+            yield Batch(args, kwargs, labels, len((*args, *kwargs.values())[0]))
 
 
 @dataclass(frozen=True)
@@ -214,16 +227,13 @@ def _in_batches(images: Images, model: nn.Module, size: int) -> Iterator[Any]:
         images = images.images if images.labels is None else (images.images, images.labels)
     if isinstance(images, str | bytes):
         raise ValueError(f"thinkback: images are arrays or batches, got the text {images[:40]!r}; read the file first")
-    if isinstance(images, tuple) and len(images) == 2 and _is_pair(*images):
-        parts = (values.split(size) for values in (as_images(as_tensor(images[0]), model), as_tensor(images[1])))
-        yield from (Batch((x,), labels=_classes(y), size=len(x)) for x, y in zip(*parts, strict=True))
-    elif isinstance(images, Mapping):
-        whole = {name: as_tensor(value) for name, value in images.items() if _numeric(value)}
-        rows = {name: len(value) for name, value in whole.items() if value.ndim}
-        if len(set(rows.values())) != 1 or len(rows) < len(whole):
-            raise ValueError(f"thinkback: the arrays of a mapping need the same number of rows, got {rows}")
-        for start in range(0, next(iter(rows.values())), size):
-            yield {name: value[start : start + size] for name, value in whole.items()}
+    if isinstance(images, Mapping) or (isinstance(images, tuple) and _is_whole(images, model)):
+        whole = _read(images, model)
+        entries = [*whole.args, *(whole.kwargs or {}).values()]
+        if len({len(value) for value in entries}) > 1:
+            shapes = ", ".join(str(tuple(value.shape)) for value in entries)
+            raise ValueError(f"thinkback: the arrays of one set need the same number of rows, got shapes {shapes}")
+        yield from whole.split(size)
     elif isinstance(images, Tensor | np.ndarray | Image) or hasattr(images, "to_numpy"):
         yield from as_images(as_tensor(images), model, lone=True).split(size)
     elif isinstance(images, Dataset) or hasattr(images, "__getitems__"):  # the latter of Hugging Face
@@ -254,9 +264,11 @@ def _read(given: Any, model: nn.Module) -> Batch:
         return Batch(tuple(entries), size=size)
     shapes = ", ".join(str(tuple(value.shape)) for value in entries)
     takes = str(least) if least == most else f"{least} to {most}"
+    several = last.ndim == 2 and bool(((last == 0) | (last == 1)).all())
+    hint = ' Labels of several classes at once are for method="joint_energy", without them.' if several else ""
     raise ValueError(
         f"thinkback: a batch has entries of shapes {shapes}, and the model takes {takes}; labels would be a last "
-        f"vector ({size},). Leave out what it does not read, or pass forward=lambda model, batch: ..."
+        f"vector ({size},). Leave out what it does not read, or pass forward=lambda model, batch: ...{hint}"
     )
 
 
@@ -302,7 +314,7 @@ def _prepared(batch: Batch, model: nn.Module, pixels: Pixels) -> Batch:
 def as_tensor(values: Any) -> Tensor:
     """Numbers as a tensor; an error that says what they are instead."""
     if isinstance(values, Image):
-        values = np.moveaxis(np.array(values.convert("RGB")), 2, 0)
+        values = np.moveaxis(read_rgb(values), 2, 0)
     if hasattr(values, "to_numpy"):  # a pandas frame or series
         values = values.to_numpy()
     if (isinstance(values, np.ndarray) and not values.flags.writeable) or isinstance(values, list | tuple):
@@ -322,7 +334,8 @@ def as_images(x: Tensor, model: nn.Module, lone: bool = False) -> Tensor:
         model: whose first convolution has C input channels.
         lone: a vector, or one image (C, H, W) or (H, W, C), becomes a batch of one.
     """
-    channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 0)
+    channels = channels if channels <= 4 else 0  # of a picture; a later layer may be registered first
     if lone and x.ndim == 1:
         return x[None]
     if channels and lone and x.ndim == 3:
@@ -357,10 +370,12 @@ def _signature(model: nn.Module) -> list[inspect.Parameter] | None:
         return None
 
 
-def _is_pair(x: Any, y: Any) -> bool:
-    """Whether this is ``(array, labels)``."""
-    arrays = all(isinstance(value, Tensor | np.ndarray) or hasattr(value, "to_numpy") for value in (x, y))
-    return arrays and y.ndim == 1 and x.ndim > 1 and len(x) == len(y)
+def _is_whole(images: tuple[Any, ...], model: nn.Module) -> bool:
+    """Whether a tuple holds the inputs and labels of one set, not batches of a model that reads one input."""
+    if len(images) < 2 or not all(isinstance(x, Tensor | np.ndarray) or hasattr(x, "to_numpy") for x in images):
+        return False
+    shapes = {tuple(x.shape[1:]) for x in images}
+    return len(shapes) > 1 or len(images) <= arguments_of(model)[1]
 
 
 def _is_sample(value: Any, model: nn.Module) -> bool:
@@ -421,7 +436,7 @@ def _copied(value: Any, channels_last: bool) -> Any:
 
     def copy(tensor: Tensor) -> Tensor:
         last = channels_last and tensor.ndim == 4
-        return tensor.clone(memory_format=torch.channels_last if last else torch.preserve_format)
+        return tensor.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     return _mapped(value, copy)
 

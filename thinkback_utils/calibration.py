@@ -304,7 +304,7 @@ def from_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Cal
         raise ValueError(f"thinkback: the calibration lacks {error}; calibrate again") from error
     except (TypeError, OverflowError) as error:
         raise ValueError(f"thinkback: the calibration is damaged, {error}; calibrate again") from error
-    if grouped.to_tensors()[1] != facts:
+    if not grouped.to_tensors()[1].items() <= facts.items():
         raise ValueError("thinkback: groups and scores of the calibration do not belong together; calibrate again")
     return grouped
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import posixpath
 import string
@@ -13,6 +12,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -25,7 +25,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
-from .files import replacing
+from .files import locking, read_arrays, replacing
+from .images import read_rgb
 
 SIDE = 32  # pixels: every set comes at the size of CIFAR-10
 
@@ -101,7 +102,8 @@ def load(name: str, split: str = "test", root: str | Path | None = None, progres
     """Load an image set; one that is absent from the data root is downloaded, verified and cached there first.
 
     The cache is ``<name>-<split>.npz``, or ``<name>.npz``, which counts as the test split. Any other set laid
-    there in the same form loads by its file name. The embedded sets are made in memory and need no file.
+    there in the same form loads by its file name. The embedded sets are made in memory and need no file. Of several
+    processes that load an absent set one downloads it, and the others wait.
 
     Args:
         name: A key of ``TITLES``, or the name of a file in the data root.
@@ -126,8 +128,7 @@ def load(name: str, split: str = "test", root: str | Path | None = None, progres
     folder = data_root(root)
     if (path := _find(name, split, folder)) is None:
         _check_known(name, split)
-        _build(name, split, folder, progress)
-        path = folder / _cache_file(name, split)
+        path = _make(name, split, folder, progress)
     return _read(path, name)
 
 
@@ -157,12 +158,8 @@ def _find(name: str, split: str, folder: Path) -> Path | None:
 
 
 def _read(path: Path, name: str) -> ImageSet:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in _KEYS if key in file}
-    except Exception as error:  # NumPy lets through what zipfile, zlib and lzma raise on a damaged file
-        raise ValueError(f"thinkback: {path} cannot be read as an .npz file without pickles: {error}") from error
-    return _image_set(arrays, name, source=path)
+    remedy = "replace it, or remove it so that it is made anew"
+    return _image_set(read_arrays(path, remedy, _KEYS), name, source=path)
 
 
 def _image_set(arrays: Arrays, name: str, source: str | Path) -> ImageSet:
@@ -219,20 +216,35 @@ class Archive:
         return replace(self, url=url, file=file, md5=md5)
 
 
-def _build(name: str, split: str, folder: Path, progress: bool) -> None:
+def _make(name: str, split: str, folder: Path, progress: bool) -> Path:
+    """Path of a set that was absent: made now, unless another process made it while this one waited for its turn."""
+    if name not in ARCHIVES:
+        reason = "it has no address to download from"
+        raise _unavailable(name, split, folder, reason, f"Put {_cache_file(name, split)} in that folder")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locking(folder / name))  # of all its splits, which come from one archive
+        except OSError as error:
+            reason = f"nothing can be put there ({error.__cause__})"
+            raise _unavailable(name, split, folder, reason, "Make that folder one that can be written") from error
+        return _find(name, split, folder) or _build(name, split, folder, progress)
+
+
+def _build(name: str, split: str, folder: Path, progress: bool) -> Path:
     """Make the cache files of a set from its archive: every split that is absent, so that one download is enough.
 
     A downloaded archive is removed afterwards, as the cache holds all that is used of it; one that was laid in the
     folder by hand is its owner's and stays.
     """
-    if name not in ARCHIVES:
-        reason = "it has no address to download from"
-        raise _unavailable(name, split, folder, reason, f"Put {_cache_file(name, split)} in that folder")
     archive = ARCHIVES[name].located()
     by_hand = (folder / archive.file).exists()
     path = _fetch(name, split, archive, folder, progress)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
-        splits = archive.read(archive, path, Path(scratch))
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
+            splits = archive.read(archive, path, Path(scratch))
+    except OSError as error:
+        reason = f"{path.name} could not be unpacked there ({error})"
+        raise _unavailable(name, split, folder, reason, "Make space in that folder") from error
     if (found := len(splits["test"]["images"])) != archive.size:
         raise ValueError(f"thinkback: {path} holds {found:,} test images of {name}, not {archive.size:,}")
     for each, arrays in splits.items():
@@ -240,6 +252,7 @@ def _build(name: str, split: str, folder: Path, progress: bool) -> None:
             _write(folder / _cache_file(name, each), arrays)
     if not by_hand:
         path.unlink()
+    return folder / _cache_file(name, split)
 
 
 def _unavailable(name: str, split: str, folder: Path, reason: str, remedy: str) -> UnavailableError:
@@ -262,7 +275,6 @@ def _fetch(name: str, split: str, archive: Archive, folder: Path, progress: bool
             raise unavailable(f"the {archive.file} there has md5 {md5}, not {archive.md5}")
         return path
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         _download(archive.url, part, progress)
     except (OSError, HTTPException) as error:
         kept = "; what arrived is kept, and the next call goes on from there" if part.exists() else ""
@@ -350,12 +362,13 @@ def _read_photos(archive: Archive, path: Path, scratch: Path) -> dict[str, Array
     for name, content in _files(path):
         if name.parent.name != archive.folder or name.suffix not in (".jpg", ".jpeg", ".png") or name.name[0] == ".":
             continue
-        image = Image.open(io.BytesIO(content)).convert("RGB")
-        if image.width != image.height or image.width not in archive.sides:
+        image = read_rgb(content, f"{path} holds a broken image, {name}")
+        height, width, _ = image.shape
+        if width != height or width not in archive.sides:
             sides = " or ".join(f"{side}x{side}" for side in archive.sides)
-            raise ValueError(f"thinkback: {name} in {path} is {image.width}x{image.height} pixels, not {sides}")
-        border = (image.width - SIDE) // 2
-        photos[name] = np.asarray(image)[border : border + SIDE, border : border + SIDE]
+            raise ValueError(f"thinkback: {name} in {path} is {width}x{height} pixels, not {sides}")
+        border = (width - SIDE) // 2
+        photos[name] = image[border : border + SIDE, border : border + SIDE]
     images = np.array([photos[name] for name in sorted(photos)], np.uint8).reshape(-1, SIDE, SIDE, 3)
     return {"test": {"images": images}}
 
@@ -463,7 +476,7 @@ def _photos() -> dict[str, Image.Image]:
 
     photos = {name: Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("china", "flower")}
     hopper = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
-    return {**photos, "grace_hopper": Image.open(hopper).convert("RGB")}
+    return {**photos, "grace_hopper": Image.fromarray(read_rgb(hopper.read_bytes(), str(hopper)))}
 
 
 def _embedded_textures(split: str) -> Arrays:
@@ -473,8 +486,8 @@ def _embedded_textures(split: str) -> Arrays:
         remedy = 'pip install "thinkback-utils[embedded]"'
         raise ImportError(f"thinkback: set 'embedded_textures' needs scikit-image: {remedy}") from error
 
-    surfaces = {name: Image.fromarray(getattr(data, name)()).convert("RGB") for name in ("brick", "grass", "gravel")}
-    return _regions(surfaces, SIDE, SIDE, seed=1)
+    surfaces = {name: read_rgb(Image.fromarray(getattr(data, name)()), name) for name in ("brick", "grass", "gravel")}
+    return _regions({name: Image.fromarray(pixels) for name, pixels in surfaces.items()}, SIDE, SIDE, seed=1)
 
 
 _EMBEDDED: dict[str, Callable[[str], Arrays]] = {  # split -> arrays; a fixed seed each

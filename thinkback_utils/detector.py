@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -29,10 +30,11 @@ from .checks import FitData, first_norm, warn
 from .export import exported, to_onnx
 from .features import Features
 from .files import replacing
+from .fisher import distributed
 from .heads import Name
 from .identity import difference, identity, prefix_of
 from .methods import METHODS, Options, State
-from .passes import stream
+from .passes import Reader, stream
 
 __all__ = ["OODDetector", "Verdicts", "checked_options", "conformal_threshold"]
 
@@ -172,7 +174,12 @@ class OODDetector:
             self.calibration = Calibration.of(scores, alpha, delta)
             warn(_rejected_classes(scores, classes, self.calibration), stacklevel=2)
         else:
-            self.calibration = GroupedCalibration.of(scores, classes if self.by_class else by, alpha, delta, few)
+            with warnings.catch_warnings(
+                record=True
+            ) as told:  # about groups without alarms, from where it was computed
+                warnings.simplefilter("always")
+                self.calibration = GroupedCalibration.of(scores, classes if self.by_class else by, alpha, delta, few)
+            warn((str(item.message).removeprefix("thinkback: ") for item in told), stacklevel=2)
         return self
 
     def recalibrate(self, alpha: float, delta: float | None = None) -> OODDetector:
@@ -288,6 +295,7 @@ class OODDetector:
             names = [head] if isinstance(head, str) else head or []
             renamed = [_renamed(name, prefix_of(saved), prefix_of(identity(model))) for name in names]
             head = renamed[0] if isinstance(head, str) else renamed or None
+            Reader(model, head)  # which says if there is no such layer
         detector = cls(
             model, head, facts["method"], mean=facts["mean"], std=facts["std"], forward=forward, **facts["options"]
         )
@@ -297,6 +305,8 @@ class OODDetector:
             if not (part.is_floating_point() and part.ndim == 2 and bool(part.isfinite().all())):
                 raise ValueError(f"state.{name} is no finite matrix; fit again")
         detector.state = kind(**parts)
+        if more := sorted(set(tensors) - {"calibration"}):
+            raise ValueError(f"it holds {', '.join(more)}, of which nothing is known; fit again")
         if tensors or "by_class" in facts:
             detector.calibration, detector.by_class = from_tensors(tensors, facts), facts["by_class"]
         return detector
@@ -328,7 +338,8 @@ class OODDetector:
 
     def facts(self) -> dict[str, Any]:
         """Format, method, options, head, mean and std, and what the calibration promises, as JSON types."""
-        facts = {"format": FORMAT, "head": self.head, "method": self.method, "options": dict(self.options)}
+        facts: dict[str, Any] = {"format": FORMAT, "head": self.head, "method": self.method}
+        facts["options"] = dict(self.options)
         facts |= {"mean": self.pixels.mean, "std": self.pixels.std}
         if self.calibration is None:
             return facts
@@ -336,7 +347,7 @@ class OODDetector:
 
     def _passes(self, images: Images) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Features (B, ..., D), logits (B, ..., K) and labels (B,) of each batch."""
-        empty = True
+        empty = not distributed()  # where other processes may have what this one lacks
         if self.model is None:
             for h, z in _pairs(images):
                 empty = False

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .batches import Forward, Images, Pixels, device_of
-from .files import replacing
+from .files import read_arrays, replacing
 from .passes import stream
 
 
@@ -138,15 +138,19 @@ class Bundle:
 
         Raises:
             FileNotFoundError: naming the file and the command that makes it.
+            ValueError: if the file is damaged, or no bundle; it names it.
         """
         if not Path(path).exists():
             raise FileNotFoundError(
                 f"thinkback: no feature bundle at {path}; fetch the repository's results/ folder, "
                 "or make one with `python -m thinkback_utils.reproduce`"
             )
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+        remedy = "fetch the repository's results/ folder again, or run `python -m thinkback_utils.reproduce`"
+        arrays = {name: torch.from_numpy(array) for name, array in read_arrays(path, remedy).items()}
         names = [name.removesuffix(".logits") for name in arrays if name.endswith(".logits")]
+        lacks = {"head.weight", "head.bias", *(f"{name}.features" for name in names)} - set(arrays)
+        if lacks:
+            raise ValueError(f"thinkback: {path} is no feature bundle, it lacks {', '.join(sorted(lacks))}; {remedy}")
         sets = {}
         for name in names:
             labels = arrays.get(f"{name}.labels")

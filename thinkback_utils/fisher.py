@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from typing import Literal, TypeVar, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .arrays import as_matrix, as_pair, positive
+from .devices import process_device
 from .scores import inverse_root, residual
 
 LabelKind = Literal["predicted", "true", "model"]
 Streaming = TypeVar("Streaming", bound="_LastLayerFisher")
+_CALL_UPDATE = "call update(features, logits) first"
 
 
 class _LastLayerFisher(ABC):
@@ -60,19 +63,29 @@ class _LastLayerFisher(ABC):
     def all_reduce(self: Streaming) -> Streaming:
         """Sum over the processes of ``torch.distributed``; alone, do nothing.
 
-        Call it once, after the last update, on every process; each must have seen data.
+        Call it once, after the last update, on every process. One that has seen no data adds nothing.
+
+        Raises:
+            ValueError: on every process, if none has seen data, or if they have different settings, K or D.
         """
-        if dist.is_available() and dist.is_initialized():
-            held = self._held()
-            total = summed(torch.cat([*(part.flatten() for part in held), held[0].new_tensor([self.count])]))
-            parts = total[:-1].split([part.numel() for part in held])
-            self._sums = tuple(new.view_as(old) for new, old in zip(parts, held, strict=True))
-            self.count = int(total[-1])
+        if not distributed():
+            return self
+        settings = (type(self).__name__, self.temperature, self.labels, self.bias)
+        told = _told((settings, [tuple(part.shape) for part in self._sums]))
+        _agreed("settings of their Fishers", [theirs for theirs, _ in told])
+        shapes = _agreed("shapes of their Fishers", [theirs for _, theirs in told if theirs])
+        if shapes is None:
+            raise ValueError(f"thinkback: none of {len(told)} processes has seen data; {_CALL_UPDATE}")
+        held = self._sums or tuple(torch.zeros(shape, dtype=torch.float64) for shape in shapes)
+        total = summed(torch.cat([*(part.flatten() for part in held), held[0].new_tensor([self.count])]))
+        parts = total[:-1].split([part.numel() for part in held])
+        self._sums = tuple(new.view_as(old) for new, old in zip(parts, held, strict=True))
+        self.count = int(total[-1])
         return self
 
     def _held(self) -> tuple[Tensor, ...]:
         if not self._sums:
-            raise ValueError("thinkback: the Fisher has seen no data; call update(features, logits) first")
+            raise ValueError(f"thinkback: the Fisher has seen no data; {_CALL_UPDATE}")
         return self._sums
 
     @abstractmethod
@@ -234,12 +247,56 @@ def memory() -> float:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum of a tensor over the processes of ``torch.distributed``, on each; alone, the tensor itself."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """The sum of a tensor over the processes of ``torch.distributed``, on each; alone, the tensor itself.
+
+    Where one process has a number and another a tensor, the number counts in every place: 0 of one without data.
+
+    Raises:
+        ValueError: on every process, if their tensors have different shapes or types.
+    """
+    if not distributed():
         return values
-    total = values.cuda() if dist.get_backend() == "nccl" else values.clone()
+    told = _told((tuple(values.shape), str(values.dtype)))
+    _agreed("types of what they add", [dtype for _, dtype in told])
+    shape = _agreed("shapes of what they add", [shape for shape, _ in told if shape])
+    total = (
+        values.detach().expand(shape or ()).to(_common_device(values), memory_format=torch.contiguous_format, copy=True)
+    )
     dist.all_reduce(total)
     return total.to(values.device)
+
+
+def distributed() -> bool:
+    """Whether this process is one of several that ``torch.distributed`` joins."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def _told(mine: Any) -> list[Any]:
+    """What each process says, on every process, by rank: so that all of them find the same fault, and none waits."""
+    _common_device()
+    theirs: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(theirs, mine)
+    return theirs
+
+
+def _agreed(what: str, told: Sequence[Any]) -> Any:
+    """What all of them say, None if nobody does."""
+    if any(one != told[0] for one in told):
+        listed = ", ".join(dict.fromkeys(map(str, told)))
+        raise ValueError(
+            f"thinkback: the processes disagree on the {what}: {listed}; give all the same model and method"
+        )
+    return told[0] if told else None
+
+
+def _common_device(values: Tensor | None = None) -> torch.device:
+    """Where processes exchange tensors: under NCCL on the GPU of each, else on the CPU."""
+    if dist.get_backend() != "nccl":
+        return torch.device("cpu")
+    if values is not None and values.is_cuda:
+        return values.device
+    chosen = torch.cuda.current_device()  # 0 also where nobody has chosen
+    return torch.device("cuda", chosen) if chosen else process_device("cuda")
 
 
 def _classes(labels: Tensor | NDArray[np.integer] | None, logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .arrays import as_matrix
+from .arrays import as_matrix, doubled
 from .batches import Batch, Images, batches
 from .heads import hooked, watching
 from .passes import Reader, evaluating
@@ -29,7 +29,8 @@ _KINDS: dict[str, type[nn.Module]] = {"C": nn.Linear, "D": nn.BatchNorm2d, "E": 
 
 def activation_gradients(logits: Tensor, weight: Tensor, temperature: float = 5.0) -> Tensor:
     """Reading C in closed form: ``dL/dh = W^T r``, float64 (N, D), for logits (N, K) and the head's weight (K, D)."""
-    return residual(as_matrix("logits", logits), temperature) @ weight.double()
+    r = residual(as_matrix("logits", logits), temperature)
+    return r @ doubled(weight).to(r.device)
 
 
 def gradients(
@@ -81,7 +82,7 @@ def gradients(
         r = residual(z.detach(), temperature)
         outputs = [calls[reading][0][1] for reading in deep]
         slopes = torch.autograd.grad(z, outputs, r.to(z), allow_unused=True) if deep else ()
-        found: dict[str, Tensor] = {"C": r @ chosen["C"].weight.double()}
+        found: dict[str, Tensor] = {"C": r @ doubled(chosen["C"].weight)}
         for reading, slope in zip(deep, slopes, strict=True):
             if slope is None:
                 raise ValueError(f"thinkback: the logits do not depend on the layer of reading {reading}; name another")
@@ -109,7 +110,7 @@ def squared_gradients(
         if layers is None or not {"C", *readings} - {"all"} <= set(layers):
             layers = find_layers(model, x[:2], layers)
         yield {
-            reading: g.double().square_() for reading, g in gradients(model, x, readings, layers, temperature).items()
+            reading: doubled(g).square() for reading, g in gradients(model, x, readings, layers, temperature).items()
         }
 
 
@@ -126,7 +127,7 @@ class MeanSquare:
 
     def update(self, squares: Tensor) -> MeanSquare:
         """Add a batch of squared per-sample gradients, (N, P)."""
-        batch = squares.double().sum(0)
+        batch = doubled(squares).sum(0)
         if self._sum is not None and self._sum.shape != batch.shape:
             raise ValueError(f"thinkback: this mean holds {len(self._sum)} weights, the batch has {len(batch)}")
         self._sum = batch if self._sum is None else self._sum + batch
@@ -158,10 +159,11 @@ def score(squares: Tensor, expected: Tensor | None = None, eps: float = 1e-16, d
     tensor([2.5000], dtype=torch.float64)
     """
     if expected is None:
-        return squares.double().sum(1)
+        return doubled(squares).sum(1)
     if expected.shape != squares.shape[1:]:
         raise ValueError(f"thinkback: squares {tuple(squares.shape)} and E {tuple(expected.shape)} disagree on P")
-    return squares.double() @ inverse_diagonal(expected[None], eps, damping)[0].to(squares.device)
+    squares = doubled(squares)
+    return squares @ inverse_diagonal(expected[None], eps, damping)[0].to(squares.device)
 
 
 @torch.no_grad()

@@ -240,20 +240,20 @@ def _returned(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
 def _scaled(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
     if (made := _returned(h, z, out)) is None:
         return None
-    flat, other = z.double().flatten(), made.returned.double().flatten()
-    factor = flat @ other / flat.square().sum().clamp_min(1e-300)
+    flat, other = z.float().flatten(), made.returned.float().flatten()
+    factor = flat @ other / flat.square().sum().clamp_min(1e-30)
     return made._replace(expected=torch.where(factor > 0, factor * z, torch.nan).to(z.dtype))
 
 
 def _pooled(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
     places = tuple(range(1, z.ndim - 1))
-    if not places or out.flatten(1).shape != (len(z), z.shape[-1]):
+    if not places or out.flatten(1).shape != (z.shape[0], z.shape[-1]):
         return None
     return Made(h.mean(places), out.flatten(1), z.mean(places), out.flatten(1))
 
 
 def _selected(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
-    if z.ndim != 3 or out.shape != (len(z), z.shape[-1]):
+    if z.ndim != 3 or out.shape != (z.shape[0], z.shape[-1]):
         return None
     place = (z == out[:, None]).all(-1).int().argmax(1)[:, None, None]
     chosen = [x.gather(1, place.expand(-1, 1, x.shape[-1])).squeeze(1) for x in (h, z)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -54,7 +56,7 @@ class WideResNet(nn.Module):
         mean, std: per-channel statistics of the training images, in [0, 1].
 
     Raises:
-        ValueError: if no network has that depth.
+        ValueError: if there is no such network: naming the argument, its value and its range.
 
     Source: Zagoruyko & Komodakis, "Wide Residual Networks" (2016).
 
@@ -76,11 +78,12 @@ class WideResNet(nn.Module):
         std: Sequence[float] = CIFAR10_STD,
     ) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
+        if not _whole(depth, 10) or (depth - 4) % 6:
             raise ValueError(
                 f"thinkback: WideResNet depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40), got {depth}"
             )
-        self.config = {"depth": depth, "width": width, "num_classes": num_classes, "dropout": dropout}
+        _check(width, num_classes, dropout, mean, std)
+        self.config = {"depth": int(depth), "width": int(width), "num_classes": int(num_classes), "dropout": dropout}
         blocks, channels = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
@@ -119,23 +122,81 @@ class WideResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def save(self, path: str | Path) -> None:
-        """Write the weights as float16 safetensors, with the arguments of the constructor in its header."""
+        """Write the weights as float16 safetensors, with the arguments of the constructor in its header.
+
+        Raises:
+            ValueError: if a weight is not finite, or too large for float16.
+        """
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
+        if lost := _not_finite(state):
+            raise ValueError(f"thinkback: {lost} holds values that float16 cannot; {path} is not written")
         tensors = {k: v.contiguous().cpu() for k, v in state.items()}
         with replacing(path) as temporary:
             save_file(tensors, temporary, {"config": json.dumps(self.config)})
 
     @classmethod
     def load(cls, path: str | Path) -> WideResNet:
-        """A network in evaluation mode, float32, from a file that :meth:`save` wrote."""
+        """A network in evaluation mode, float32, from a file that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: naming the file and the command that makes it.
+            ValueError: if the file is damaged or holds something else, naming it and what to do.
+        """
         if not Path(path).exists():
             raise FileNotFoundError(
                 f"thinkback: no weights at {path}; train some with `python -m thinkback_utils.train`"
             )
-        with safe_open(path, "pt") as file:
-            config = (file.metadata() or {}).get("config")
-        if config is None:
+        tensors, metadata = read_tensors(path, "fetch it anew, or train the network again")
+        if "config" not in metadata:
             raise ValueError(f"thinkback: {path} does not name its network; only files written by WideResNet.save do")
-        model = cls(**json.loads(config))
-        model.load_state_dict(load_file(path))
+        try:
+            model = cls(**json.loads(metadata["config"]))
+            model.load_state_dict(tensors)
+            if lost := _not_finite(tensors):
+                raise ValueError(f"{lost} holds values that are not finite")
+        except (TypeError, ValueError, RuntimeError) as error:  # of the configuration; of the tensors
+            raise ValueError(
+                f"thinkback: {path} holds no weights of the network that it names, {metadata['config']} "
+                f"({last_line(error)}); fetch it anew, or train the network again"
+            ) from error
         return model.eval()
+
+
+def read_tensors(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name and the metadata of a safetensors file.
+
+    Raises:
+        ValueError: if the file is cut short or of another kind, naming it and the remedy.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        return load_file(path), metadata
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"thinkback: {path} is cut short or no safetensors file ({error}); {remedy}") from error
+
+
+def _check(width: int, num_classes: int, dropout: float, mean: Sequence[float], std: Sequence[float]) -> None:
+    for name, value in (("width", width), ("num_classes", num_classes)):
+        if not _whole(value, 1):
+            raise ValueError(f"thinkback: WideResNet {name} must be an integer from 1 on, got {value!r}")
+    if not isinstance(dropout, Real) or not 0 <= dropout < 1:
+        raise ValueError(f"thinkback: WideResNet dropout must be in [0, 1), got {dropout!r}")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != 3 or not all(math.isfinite(v) and (v > 0 or name == "mean") for v in values):
+            what = "three finite numbers" + (" above 0" if name == "std" else "")
+            raise ValueError(f"thinkback: WideResNet {name} must be {what}, one a channel, got {values!r}")
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with a value that is not finite."""
+    return next((name for name, values in tensors.items() if not torch.isfinite(values).all()), None)
+
+
+def last_line(error: Exception) -> str:
+    """The last line of what an error says: of torch's on a state dictionary, one tensor that does not fit."""
+    return str(error).strip().splitlines()[-1].strip()

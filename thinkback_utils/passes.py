@@ -94,6 +94,15 @@ class Reader:
 
     def run(self, batch: Batch, layers: dict[str, nn.Module]) -> tuple[Runs, Any]:
         """What the layers did in a pass, and what the model returned."""
+        try:
+            return self._run(batch, layers)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # out of memory, say
+                raise
+            shapes = ", ".join(str(tuple(x.shape)) for x in tensors_of([batch.args, batch.kwargs]))
+            raise RuntimeError(f"thinkback: the model fails on a batch of shape {shapes}: {error}") from error
+
+    def _run(self, batch: Batch, layers: dict[str, nn.Module]) -> tuple[Runs, Any]:
         if self.channels_last:
             try:
                 with watching(layers) as runs:

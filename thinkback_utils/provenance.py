@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+import thinkback_utils
 
 from .files import read_json, sha256
 
@@ -77,7 +81,7 @@ class Box:
 
     def _repr_markdown_(self) -> str:
         facts, seconds = describe(self.parameters.get("device", "cpu")), time.perf_counter() - self.start
-        commit = facts["commit"][:12] + ("-dirty" if facts["commit"].endswith("-dirty") else "")
+        commit = re.sub(r"^([0-9a-f]{12})[0-9a-f]*", r"\1", facts["commit"])
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
         parameters = ", ".join(f"`{name} = {value!r}`" for name, value in self.parameters.items())
         rows = {
@@ -91,12 +95,21 @@ class Box:
 
 
 def _commit() -> str:
-    """Commit of this package's checkout, ``-dirty`` where tracked files differ from it; "unknown" without git."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    """Commit of this package's checkout, ``-dirty`` where tracked files differ from it.
+
+    "unknown" and the version of the package where it is installed: also in a folder of somebody else's repository.
+    """
+    source = Path(__file__)
+    own = ["ls-files", "--error-unmatch", source.name]  # fails where the repository does not hold this file
+    commit = ["describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    here = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of a hook, another's
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        for arguments in (own, commit):
+            git = ["git", "-C", str(source.parent), *arguments]
+            said = subprocess.run(git, capture_output=True, text=True, check=True, env=here).stdout.strip()
+        return said
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return f"unknown, thinkback_utils {thinkback_utils.__version__}"
 
 
 def _device(device: torch.device) -> str:
@@ -106,4 +119,5 @@ def _device(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
-    return f"{cpu}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    kind = "" if device.type == "cpu" else f"{device.type} of "
+    return f"{kind}{cpu}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +12,8 @@ import torch
 from filelock import FileLock
 
 from . import data
+from .commands import Parser, run_main
+from .devices import process_device
 from .evaluation import (
     ID_TEST,
     ID_TRAIN,
@@ -26,13 +28,12 @@ from .evaluation import (
     table,
     with_intervals,
 )
-from .features import Bundle, extract
+from .features import Bundle, Features, extract
 from .files import read_json, write_json
-from .fit import device_of
 from .provenance import describe
 from .shards import place
 from .study import ablations, claims, variants
-from .train import TrainConfig, add_config_arguments, config_from, pick_device, recipe_name, train_network
+from .train import TrainConfig, add_config_arguments, config_from, recipe_name, train_network
 
 
 def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | None = None) -> Scores:
@@ -44,27 +45,26 @@ def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | No
     Returns:
         The scores, as saved in ``scores.npz``.
     """
-    start, provenance = time.perf_counter(), describe(pick_device(device))
-    splits = SPLITS | {name: (name, "test") for name in sets}
-    finished = (folder / "weights.safetensors").exists() and (folder / "provenance.json").exists()
-    old = Bundle.load(folder / "bundle.npz").sets if finished else {}
-    before: dict[str, Any] = (
-        read_json(folder / "provenance.json") if finished else {"images_sha256": {}, "float16_metric_error": 0.0}
-    )
-    splits |= {name: (name, "test") for name in old if name not in splits}
+    start, chosen = time.perf_counter(), process_device(device)
+    provenance, record = describe(chosen), folder / "provenance.json"
+    finished = (folder / "weights.safetensors").exists() and record.exists()
+    before, kept = _finished(folder) if finished else ({"images_sha256": {}, "float16_metric_error": 0.0}, {})
+    known: dict[str, str] = before["images_sha256"]
+    splits = SPLITS | {name: (name, "test") for name in (*sets, *known, *kept) if name not in SPLITS}
     now: dict[str, str] = {}
-    for name in splits:  # what cannot be had should fail now, not after the training
+    for name, split in splits.items():  # what cannot be had should fail now, not after the training
         try:
-            now[name] = data.load(*splits[name]).sha256()
+            now[name] = data.load(*split).sha256()
         except data.UnavailableError:
-            if name not in old:
+            if name not in kept or not known.get(name):
                 raise
-    missing = [name for name in now if name not in old or now[name] != before["images_sha256"].get(name)]
-    model, training = train_network(config, "cifar10", folder, device)
+    missing = [name for name in now if name not in kept or now[name] != known.get(name)]
+    model, training = train_network(config, "cifar10", folder, str(chosen))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    exact, hashes = dict(old), dict(before["images_sha256"])
-    for name in missing:
-        exact[name], hashes[name] = extract(model, data.load(*splits[name])), now[name]
+    hashes = known | {name: now[name] for name in missing}
+    if finished and missing:  # if it is killed with a new bundle, nothing says that this is the old one
+        write_json(record, before | {"images_sha256": hashes | dict.fromkeys(missing, "")})
+    exact = {name: extract(model, data.load(*splits[name])) if name in missing else kept[name] for name in hashes}
     head = model.get_classifier()
     Bundle(exact, head.weight.detach().cpu(), head.bias.detach().cpu()).save(folder / "bundle.npz")
     scored = score_sets(Bundle.load(folder / "bundle.npz").sets)
@@ -81,8 +81,17 @@ def run(config: TrainConfig, folder: Path, sets: Iterable[str], device: str | No
     if finished:  # the first run keeps its command, commit and time
         facts["scored"] = this
         before["additions"] = [*before.get("additions", []), *([this] if missing else [])]
-    write_json(folder / "provenance.json", (before if finished else this) | facts)
+    write_json(record, (before if finished else this) | facts)
     return scored
+
+
+def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Features]]:
+    """The record of a run, and the sets of its bundle if that is there."""
+    path, bundle = folder / "provenance.json", folder / "bundle.npz"
+    before: dict[str, Any] = read_json(path)
+    if not isinstance(before, dict) or not {"images_sha256", "float16_metric_error"} <= set(before):
+        raise ValueError(f"thinkback: {path} is no record of a run; fetch it anew, or delete it to make all anew")
+    return before, Bundle.load(bundle).sets if bundle.exists() else {}
 
 
 def explore(folder: Path, device: str | None = None) -> None:
@@ -100,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     Under ``torchrun`` the processes share the seeds; the same command without it then gives the verdicts over all.
     """
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.reproduce", description=main.__doc__)
+    parser = Parser(prog="python -m thinkback_utils.reproduce", description=main.__doc__)
     add_config_arguments(parser)
     parser.add_argument("--seeds", nargs="+", type=int, help="one network for each (default: that of --seed)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder that is filled")
@@ -110,7 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
     config = config_from(options)
     network, path = f"wrn{config.depth}-{config.width}-cifar10", options.results / "table1.json"
     sets = available_sets() if options.sets is None else options.sets
-    seeds, (rank, world), device = options.seeds or [config.seed], place(), str(device_of(options.device))
+    seeds = list(dict.fromkeys(options.seeds or [config.seed]))  # two processes must not make one network
+    (rank, world), device = place(), str(process_device(options.device))
     for seed in seeds[rank::world]:  # under torchrun the processes share the seeds, one GPU each
         options.seed, folder = seed, options.results / network / f"seed{seed}"
         scored = run(config_from(options, folder), folder, sets, device)
@@ -127,4 +137,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

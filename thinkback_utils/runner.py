@@ -5,14 +5,16 @@
     python -m thinkback_utils.runner --force                                                 also what is unchanged
     python -m thinkback_utils.runner run notebooks/08_five_datasets.ipynb -o out.ipynb -p prevalence 0.5
 
-papermill alone runs the defaults when a name is misspelt or the tag is missing: here both are errors. An
-unchanged chapter is not executed again: :func:`refresh` knows what its executed copy was made of.
+papermill alone runs the defaults when a name is misspelt or the tag is missing, and is content when a cell leaves
+the others unrun: here all three are errors. An unchanged chapter is not executed again: :func:`refresh` knows what its
+executed copy was made of. One process at a time works in ``_build/``.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import hashlib
 import os
 import posixpath
@@ -21,7 +23,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
@@ -30,8 +33,9 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
-from jupyter_client.kernelspec import KernelSpecManager
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from filelock import FileLock, Timeout
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
 
 from .files import sha256
@@ -39,8 +43,10 @@ from .pages import demo
 from .pages.slim import slim
 
 COMMON = ("profile", "seed", "device", "data_dir", "results_dir")  # a chapter may leave these undeclared
+TIMEOUT = "cell_timeout"  # of a profile: seconds, for the runner; no chapter's parameter
 KERNEL = {"kernel_name": "python3", "language": "python"}
 PACKAGE = Path(__file__).parent
+READ_AS_TEXT = (".bib", ".css", ".js", ".md")  # of the book's sources
 SCALARS: dict[str, tuple[type, ...]] = {"bool": (bool,), "int": (int,), "float": (int, float), "str": (str,)}
 
 
@@ -58,11 +64,41 @@ def tagged(cell: Any, tag: str) -> bool:
     return tag in cell.metadata.get("tags", [])
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def read(path: Path) -> Any:
-    """The notebook of that file."""
+    """The notebook of that file, which must be a valid one."""
     if not path.is_file():
         raise BookError(f"thinkback: there is no {path}")
-    return nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    try:
+        notebook = nbformat.convert(nbformat.reader.reads(path.read_text(encoding="utf-8")), 4)  # type: ignore[no-untyped-call]
+        nbformat.validate(notebook)
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:  # nbformat raises each
+        why = one_line(error.__cause__ or error)
+        raise BookError(f"thinkback: {path} is no notebook: {why:.200}; restore it, or end its merge") from error
+    return notebook
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The mapping that a YAML file holds; an empty file holds an empty one."""
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except (ValueError, yaml.YAMLError) as error:  # a date that no calendar has is a ValueError
+        why = one_line(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            why = f"line {error.problem_mark.line + 1}: {error.problem}"
+        raise BookError(f"thinkback: {path} cannot be read as YAML: {why}; mend it, or end its merge") from error
+    return as_mapping(content, str(path))
+
+
+def as_mapping(content: Any, place: str) -> dict[Any, Any]:
+    """What was read at some place of a YAML file, if it is a mapping; nothing is an empty one."""
+    if not isinstance(content, dict | None):
+        raise BookError(f"thinkback: {place} holds {content!r:.80}; it needs lines of the form 'name: value'")
+    return content or {}
 
 
 def fits(value: object, hint: ast.expr) -> bool:
@@ -85,14 +121,18 @@ def declared(path: Path) -> dict[str, ast.expr]:
     cells = [cell for cell in notebook.cells if tagged(cell, "parameters")]
     if len(cells) != 1 or cells[0].cell_type != "code":
         raise BookError(f"thinkback: {path} has {len(cells)} cells tagged 'parameters'; it needs exactly one code cell")
+    try:
+        lines = ast.parse(cells[0].source).body
+    except (SyntaxError, ValueError) as error:  # a null character is a ValueError
+        raise BookError(f"thinkback: {path}: the cell tagged 'parameters' is no Python: {one_line(error)}") from error
     hints: dict[str, ast.expr] = {}
-    for line in ast.parse(cells[0].source).body:
+    for line in lines:
         if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value):
             raise BookError(f"thinkback: {path}: parameters are 'name: type = literal', not {ast.unparse(line)!r}")
         try:
             default = ast.literal_eval(line.value)
-        except ValueError:
-            raise BookError(f"thinkback: {path}: the default in {ast.unparse(line)!r} is no literal") from None
+        except (ValueError, TypeError) as error:  # a list as a key is a TypeError
+            raise BookError(f"thinkback: {path}: the default in {ast.unparse(line)!r} is no literal") from error
         if not fits(default, line.annotation):
             raise BookError(f"thinkback: {path}: the default in {ast.unparse(line)!r} is of another type")
         hints[line.target.id] = line.annotation
@@ -122,21 +162,37 @@ def choose(path: Path, common: Mapping[str, Any], section: Mapping[str, Any], te
 
 
 def load_profile(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The common parameters of a profile file, and those of single chapters by slug."""
+    """The common parameters of a profile file with its ``cell_timeout``, and those of single chapters by slug."""
     if not path.is_file():
         raise BookError(f"thinkback: there is no {path}; there are {sorted(p.stem for p in path.parent.glob('*.yml'))}")
-    common = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    sections = common.pop("notebooks", None) or {}
-    for name in set(common) - set(COMMON):
-        raise BookError(f"thinkback: {path}: {name!r} is not one of {', '.join(COMMON)}: put it under notebooks: slug:")
-    return common, {name: section or {} for name, section in sections.items()}
+    common = read_yaml(path)
+    sections = as_mapping(common.pop("notebooks", None), f"{path}: notebooks")
+    for name in set(common) - {*COMMON, TIMEOUT}:
+        known = ", ".join((*COMMON, TIMEOUT))
+        raise BookError(f"thinkback: {path}: {name!r} is not one of {known}: put it under notebooks: slug:")
+    seconds = common.get(TIMEOUT, 1)
+    if type(seconds) is not int or seconds < 1:
+        raise BookError(f"thinkback: {path}: {TIMEOUT}={seconds!r}; a cell may take whole seconds, from 1 on")
+    return common, {name: as_mapping(part, f"{path}: notebooks: {name}") for name, part in sections.items()}
+
+
+def listed(contents: Any) -> Iterator[str]:
+    """Names that a part of ``_toc.yml`` gives as ``root`` or ``file``, in its order."""
+    if isinstance(contents, dict):
+        for key, value in contents.items():
+            yield from [str(value)] if key in ("root", "file") else listed(value)
+    elif isinstance(contents, list):
+        for part in contents:
+            yield from listed(part)
 
 
 def pages(root: Path) -> list[Path]:
     """Source files of the book, relative to its root, in the order of ``_toc.yml``."""
     if not (root / "_toc.yml").is_file():
         raise BookError(f"thinkback: no _toc.yml in {root.resolve()}; run this from the root of the repository")
-    names = re.findall(r"^[\s-]*(?:root|file):\s*(\S+)", (root / "_toc.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    names = list(listed(read_yaml(root / "_toc.yml")))
+    if not names:
+        raise BookError("thinkback: _toc.yml lists no page: it needs 'root: NAME', and 'file: NAME' for each other")
     files = {name: [Path(name + end) for end in (".ipynb", ".md") if (root / (name + end)).is_file()] for name in names}
     for name in (name for name, found in files.items() if len(found) != 1):
         raise BookError(f"thinkback: _toc.yml lists {name}, which exists {len(files[name])} times (.ipynb, .md)")
@@ -147,27 +203,83 @@ def use_own_kernel() -> None:
     """Make ``python3`` the kernel of this interpreter, also where another one is installed for the user."""
     folders = (os.path.join(sys.prefix, "share", "jupyter"), os.environ.get("JUPYTER_PATH"))
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, folders))
-    command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    try:
+        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel as error:
+        raise BookError(f"thinkback: there is no kernel 'python3'; install ipykernel for {sys.executable}") from error
     if not (re.fullmatch(r"python[\d.]*", command) or Path(command).resolve() == Path(sys.executable).resolve()):
         raise BookError(f"thinkback: the kernel 'python3' starts {command}; install ipykernel for {sys.executable}")
 
 
-def run(path: Path, output: Path, values: Mapping[str, Any]) -> None:
-    """Execute one notebook with these parameters, in its own folder; the partial copy stays when a cell raises."""
+def run(path: Path, output: Path, values: Mapping[str, Any], timeout: int | None = None) -> None:
+    """Execute one notebook with these parameters, in its own folder; the partial copy stays when a cell fails.
+
+    Args:
+        path: of the notebook.
+        output: where its executed copy goes.
+        values: parameters to inject.
+        timeout: seconds that a cell may take; None: any number.
+
+    Raises:
+        BookError: if a cell raises, stops the kernel or takes longer, or if any code cell did not run.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
+    source, reached = read(path), [0]
+
+    def name(index: int) -> str:
+        """Of a cell of the copy, which may hold one more than the source: the injected parameters."""
+        number = index - (bool(values) and any(tagged(cell, "parameters") for cell in source.cells[:index]))
+        return f"cell {number + 1} (id {source.cells[number].get('id')})"
+
+    def failed(index: int, what: str) -> BookError:
+        return BookError(f"thinkback: {path}, {name(index)}: {what}; partial copy: {output}")
+
+    def started_cell(cell_index: int, **_: Any) -> None:
+        reached.append(cell_index)
+
+    def executed_cell(cell_index: int, execute_reply: Mapping[str, Any], **_: Any) -> None:
+        if any(sent.get("source") == "ask_exit" for sent in execute_reply["content"].get("payload", [])):
+            raise failed(cell_index, "exit() or quit() stops the kernel")  # which lives on for a moment
+
+    hooks = {"on_cell_start": started_cell, "on_cell_executed": executed_cell}
     try:
-        papermill.execute_notebook(path, output, dict(values), cwd=path.parent, **KERNEL)
+        done = papermill.execute_notebook(
+            path, output, dict(values), cwd=path.parent, execution_timeout=timeout, **KERNEL, **hooks
+        )
     except PapermillExecutionError as error:
         print(error, file=sys.stderr)
-        cells = read(path).cells
-        after = any(tagged(cell, "parameters") for cell in cells[: error.cell_index]) and bool(values)
-        number = error.cell_index - after  # papermill put the injected cell in between
-        message = f"{error.ename}: {str(error.evalue).partition(os.linesep)[0]}; partial copy: {output}"
-        raise BookError(f"thinkback: {path}, cell {number + 1} (id {cells[number].get('id')}): {message}") from None
-    except (DeadKernelError, CellTimeoutError) as error:
-        raise BookError(f"thinkback: {path}: {error}; partial copy: {output}") from None
+        raise failed(error.cell_index, first_line(error)) from error
+    except CellTimeoutError as error:
+        said = " ".join(str(error).splitlines()[:2])  # the cell itself follows
+        raise failed(reached[-1], f"{said} The {TIMEOUT} of the profile is {timeout}") from error
+    except RuntimeError as error:  # how nbclient says that the kernel died or did not start
+        raise failed(reached[-1], f"the kernel stopped: {one_line(error)}") from error
+    for index in unrun(done):
+        raise failed(index, "it did not run" + "".join(f": {said} in {name(i)}" for i, said in errors(done)))
+    for index, said in errors(done):  # SystemExit: papermill raises for all others
+        raise failed(index, f"{said} ended it early")
     print(f"{path.name}: {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def unrun(executed: Any) -> Iterator[int]:
+    """Indices of the cells of an executed copy that hold code and did not run."""
+    for index, cell in enumerate(executed.cells):
+        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
+            yield index
+
+
+def first_line(error: Any) -> str:
+    """What a cell's error says, as far as its first line break."""
+    return f"{error.ename}: {error.evalue}".splitlines()[0].rstrip(": ")
+
+
+def errors(executed: Any) -> Iterator[tuple[int, str]]:
+    """Indices of the cells of an executed copy that ended with an error, and the errors' first lines."""
+    for index, cell in enumerate(executed.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                yield index, first_line(output)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -182,7 +294,14 @@ def surroundings() -> list[Any]:
     return [contents(PACKAGE), sys.version, installed, os.environ.get("THINKBACK_DATA")]
 
 
-def refresh(path: Path, output: Path, values: Mapping[str, Any], around: list[Any], force: bool = False) -> None:
+def refresh(
+    path: Path,
+    output: Path,
+    values: Mapping[str, Any],
+    around: list[Any],
+    timeout: int | None = None,
+    force: bool = False,
+) -> None:
     """:func:`run`, unless the copy was made of this very code, parameters, results and surroundings."""
     results = contents(path.parent / values.get("results_dir", "../results"))
     code = [(cell.source, cell.metadata.get("tags")) for cell in read(path).cells if cell.cell_type == "code"]
@@ -190,13 +309,13 @@ def refresh(path: Path, output: Path, values: Mapping[str, Any], around: list[An
     others = sorted({*names} - {PACKAGE.name})  # which is part of the surroundings
     beside = [contents(path.parent.parent / name) for name in others]  # benchmarks/, if it is imported
     made_of = [code, sorted(values.items()), results, beside, around]
-    renew(path.name, output, made_of, lambda: run(path, output, values), force)
+    renew(path.name, output, made_of, lambda: run(path, output, values, timeout), force)
 
 
 def renew(name: str, product: Path, made_of: list[Any], make: Callable[[], None], force: bool = False) -> None:
     """Make the product, unless the one that is there was made of the very same; a hash beside it says of what."""
     recipe, now = product.with_suffix(".sha256"), hashlib.sha256(repr(made_of).encode()).hexdigest()
-    if not force and product.exists() and recipe.is_file() and recipe.read_text(encoding="utf-8") == now:
+    if not force and product.exists() and recipe.is_file() and recipe.read_bytes() == now.encode():
         print(f"{name}: unchanged", flush=True)
         return
     recipe.unlink(missing_ok=True)  # what fails leaves a partial copy
@@ -204,10 +323,10 @@ def renew(name: str, product: Path, made_of: list[Any], make: Callable[[], None]
     recipe.write_text(now, encoding="utf-8")
 
 
-def execute(
-    root: Path, build: Path, profile: str, only: Sequence[str], texts: Mapping[str, str], force: bool = False
-) -> None:
-    """Execute changed chapters in reading order into ``executed/``, after all parameters of all were checked."""
+def plan(
+    root: Path, profile: str, only: Sequence[str], texts: Mapping[str, str]
+) -> tuple[dict[Path, dict[str, Any]], int | None]:
+    """Parameters of the chosen chapters in reading order, and the seconds a cell may take, once all were checked."""
     chapters = {slug(page): root / page for page in pages(root) if page.suffix == ".ipynb"}
     common, sections = load_profile(root / "profiles" / f"{profile}.yml")
     chosen = [slug(name) for name in only] or list(chapters)
@@ -220,10 +339,33 @@ def execute(
     for name, path in chapters.items():
         mine = {text: value for text, value in texts.items() if text in hints[name]}
         values[name] = choose(path, common, sections.get(name, {}), mine)
+    return {chapters[name]: values[name] for name in chosen}, common.get(TIMEOUT)
+
+
+def execute(
+    build: Path, chapters: Mapping[Path, Mapping[str, Any]], timeout: int | None = None, force: bool = False
+) -> None:
+    """Execute those of the planned chapters that changed into ``executed/``, in their order."""
     use_own_kernel()
     around = surroundings()
-    for name in chosen:
-        refresh(chapters[name], build / "executed" / chapters[name].name, values[name], around, force)
+    for path, values in chapters.items():
+        refresh(path, build / "executed" / path.name, values, around, timeout, force)
+
+
+@contextmanager
+def alone(build: Path) -> Iterator[None]:
+    """Have a folder of built files to oneself; where another process builds in it, wait for its end, and say so."""
+    build.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(build / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"thinkback: another process builds in {build}; waiting for its end", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def scrub(notebook: Any) -> Any:
@@ -251,7 +393,7 @@ def rendered(notebook: Any, executed: Any) -> Any:
     given = [cell for cell in ran if tagged(cell, "injected-parameters")]
     own = [cell for cell in ran if not tagged(cell, "injected-parameters")]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    partial = any(cell.source and cell.execution_count is None for cell in own)
+    partial = [*unrun(executed), *errors(executed)]
     if partial or [cell.source for cell in own] != [cell.source for cell in code]:
         return None
     for cell, done in zip(code, own, strict=True):
@@ -265,7 +407,13 @@ def rendered(notebook: Any, executed: Any) -> Any:
 def stage(root: Path, build: Path) -> None:
     """Copy the sources of the book into ``src/``, with executed, scrubbed notebooks in place of the stripped ones."""
     src = build / "src"
-    shutil.rmtree(src, ignore_errors=True)
+    clear(src)
+    read_yaml(root / "_config.yml")
+    for source in (path for path in (root / "book").rglob("*") if path.suffix in READ_AS_TEXT):
+        try:
+            source.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BookError(f"thinkback: {source} is not in UTF-8: {error}; save it so") from error
     shutil.copytree(root / "book", src / "book", ignore=shutil.ignore_patterns(".*"))
     for part in (root / "results").glob("*.md"):  # what pages of prose include
         (src / "results").mkdir(exist_ok=True)
@@ -273,6 +421,9 @@ def stage(root: Path, build: Path) -> None:
     if (root / "results" / "gallery").is_dir():
         shutil.copytree(root / "results" / "gallery", src / "book" / "_static" / "gallery")
     if (root / "book" / "demo.md").is_file():
+        if not (root / "results" / demo.RUN).is_dir():
+            missing = root / "results" / demo.RUN
+            raise BookError(f"thinkback: there is no {missing}, of which the demo is made; restore it, as git does")
         made_of = [contents(root / "results"), *surroundings()]
         renew("demo", build / "demo", made_of, lambda: demo.assets(build / "demo", root))
         shutil.copytree(build / "demo", src, dirs_exist_ok=True)
@@ -281,10 +432,19 @@ def stage(root: Path, build: Path) -> None:
         if page.suffix != ".ipynb":
             shutil.copyfile(root / page, src / page)
             continue
-        done = rendered(read(root / page), read(build / "executed" / page.name))
+        declared(root / page)
+        copy = build / "executed" / page.name
+        whole = copy.is_file() and copy.with_suffix(".sha256").is_file()
+        done = rendered(read(root / page), read(copy)) if whole else None
         if done is None:
             raise BookError(f"thinkback: {page} changed or failed since its execution: repeat it, --only {slug(page)}")
         nbformat.write(scrub(done), src / page)  # type: ignore[no-untyped-call]
+
+
+def clear(folder: Path) -> None:
+    """Remove a folder if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def front_page(html: Path, first: str) -> None:
@@ -355,7 +515,7 @@ def make(root: Path, build: Path) -> Path:
     stage(root, build)
     html = build / "html"
     for old in (html, build / ".doctrees"):  # neither pages nor forgotten warnings of an earlier build
-        shutil.rmtree(old, ignore_errors=True)
+        clear(old)
     book = ["build", str(build / "src"), "--path-output", str(build.parent), "-W", "-n", "--keep-going", "-q"]
     if subprocess.run([sys.executable, "-c", "from jupyter_book.cli.main import main; main()", *book]).returncode:
         raise BookError("thinkback: the book did not build without warnings; they are printed above")
@@ -387,13 +547,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             profile = load_profile(Path("profiles", f"{options.profile}.yml")) if options.profile else ({}, {})
             values = choose(options.notebook, profile[0], profile[1].get(slug(options.notebook), {}), texts)
             use_own_kernel()
-            run(options.notebook, options.output, values)
-        if options.action in ("all", "execute"):
-            execute(root, build, options.profile or "smoke", options.only, texts, options.force)
-        if options.action in ("all", "build"):
-            print(f"{make(root, build).resolve()}: ready in {time.perf_counter() - started:.0f} s")
-    except BookError as error:
-        print(error, file=sys.stderr)
+            run(options.notebook, options.output, values, profile[0].get(TIMEOUT))
+            return 0
+        if options.action != "build":
+            planned = plan(root, options.profile or "smoke", options.only, texts)
+        with alone(build):
+            if options.action != "build":
+                execute(build, *planned, options.force)
+            if options.action != "execute":
+                print(f"{make(root, build).resolve()}: ready in {time.perf_counter() - started:.0f} s")
+    except (OSError, ValueError) as error:
+        said = one_line(error)
+        if isinstance(error, ValueError) and not said.startswith("thinkback: "):
+            raise  # no message of this package: a fault to be seen whole
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            said += f"; {build} must be writable and have room"
+        print(said if said.startswith("thinkback: ") else f"thinkback: {said}", file=sys.stderr)
         return 1
     return 0
 

@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
-import argparse
+import math
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from .detector import OODDetector
+from torch import Tensor
+
+from .commands import Parser, run_main
+from .detector import OODDetector, Verdicts
+from .devices import process_device
 from .files import sha256
-from .fit import add_arguments, device_of
-from .shards import BLOCK, block_file, blocks, load_model, loader, open_sources, place, read_blocks, start, write_block
+from .fit import add_arguments, named
+from .shards import (
+    BLOCK,
+    block_done,
+    blocks,
+    load_model,
+    open_sources,
+    place,
+    read_blocks,
+    score_samples,
+    start,
+    write_block,
+)
+
+SKIPPED = Verdicts(math.nan, -1, math.nan, False)._asdict()  # type: ignore[arg-type]  # of images that cannot be read
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the scores of all images block by block; blocks that are there already stay as they are."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.score", description=main.__doc__)
+    """Write scores, predicted classes and, once calibrated, p-values and verdicts of all images, block by block.
+
+    Blocks that are there already stay as they are.
+    """
+    parser = Parser(prog="python -m thinkback_utils.score", description=main.__doc__)
     add_arguments(parser)
-    parser.add_argument("--detector", type=Path, required=True, help="file that thinkback_utils.fit wrote")
+    parser.add_argument("--detector", type=Path, required=True, help="file that fit or calibrate wrote")
     parser.add_argument("--block", type=int, default=BLOCK, help="images in a file of scores")
     parser.add_argument("--out", type=Path, required=True, help="folder of the scores")
     given = parser.parse_args(arguments)
     rank, world = place()
-    dataset = open_sources(given.sources, given.side)
-    detector = OODDetector.load(given.detector, load_model(given.model).to(device_of(given.device)))
-    total: int = len(dataset)  # type: ignore[arg-type]
-    job = {"samples": total, "block": given.block, "sources": list(map(str, given.sources)), "model": given.model}
+    dataset = open_sources(given.sources, given.side, given.skip_broken)
+    detector = OODDetector.load(given.detector, load_model(given.model).to(process_device(given.device)))
+    absent = {"p_value", "rejected"} if detector.calibration is None else set()
+    blank = {name: value for name, value in SKIPPED.items() if name not in absent}
+    job = {"samples": len(dataset), "block": given.block, "sources": dataset.known_by(), "model": given.model}
+    mine = blocks(len(dataset), rank, world, given.block)
     start(given.out, job | {"detector_sha256": sha256(given.detector), "side": given.side})
-    for number, indices in blocks(total, rank, world, given.block):
-        if not block_file(given.out, number).exists():
-            score = detector.score(loader(dataset, indices, given.batch_size, given.workers))
-            write_block(given.out, number, {"score": score})
+
+    def assessed(batches: Iterable[Tensor]) -> dict[str, Tensor]:
+        return {name: values for name, values in detector.assess(batches)._asdict().items() if values is not None}
+
+    for number, indices in mine:
+        if not block_done(given.out, number):
+            options = {"batch_size": given.batch_size, "workers": given.workers}
+            write_block(given.out, number, score_samples(assessed, dataset, indices, blank, **options))
             print(f"block {number}: {len(indices)} images", flush=True)
     if world == 1:
-        print(f"scored {len(read_blocks(given.out)['score']):,} images into {given.out}")
+        found = read_blocks(given.out)
+        alarms = f", {int(found['rejected'].sum()):,} of them called OOD" if "rejected" in found else ""
+        skipped = found["score"].isnan().nonzero().flatten().tolist()
+        print(f"scored {len(found['score']):,} images into {given.out}{alarms}{named(dataset, skipped)}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

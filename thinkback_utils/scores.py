@@ -365,9 +365,14 @@ def inverse_root(matrix: Tensor | NDArray[np.floating], damping: float = 0.0) ->
     if not 0 <= damping < float("inf"):
         raise ValueError(f"thinkback: damping must be finite and not negative, got {damping}")
     values, vectors = torch.linalg.eigh(M)  # ascending
-    if values[-1] <= 0 or values[0] < -1e-9 * values[-1]:
+    if not bool(M.any()):
         raise ValueError(
-            "thinkback: matrix must be positive semi-definite and not zero, got eigenvalues from "
+            "thinkback: matrix is zero: no sample causes a gradient where the network is certain of all of them, "
+            "or all features are 0; raise the temperature, or fit on other data"
+        )
+    if values[0] < -1e-9 * values[-1]:
+        raise ValueError(
+            "thinkback: matrix must be positive semi-definite, got eigenvalues from "
             f"{values[0].item():.3g} to {values[-1].item():.3g}; was it summed in float64?"
         )
     values = values.where(values > 1e-12 * values[-1], 0.0) + damping * M.diagonal().mean()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,21 +16,36 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .commands import Parser, run_main
 from .data import ImageSet, load
+from .devices import process_device
 from .features import extract
 from .files import read_json, replacing, write_json
-from .models import WideResNet
+from .models import WideResNet, last_line, read_tensors
+from .passes import evaluating
 from .provenance import describe
 
 Anneal = Literal["cosine", "linear"]
 Flip = Literal["random", "alternating", "off"]
 Amp = Literal["auto", "off"]
 CHOICES = {"anneal": get_args(Anneal), "flip": get_args(Flip), "amp": get_args(Amp)}
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # in words, and the test of a number of the field's kind
+    "depth": ("must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40)", lambda value: value >= 10 and value % 6 == 4),
+    "width": ("must be positive", lambda value: value > 0),
+    "dropout": ("is a probability in [0, 1)", lambda value: 0 <= value < 1),
+    "epochs": ("must be positive", lambda value: value > 0),
+    "batch_size": ("must be positive", lambda value: value > 0),
+    "peak_lr": ("must be positive and finite", lambda value: 0 < value < math.inf),
+    "warmup": ("is a fraction in [0, 1)", lambda value: 0 <= value < 1),
+    "momentum": ("is a fraction in [0, 1)", lambda value: 0 <= value < 1),
+    "weight_decay": ("must be finite and not negative", lambda value: 0 <= value < math.inf),
+    "seed": ("must be in [0, 2**46)", lambda value: 0 <= value < 2**46),  # times 100,003 is still an int64
+}
+pick_device = process_device  # the name that other modules know
 
 
 @dataclass(frozen=True)
@@ -56,11 +73,12 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "peak_lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"thinkback: TrainConfig.{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"thinkback: TrainConfig.warmup is a fraction in [0, 1), got {self.warmup}")
+        for name in RANGES:
+            _check_number(name, getattr(self, name))
+        for name in ("resolutions", "restarts"):
+            _check_stages(name, getattr(self, name))
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"thinkback: TrainConfig.compile is True or False, got {self.compile!r}")
         starts = [first for first, _ in self.resolutions]
         if not starts or starts[0] != 0 or starts != sorted(starts) or starts[-1] >= self.epochs:
             raise ValueError(
@@ -68,7 +86,7 @@ class TrainConfig:
                 f"got {self.resolutions}"
             )
         cycles = [0, *(first for first, _ in self.restarts), self.epochs - 1]
-        if cycles != sorted(cycles) or any(peak <= 0 for _, peak in self.restarts):
+        if cycles != sorted(cycles) or not all(0 < peak < math.inf for _, peak in self.restarts):
             raise ValueError(
                 f"thinkback: TrainConfig.restarts must rise from epoch 0, end before epoch {self.epochs}, and have "
                 f"positive peaks, got {self.restarts}"
@@ -80,6 +98,7 @@ class TrainConfig:
     def override(self, **fields: Any) -> TrainConfig:
         """The same recipe with other fields; another number of epochs stretches its stages and cycles."""
         if "epochs" in fields:
+            _check_number("epochs", fields["epochs"])
             stretch, last = fields["epochs"] / self.epochs, fields["epochs"] - 1
             for name in ("resolutions", "restarts"):
                 stretched = tuple((min(round(first * stretch), last), value) for first, value in getattr(self, name))
@@ -101,6 +120,28 @@ class TrainConfig:
             return peak * (step + 1) / climb
         left = (total - step) / (total - climb)
         return peak * (left if self.anneal == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+
+def _check_number(name: str, value: object) -> None:
+    whole = isinstance(getattr(TrainConfig, name), int)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        kind = "a whole number (int)" if whole else "a number (float)"
+        raise ValueError(f"thinkback: TrainConfig.{name} is {kind}, got {value!r}")
+    words, inside = RANGES[name]
+    if not inside(value):
+        raise ValueError(f"thinkback: TrainConfig.{name} {words}, got {value!r}")
+
+
+def _check_stages(name: str, stages: object) -> None:
+    """Pairs of a first epoch and a side in pixels, or a rate; what values they may have is checked together."""
+    kind: Any = int if name == "resolutions" else int | float
+    words = "(first epoch, image side)" if name == "resolutions" else "(first epoch, peak rate)"
+    paired = isinstance(stages, tuple | list) and all(
+        isinstance(stage, tuple | list) and len(stage) == 2 and isinstance(stage[0], int) and isinstance(stage[1], kind)
+        for stage in stages
+    )
+    if not paired or (name == "resolutions" and any(side < 0 for _, side in stages)):  # type: ignore[attr-defined]
+        raise ValueError(f"thinkback: TrainConfig.{name} is a tuple of pairs {words}, no side negative; got {stages!r}")
 
 
 RECIPES: dict[str, TrainConfig] = {
@@ -165,25 +206,24 @@ def fit(
         stop_after: leave after so many epochs, with the schedule of the whole run; to be continued from the checkpoint.
 
     Raises:
-        ValueError: if the set has no labels, or the checkpoint belongs to another recipe.
+        ValueError: if images or labels are not what they must be; if there is a label that the model has no logit for;
+            or if the checkpoint is damaged, or belongs to another recipe, network, or set of images and labels.
         FloatingPointError: if the loss is no longer finite.
     """
-    if data.labels is None:
-        raise ValueError(f"thinkback: training needs labels and the set {data.name!r} has none")
-    device = pick_device(device)
-    model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.peak_lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
+    labels = checked_labels(data)
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"thinkback: stop_after is a number of epochs from 1 on, got {stop_after}")
+    device = process_device(device)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _check_classes(model, data, device)
+    model.train()
+    optimizer = _optimizer(model, config)
     history, path = History([], [], []), Path(checkpoint) if checkpoint else None
+    digest = _digest(data.images, labels) if path else ""
     if path and path.exists():
-        history = _load_checkpoint(path, model, optimizer, config)
+        history = _load_checkpoint(path, model, optimizer, config, digest)
     forward = torch.compile(model) if config.compile else model
-    labels, images, side = data.labels.to(device), data.images, -1
+    labels, images, side = labels.to(device), data.images, -1
     steps = math.ceil(len(labels) / config.batch_size)
     scaler = torch.amp.GradScaler(device.type, enabled=_amp_dtype(config, device) == torch.float16)
     bar = tqdm(total=config.epochs * steps, initial=len(history.loss) * steps, disable=not progress, mininterval=5.0)
@@ -194,15 +234,72 @@ def fit(
         batches = augmented_batches(images, labels, config, epoch)
         _epoch(forward, optimizer, scaler, batches, config, epoch, steps, history, bar)
         if path:
-            _save_checkpoint(path, model, optimizer, config, history)
+            _save_checkpoint(path, model, optimizer, config, history, digest)
     bar.close()
     model.eval()
     return history
 
 
-def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """That device, or the GPU when there is one, or the CPU."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.peak_lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+    )
+
+
+def checked_labels(data: ImageSet) -> Tensor:
+    """The labels of a set that can be trained on, int64 (N,).
+
+    Raises:
+        ValueError: naming what is wrong with the images or the labels.
+    """
+    images, labels = data.images, data.labels
+    where = f"the set {data.name!r}"
+    if labels is None:
+        raise ValueError(f"thinkback: training needs labels and {where} has none")
+    for name, values in (("images", images), ("labels", labels)):
+        if not isinstance(values, Tensor):
+            raise ValueError(f"thinkback: {name} of {where} must be a torch tensor, got {type(values).__name__}")
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
+        raise ValueError(
+            f"thinkback: training needs square images, uint8 (N, C, H, H), and {where} has {images.dtype} "
+            f"{tuple(images.shape)}"
+        )
+    if not images.numel():
+        raise ValueError(f"thinkback: {where} has no image to train on, its shape is {tuple(images.shape)}")
+    if labels.shape != images.shape[:1] or labels.dtype.is_floating_point or labels.dtype.is_complex:
+        raise ValueError(
+            f"thinkback: labels of {where} must be integers of shape ({len(images)},), one for each image, got "
+            f"{labels.dtype} {tuple(labels.shape)}"
+        )
+    if int(labels.min()) < 0:
+        raise ValueError(f"thinkback: labels of {where} must not be negative, got {int(labels.min())}")
+    return labels.long()
+
+
+@torch.no_grad()
+def _check_classes(model: nn.Module, data: ImageSet, device: torch.device) -> None:
+    with evaluating(model):
+        logits = model(data.images[:1].to(device).float().div_(255))
+    if logits.ndim != 2 or len(logits) != 1:
+        raise ValueError(f"thinkback: the model gives {tuple(logits.shape)} for one image, training needs (1, K)")
+    top = int(data.labels.max())  # type: ignore[union-attr]
+    if top >= logits.shape[1]:
+        raise ValueError(
+            f"thinkback: the set {data.name!r} has label {top}, and the model has logits for labels 0 to "
+            f"{logits.shape[1] - 1} only"
+        )
+
+
+def _digest(images: Tensor, labels: Tensor) -> str:
+    """SHA-256 of the images and labels of a training set, and of their shapes."""
+    found = hashlib.sha256(str(tuple(images.shape)).encode())
+    for tensor in (images, labels):
+        found.update(tensor.cpu().contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def _epoch(
@@ -217,7 +314,8 @@ def _epoch(
     bar: tqdm[Any],
 ) -> None:
     device, start, seen = optimizer.param_groups[0]["params"][0].device, time.perf_counter(), 0
-    sums, dtype = torch.zeros(2, dtype=torch.float64, device=device), _amp_dtype(config, device)  # loss, correct
+    home = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    sums, dtype = torch.zeros(2, dtype=torch.float64, device=home), _amp_dtype(config, device)  # loss, correct
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed * 100_003 + epoch)  # dropout
         for step, (x, y) in enumerate(batches):
@@ -230,7 +328,7 @@ def _epoch(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            sums += torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()]).double()
+            sums += torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()]).to(home).double()
             seen += len(y)
             bar.update()
             if step % 20 == 0 or step == steps - 1:
@@ -293,25 +391,41 @@ def accuracy(model: nn.Module, data: ImageSet) -> float:
 
 
 def _save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: TrainConfig, history: History
+    path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: TrainConfig, history: History, digest: str
 ) -> None:
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
-    metadata = {"config": json.dumps(asdict(config)), "history": json.dumps(asdict(history))}
+        if (held := optimizer.state[parameter].get("momentum_buffer")) is not None:  # none without momentum
+            tensors[f"momentum.{name}"] = held.contiguous()
+    metadata = {"config": json.dumps(asdict(config)), "history": json.dumps(asdict(history)), "data_sha256": digest}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 
-def _load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: TrainConfig) -> History:
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    _same_recipe(json.loads(metadata["config"]), config, path)
-    tensors = load_file(path)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter)
-    return History(**json.loads(metadata["history"]))
+def _load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: TrainConfig, digest: str
+) -> History:
+    again = "delete it to start again"
+    tensors, metadata = read_tensors(path, again)
+    try:
+        saved, history = json.loads(metadata["config"]), History(**json.loads(metadata["history"]))
+        epochs = {len(series) for series in (history.loss, history.accuracy, history.seconds)}
+        if len(epochs) != 1 or not isinstance(saved, dict):
+            raise ValueError("its history has columns of different lengths, or its recipe is none")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"thinkback: {path} is no checkpoint of a training ({error}); {again}") from error
+    _same_recipe(saved, config, path)
+    if (held := metadata.get("data_sha256")) != digest:
+        what = "does not say what it was trained on" if held is None else "was trained on other images or labels"
+        raise ValueError(f"thinkback: {path} {what}; give it its own set, choose another folder, or {again}")
+    try:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        for name, parameter in model.named_parameters():
+            if (momentum := tensors.get(f"momentum.{name}")) is not None:
+                optimizer.state[parameter]["momentum_buffer"] = momentum.view(parameter.shape).to(parameter)
+    except RuntimeError as error:
+        raise ValueError(f"thinkback: {path} is of another network ({last_line(error)}); {again}") from error
+    return history
 
 
 def _same_recipe(saved: dict[str, Any], config: TrainConfig, where: Path) -> None:
@@ -337,9 +451,9 @@ def train_network(
     Raises:
         ValueError: if the folder holds a run of another recipe or set.
     """
-    weights, record_path, chosen = folder / "weights.safetensors", folder / "training.json", pick_device(device)
+    weights, record_path, chosen = folder / "weights.safetensors", folder / "training.json", process_device(device)
     name = dataset if isinstance(dataset, str) else dataset.name
-    record = read_json(record_path) if record_path.exists() else describe(chosen) | {"dataset": name}
+    record = _record(record_path) if record_path.exists() else describe(chosen) | {"dataset": name}
     if record["dataset"] != name:
         raise ValueError(f"thinkback: {folder} holds a network of {record['dataset']!r}, not of {name!r}")
     _same_recipe(record.setdefault("config", json.loads(json.dumps(asdict(config)))), config, folder)
@@ -347,14 +461,22 @@ def train_network(
         raise ValueError(f"thinkback: {weights} has no training.json beside it that tells its recipe; move it away")
     if not weights.exists():
         train = load(dataset, "train") if isinstance(dataset, str) else dataset
+        classes = int(checked_labels(train).max()) + 1
         write_json(record_path, record)  # the first start describes the run, resumptions keep it
-        classes = 0 if train.labels is None else int(train.labels.max()) + 1
         torch.manual_seed(config.seed)  # initial weights
         model = WideResNet(config.depth, config.width, classes, config.dropout)
         record["history"] = asdict(fit(model, train, config, folder / "checkpoint.safetensors", chosen, progress))
         write_json(record_path, record)
         model.save(weights)
     return WideResNet.load(weights).to(chosen), record
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What ``training.json`` says."""
+    record: dict[str, Any] = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or "dataset" not in record:
+        raise ValueError(f"thinkback: {path} is no record of a training; fetch it anew, or choose another folder")
+    return record
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -373,9 +495,14 @@ def config_from(options: argparse.Namespace, folder: Path | None = None) -> Trai
     named = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(TrainConfig)}
     fields = {name: value for name, value in named.items() if value is not None}
     if folder and options.recipe is None and (folder / "training.json").exists():
-        saved = read_json(folder / "training.json")["config"]
-        pairs = {name: tuple(map(tuple, saved[name])) for name in ("resolutions", "restarts")}
-        config = TrainConfig(**(saved | pairs))
+        saved = _record(folder / "training.json")["config"]
+        try:
+            pairs = {name: tuple(map(tuple, saved[name])) for name in ("resolutions", "restarts")}
+            config = TrainConfig(**(saved | pairs))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"thinkback: {folder / 'training.json'} holds no recipe of this version ({error}); name one by --recipe"
+            ) from error
     else:
         config = RECIPES[options.recipe or "reference"]
     return config.override(**fields)
@@ -388,16 +515,17 @@ def recipe_name(config: TrainConfig) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train a network: a recipe, any field of it, and the folder that keeps the result."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.train", description=main.__doc__)
+    parser = Parser(prog="python -m thinkback_utils.train", description=main.__doc__)
     add_config_arguments(parser)
     parser.add_argument("--dataset", default="cifar10", help="a set with a train and a test split")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, weights and training record")
     parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
-    model, record = train_network(config_from(options, options.out), options.dataset, options.out, options.device)
+    config, test = config_from(options, options.out), load(options.dataset, "test")  # before hours of training
+    model, record = train_network(config, options.dataset, options.out, options.device)
     minutes = sum(record["history"]["seconds"]) / 60
-    print(f"test accuracy {accuracy(model, load(options.dataset, 'test')):.4f} after {minutes:.1f} minutes")
+    print(f"test accuracy {accuracy(model, test):.4f} after {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

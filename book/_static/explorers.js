@@ -20,14 +20,18 @@
 
   // Controls and readouts
 
-  const { html, svg } = window.thinkback; // of _static/dom.js
+  const { html, svg, fit } = window.thinkback; // of _static/dom.js
 
-  /** A labelled slider over `count` places; `say` puts a place into words. */
-  function slider(title, count, start, say, change) {
+  /** A node over its longest text, unseen: so much room it keeps, and what follows does not move, in any font. */
+  const kept = (node, longest) =>
+    html("span", { class: "tb-kept" }, node, html("span", { class: node.className, "aria-hidden": true }, longest));
+
+  /** A labelled slider over `count` places; `say` puts a place into words, `longest` at most. */
+  function slider(title, count, start, say, change, longest = "") {
     const shown = html("b");
     const input = html("input", { type: "range", min: 0, max: count - 1, value: start, oninput: change });
     return {
-      node: html("label", { class: "tb-slider" }, html("span", {}, `${title} `, shown), input),
+      node: html("label", { class: "tb-slider" }, html("span", {}, `${title} `, kept(shown, longest)), input),
       at: () => input.valueAsNumber,
       move: (place) => (input.value = place),
       among(places) {
@@ -84,6 +88,7 @@
       if (!width) return;
       node.replaceChildren();
       node.setAttribute("aria-label", draw(node, width));
+      fit(node, width);
     };
     const watch = new ResizeObserver(([entry]) => {
       width = Math.round(entry.contentRect.width);
@@ -220,14 +225,15 @@
       AUPR: "at this mix",
     });
     const words = html("p", { class: "tb-words" });
+    const told = ([ood, caught, inside, alarms]) =>
+      `Of 10,000 images ${ood} are OOD, and ${caught} of them are caught; ` +
+      `${inside} are ID, and ${alarms} of them are false alarms.`;
 
     function redraw() {
       const { tpr, fpr, pi, hits, alarms, auroc, aupr } = rates();
       const of = (share) => Math.round(10_000 * share).toLocaleString("en-US");
       numbers.show([tpr, fpr, hits / (hits + alarms), auroc, aupr]);
-      words.textContent =
-        `Of 10,000 images ${of(pi)} are OOD, and ${of(hits)} of them are caught; ` +
-        `${of(1 - pi)} are ID, and ${of(alarms)} of them are false alarms.`;
+      words.textContent = told([pi, hits, 1 - pi, alarms].map(of));
       for (const part of [cut, mix]) part.name();
       for (const part of [above, below]) part.redraw();
     }
@@ -240,7 +246,8 @@
     const cut = slider("Threshold", steps + 1, 0, (i) => plain(place(i).toFixed(2)), redraw);
     const mix = slider("Prevalence", prevalence.length, start, (i) => percent(prevalence[i]), redraw);
     restart();
-    return [choose.node, above.node, cut.node, numbers.node, words, below.node, mix.node];
+    const sentence = kept(words, told(Array(4).fill("10,000")));
+    return [choose.node, above.node, cut.node, numbers.node, sentence, below.node, mix.node];
   }
 
   // Chapter 7: a temperature
@@ -394,11 +401,15 @@
       head.lastElementChild.replaceChildren(svg("svg", { height: 18 }, ...ruler));
 
       const first = sorting.sign > 0 ? "lowest" : "highest";
-      const by = sorting.by < 0 ? "" : `, ${methods[sorting.by].title} ${first} first`;
-      said.textContent = `${title}: ${drawn.length - 1} of ${sets.length} sets${by}.`;
+      said.textContent = told(title, drawn.length - 1, sorting.by < 0 ? "" : methods[sorting.by].title, first);
     }
 
-    const metric = choice("Metric", tables.map(({ title }) => title), redraw);
+    const told = (title, count, by, first) =>
+      `${title}: ${count} of ${sets.length} sets${by && `, ${by} ${first} first`}.`;
+    const longest = (texts) => texts.reduce((a, b) => (b.length > a.length ? b : a));
+
+    const titles = tables.map(({ title }) => title);
+    const metric = choice("Metric", titles, redraw);
     const said = html("output", { class: "tb-words" });
     const key = "● here, with its 95 % interval; ○ in the paper. The name of a method sorts.";
     metric.move(tables.findIndex(({ table }) => table.dataset.metric === "auroc"));
@@ -408,7 +419,7 @@
       boxes("Methods", methods, redraw),
       html("details", {}, html("summary", {}, "Choose sets"), boxes("Sets", sets, redraw)),
       html("p", { class: "tb-words" }, key),
-      said,
+      kept(said, told(longest(titles), sets.length, longest(methods.map(({ title }) => title)), "highest")),
       html("div", { class: "pst-scrollable-table-container" }, ...tables.map(({ table }) => table)),
     ];
   }
@@ -493,16 +504,60 @@
       return `${title} by squared feature norm. ${method().title} raises an alarm on ${counts.join(", ")}.`;
     });
 
-    const picture = html("div", { class: "tb-picture" });
-    const said = html("output", {}, "Point at a mark, tap it, or move the slider.");
-    const rows = methods.map(({ title }) => {
-      const cells = [html("td", {}, "–"), html("td", {}, "–"), html("td", {}, "–", html("small", {}, "–"))];
-      return { cells, node: html("tr", {}, html("th", { scope: "row" }, title), ...cells) };
+    const name = (i) => `${set(i).title}, image ${data.index[i]}`;
+
+    /** What is known of an image, in words and numbers; `write` fills it. */
+    function sheet() {
+      const picture = html("div", { class: "tb-picture" });
+      const said = html("output", {}, "Point at a mark, tap it, or move the slider.");
+      const rows = methods.map(({ title }) => {
+        const cells = [html("td", {}, "–"), html("td", {}, "–"), html("td", {}, "–", html("small", {}, "–"))];
+        return { cells, node: html("tr", {}, html("th", { scope: "row" }, title), ...cells) };
+      });
+      const heads = ["Score", "Value", "Percentile", `At ${level}`].map((head) => html("th", { scope: "col" }, head));
+      const head = html("thead", {}, html("tr", {}, ...heads));
+      const table = html("table", {}, head, html("tbody", {}, ...rows.map((row) => row.node)));
+      const write = (i) => {
+        said.replaceChildren(
+          html("b", {}, name(i)),
+          html("span", {}, `Class: ${data.true[i]}`),
+          html("span", {}, `Answer: ${data.predicted[i]}`),
+          html("span", {}, `‖h‖² = ${short(data.norm2[i])}`),
+          html("span", {}, `‖r‖² = ${short(data.residual2[i])} at T = 5`),
+          html("span", {}, `‖r‖² = ${short(data.residual2_T1[i])} at T = 1`),
+        );
+        methods.forEach(({ scores, percentiles, alarms }, k) => {
+          const [does, called] = verdict(alarms[i], set(i).outlier);
+          const [value, percentile, what] = rows[k].cells;
+          value.textContent = short(scores[i]);
+          percentile.textContent = percentiles[i].toFixed(2);
+          what.replaceChildren(does, html("small", {}, called));
+        });
+      };
+      const node = html("div", { class: "tb-card" }, picture, said, table);
+      return { node, picture, rows, growing: [said, ...rows.map((row) => row.node)], write };
+    }
+
+    const card = sheet();
+
+    /** Keeps the room that the longest text needs, whatever fonts are here, so that no other moves the page. */
+    function reserve() {
+      const trial = sheet();
+      trial.node.classList.add("tb-trial");
+      for (const { node } of trial.rows) node.classList.add("tb-chosen"); // in bold
+      card.node.after(trial.node);
+      const height = (part) => part.getBoundingClientRect().height;
+      const heights = [trial.growing.map(height), ...all.map((i) => (trial.write(i), trial.growing.map(height)))];
+      trial.node.remove();
+      card.growing.forEach((part, k) => part.style.setProperty("--room", `${most(heights.map((each) => each[k]))}px`));
+    }
+
+    let width = 0;
+    const watch = new ResizeObserver(([entry]) => {
+      if (entry.contentRect.width !== width) reserve();
+      width = entry.contentRect.width;
     });
-    const heads = ["Score", "Value", "Percentile", `At ${level}`].map((name) => html("th", { scope: "col" }, name));
-    const head = html("thead", {}, html("tr", {}, ...heads));
-    const table = html("table", {}, head, html("tbody", {}, ...rows.map((row) => row.node)));
-    const card = html("div", { class: "tb-card" }, picture, said, table);
+    watch.observe(card.node);
 
     function point() {
       const at = shown.indexOf(picked);
@@ -518,25 +573,10 @@
       if (i === undefined || i === picked) return;
       picked = i;
       point();
-      const name = `${set(i).title}, image ${data.index[i]}`;
       const tile = { x: data.tile[i] % data.columns, y: Math.floor(data.tile[i] / data.columns) };
-      const seen = { role: "img", "aria-label": `${name}: ${data.true[i]}`, style: `--x: ${tile.x}; --y: ${tile.y}` };
-      picture.replaceChildren(html("span", { class: "tb-tile", ...seen }));
-      said.replaceChildren(
-        html("b", {}, name),
-        html("span", {}, `Class: ${data.true[i]}`),
-        html("span", {}, `Answer: ${data.predicted[i]}`),
-        html("span", {}, `‖h‖² = ${short(data.norm2[i])}`),
-        html("span", {}, `‖r‖² = ${short(data.residual2[i])} at T = 5`),
-        html("span", {}, `‖r‖² = ${short(data.residual2_T1[i])} at T = 1`),
-      );
-      methods.forEach(({ scores, percentiles, alarms }, k) => {
-        const [does, called] = verdict(alarms[i], set(i).outlier);
-        const [value, percentile, what] = rows[k].cells;
-        value.textContent = short(scores[i]);
-        percentile.textContent = percentiles[i].toFixed(2);
-        what.replaceChildren(does, html("small", {}, called));
-      });
+      const seen = { role: "img", "aria-label": `${name(i)}: ${data.true[i]}`, style: `--x: ${tile.x}; --y: ${tile.y}` };
+      card.picture.replaceChildren(html("span", { class: "tb-tile", ...seen }));
+      card.write(i);
       knob.move(shown.indexOf(i));
       knob.name();
     }
@@ -544,7 +584,7 @@
     function redraw() {
       const order = method().scores;
       shown = all.filter((i) => set(i).shown && (!mistakes.shown || wrong(i))).sort((a, b) => order[a] - order[b]);
-      rows.forEach(({ node }, k) => node.classList.toggle("tb-chosen", k === score.at()));
+      card.rows.forEach(({ node }, k) => node.classList.toggle("tb-chosen", k === score.at()));
       plane.redraw();
       knob.among(shown.length);
       knob.move(shown.indexOf(picked));
@@ -561,7 +601,8 @@
     const say = (place) => `${shown.includes(picked) ? place + 1 : "none"} of ${shown.length}`;
     const score = choice("Score", methods.map(({ title }) => title), redraw);
     const up = choice("Vertical axis", heights.map(({ title }) => title), redraw);
-    const knob = slider("Image, in the order of the score:", all.length, 0, say, () => pick(shown[knob.at()]));
+    const count = `none of ${all.length}`;
+    const knob = slider("Image, in the order of the score:", all.length, 0, say, () => pick(shown[knob.at()]), count);
     knob.node.addEventListener("focusin", () => shown.includes(picked) || pick(shown[knob.at()]));
     for (const event of ["pointermove", "pointerdown"]) plane.node.addEventListener(event, nearest);
     score.move(data.start);
@@ -571,7 +612,7 @@
       boxes("Images", [...sets, mistakes], redraw),
       plane.node,
       knob.node,
-      card,
+      card.node,
     ];
   }
 

@@ -135,8 +135,9 @@ def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> s
     return (
         f'```{{raw}} html\n<div class="tb-demo" style="{style}">\n'
         "<noscript><p>With JavaScript, the network runs here. Without it, this is what it says.</p></noscript>\n"
-        f"<details open><summary>What PyTorch says about the pictures</summary>\n<table><thead><tr>{head}</tr></thead>"
-        f"<tbody>\n{chr(10).join(map(_row, pictures))}\n</tbody></table></details>\n"
+        "<details open><summary>What PyTorch says about the pictures</summary>\n"
+        f'<div class="pst-scrollable-table-container"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{chr(10).join(map(_row, pictures))}\n</tbody></table></div></details>\n"
         f'<script type="application/json">{text}</script>\n</div>\n```'
     )
 

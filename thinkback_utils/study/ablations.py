@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import scores
+from ..commands import Parser, run_main
 from ..evaluation import ID_TEST, ID_TRAIN, evenly, load_verified
 from ..features import extract, save_arrays
 from ..files import read_json, write_json
@@ -219,7 +220,7 @@ def load(folder: str | Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, 
 
 def main(arguments: list[str] | None = None) -> None:
     """Score every set of a trained network with the gradients of other layers, resuming where it was killed."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.study.ablations", description=main.__doc__)
+    parser = Parser(prog="python -m thinkback_utils.study.ablations", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the full runs")
     parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network in it")
     parser.add_argument("--seed", type=int, default=0, help="which training run")
@@ -236,4 +237,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

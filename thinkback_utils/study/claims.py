@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import scores
+from ..commands import Parser, run_main
 from ..data import PAPER_SETS
 from ..evaluation import (
     BASELINES,
@@ -235,8 +236,20 @@ def write(results: Path, network: str = "wrn40-2-cifar10", run: str = "seed0") -
 
     The table speaks of all training seeds of the network, and a claim must hold on each; the claims on T and on other
     readings need more than the table and are put to that one run.
+
+    Raises:
+        FileNotFoundError: if the table or the run is not there, naming the command that makes it.
+        ValueError: if the table has no far OOD set of the network.
     """
-    records = [r for r in read_json(results / "table1.json") if r["network"] == network]
+    path = results / "table1.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"thinkback: no table at {path}; fetch the repository's results/ folder, or make one with "
+            "`python -m thinkback_utils.reproduce`"
+        )
+    records = [record for record in read_json(path) if record.get("network") == network]
+    if not any(record["set"] == "mean" for record in records):
+        raise ValueError(f"thinkback: {path} has no far OOD set of network {network!r}, and every claim is about those")
     paper = paper_table()
     folder = results / network / run
     rows = text_claims(records, paper, Bundle.load(folder / "bundle.npz"))
@@ -280,11 +293,11 @@ def as_markdown(rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the verdicts that follow from the results."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.study.claims", description=main.__doc__)
+    parser = Parser(prog="python -m thinkback_utils.study.claims", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder with table1.json and the runs")
     for row in write(parser.parse_args(arguments).results):
         print(f"{row['verdict']}: {row['claim']} ({row['measured']})")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -14,10 +14,10 @@ The rule, fixed before any candidate was scored:
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from .. import data
+from ..commands import Parser, run_main
 from ..data import ImageSet
+from ..devices import process_device
 from ..evaluation import (
     ID_TEST,
     ID_TRAIN,
@@ -47,7 +49,7 @@ from ..files import read_json, replacing, write_json
 from ..methods import METHODS
 from ..models import WideResNet
 from ..provenance import describe
-from ..train import RECIPES, TrainConfig, pick_device, train_network
+from ..train import RECIPES, TrainConfig, train_network
 from .family import Candidate, candidates, statistics
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
 
@@ -183,9 +185,9 @@ def _rows(images: ImageSet, rows: Tensor, name: str) -> ImageSet:
 
 
 def run(results: Path, name: str, device: str | None = None) -> None:
-    """Write ``candidates.csv`` and ``candidates.json`` of one network, unless they are there."""
+    """Write ``candidates.csv`` and ``candidates.json`` of one network, unless they and its weights are there."""
     start, folder = time.perf_counter(), results / "development" / name
-    if (folder / "candidates.json").exists():
+    if all((folder / file).exists() for file in ("candidates.json", "weights.safetensors")):
         return
     sets = features(folder, NETWORKS[name], device)
     records, reference = measure(sets), peers(sets)
@@ -196,7 +198,7 @@ def run(results: Path, name: str, device: str | None = None) -> None:
         writer.writerows({k: v if k in fields else f"{v:.5f}" for k, v in record.items()} for record in records)
     facts = {"accuracy": sets[HELD_OUT].accuracy(), "sizes": {n: len(x) for n, x in sets.items()}, "methods": reference}
     seconds = round(time.perf_counter() - start, 1)
-    write_json(folder / "candidates.json", describe(pick_device(device)) | facts | {"seconds": seconds})
+    write_json(folder / "candidates.json", describe(process_device(device)) | facts | {"seconds": seconds})
 
 
 def suite(
@@ -205,9 +207,20 @@ def suite(
     """Run the test suite on a development network, once and after the choice: ``scores.npz`` and ``suite.json``.
 
     A second architecture beside the table's own. Nothing in this module reads what is written here.
+
+    Raises:
+        FileNotFoundError: if the network is not there, naming the command that trains it.
+        ValueError: if the network was never shown some classes of the suite's in-distribution set.
     """
-    start, folder = time.perf_counter(), results / "development" / network
-    model = WideResNet.load(folder / "weights.safetensors").to(pick_device(device))
+    start, folder, chosen = time.perf_counter(), results / "development" / network, process_device(device)
+    if hidden := NETWORKS[network].hidden:
+        raise ValueError(f"thinkback: {network} was never shown classes {hidden}, which the suite counts as known")
+    if not (folder / "weights.safetensors").exists():
+        raise FileNotFoundError(
+            f"thinkback: no weights at {folder / 'weights.safetensors'}; fetch the repository's results/ folder, "
+            f"or train them with `python -m thinkback_utils.study.development --results {results} --networks {network}`"
+        )
+    model = WideResNet.load(folder / "weights.safetensors").to(chosen)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept = folder / "bundle.npz"  # made by the choice, not committed
     fitted = split(data.load("cifar10", "train"), NETWORKS[network].hidden).fitted
@@ -221,20 +234,20 @@ def suite(
     facts["images_sha256"] = {name: item.sha256() for name, item in images.items()}
     facts["records"] = with_intervals([*records, *means(records)], scored)
     seconds = round(time.perf_counter() - start, 1)
-    write_json(folder / "suite.json", describe(pick_device(device)) | facts | {"seconds": seconds})
+    write_json(folder / "suite.json", describe(chosen) | facts | {"seconds": seconds})
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train the development networks, score every candidate on them, and choose by the rule; or run the suite."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.study.development", description=main.__doc__)
+    parser = Parser(prog="python -m thinkback_utils.study.development", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder that is filled")
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--suite", action="store_true", help="do not choose; run the test suite on the first network")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--suite", action="store_true", help="do not choose; run the test suite on the first of them")
     parser.add_argument("--sets", nargs="*", help="of the suite (default: all)")
     parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
     if options.suite:
-        suite(options.results, options.sets, device=options.device)
+        suite(options.results, options.sets, options.networks[0], options.device)
         return
     for name in options.networks:
         run(options.results, name, options.device)
@@ -246,4 +259,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -10,10 +10,10 @@ So only ODIN needs images.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import io
 import pickle
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import data, evaluation
+from ..commands import Parser, run_main
 from ..evaluation import BASELINES, COMPARED, ID_TEST, ID_TRAIN, NEAR, Record, Scores, evenly
 from ..features import Bundle, Features, save_arrays
 from ..files import read_json, write_json
@@ -409,7 +410,7 @@ def _split(item: Features) -> list[Features]:
 
 
 def load(folder: str | Path) -> tuple[Scores, Record]:
-    """What :func:`run` wrote: scores, ``[set][peer]``, float32 (N,), and the record.
+    """What :func:`run` wrote: scores, ``[set][peer]``, float64 (N,), and the record.
 
     Raises:
         FileNotFoundError: if it has not run there.
@@ -455,7 +456,7 @@ def table(folder: str | Path, resamples: int = 200) -> list[Record]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Fit published detectors on the kept features of a network, and keep their scores, their cost and the table."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.study.peers", description=main.__doc__)
+    parser = Parser(prog="python -m thinkback_utils.study.peers", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished runs")
     parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network inside it")
     parser.add_argument("--seed", type=int, default=0, help="which training run")
@@ -470,4 +471,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..commands import Parser, run_main
 from ..data import ImageSet
 from ..evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, load_verified, score_sets
 from ..features import Bundle, Features, extract
@@ -122,7 +123,7 @@ def run(folder: Path, augmented: int = 10_000, bfloat16: int = 300, seed: int = 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a finished network on augmented training images and in bfloat16, and keep the features beside its bundle."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.study.variants", description=main.__doc__)
+    parser = Parser(prog="python -m thinkback_utils.study.variants", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished runs")
     parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network inside it")
     parser.add_argument("--seed", type=int, default=0, help="which training run; also the seed of crops and flips")
@@ -136,4 +137,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -9,7 +9,7 @@
   const data = JSON.parse(root.querySelector("script").textContent);
   const SIDE = 32;
 
-  const { html, svg } = window.thinkback; // of _static/dom.js
+  const { html, svg, fit } = window.thinkback; // of _static/dom.js
   const percent = (x, digits = 1) => `${+(100 * x).toFixed(digits)}\u00a0%`;
   const power = (x) => {
     const [digits, exponent] = x.toExponential(0).split("e");
@@ -85,7 +85,8 @@
   const status = html("span", { role: "status", class: "tb-words" });
   const load = html("button", { type: "button", onclick: begin }, `Load the model (${data.megabytes} MB)`);
   const seen = html("canvas", { width: SIDE, height: SIDE, role: "img", "aria-label": "what the network sees" });
-  const verdict = html("p", { class: "tb-verdict" });
+  const verdicts = [html("span"), html("span")]; // accepted, refused: one of them is seen, both keep their room
+  const verdict = html("p", { class: "tb-verdict" }, ...verdicts);
   const words = html("p", { class: "tb-words" });
   const agreement = html("p", { class: "tb-words" });
   const bars = data.classes.map(() => html("span", { class: "tb-bar" }));
@@ -102,7 +103,8 @@
       ),
     ),
   );
-  const chart = svg("svg", { role: "img", height: 200 });
+  const chart = svg("svg", { role: "img", height: 182 });
+  const title = html("p", { class: "tb-words" }, `${data.title}, calibration images`);
   const alpha = html("b");
   const slider = html("input", { type: "range", min: 0, max: data.alphas.length - 1, value: data.start, oninput: show });
   const answer = html(
@@ -110,7 +112,7 @@
     { class: "tb-answer", hidden: "" },
     html("div", { class: "tb-seen" }, seen, html("div", { "aria-live": "polite" }, verdict, words)),
     html("label", { class: "tb-slider" }, html("span", {}, "False alarms that are allowed ", alpha), slider),
-    html("div", { class: "tb-panels" }, classes, html("div", {}, chart)),
+    html("div", { class: "tb-panels" }, classes, html("div", {}, chart, title)),
     agreement,
   );
 
@@ -201,9 +203,8 @@
     const { probabilities, score, p, picture } = said;
     const refused = p <= level;
     const best = probabilities.indexOf(Math.max(...probabilities));
-    verdict.textContent = refused
-      ? `Refused: p = ${p.toFixed(4)} ≤ α`
-      : `Accepted as ${data.classes[best]}: p = ${p.toFixed(4)} > α`;
+    verdicts[0].textContent = `Accepted as ${data.classes[best]}: p = ${p.toFixed(4)} > α`;
+    verdicts[1].textContent = `Refused: p = ${p.toFixed(4)} ≤ α`;
     verdict.dataset.refused = refused;
     const higher = Math.round(p * (data.count + 1)) - 1;
     words.textContent =
@@ -252,8 +253,8 @@
       beside(along(threshold), 32, `threshold, α = ${percent(level)}`),
       text(left, bottom + 16, "start", String(+ends[0].toPrecision(2))),
       text(right, bottom + 16, "end", String(+ends[1].toPrecision(2))),
-      text(width / 2, bottom + 34, "middle", `${data.title}, calibration images`),
     );
+    fit(chart, width);
     chart.setAttribute(
       "aria-label",
       `Histogram of the scores of ${data.count} calibration images. The threshold is ${threshold.toPrecision(3)}, ` +
