@@ -44,10 +44,7 @@ RULES = {
 }
 WHY = {  # in words, for the table; the file keeps what the package said
     "EuroBert": "its logits are the mean over tokens that an attention mask chooses",
-    "UperNet": "its logits are the head's map, resized",
-    "deeplabv3": "its logits are the head's map, resized",
-    "fcn_": "its logits are the head's map, resized",
-    "lraspp": "its logits are the sum of two maps, resized",
+    "lraspp": "its logits are the sum of the maps of two heads, resized",
     "squeezenet": "a ReLU follows its last layer: logits are means of rectified maps",
     "volo": "it adds the maximum over tokens of a second head",
 }

@@ -174,6 +174,29 @@ def test_a_class_for_each_pixel():
     assert detector.predict(MAPS).shape == (12, 3, 4)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_class_for_each_pixel_of_a_resized_map(align_corners):
+    """As segmentation networks end; what is linear may as well be resized before it, so it is still one layer."""
+
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return {"out": grown(super().forward(x)), "aux": x}
+
+    def grown(maps):
+        return F.interpolate(maps, size=(10, 12), mode="bilinear", align_corners=align_corners)
+
+    torch.manual_seed(0)
+    net = Net(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    seen = extract(net, MAPS)
+    with torch.no_grad():
+        h, z = grown(net[1](net[0](MAPS))), net(MAPS)["out"]
+    torch.testing.assert_close(seen.features, h.movedim(1, -1))
+    torch.testing.assert_close(seen.logits, z.movedim(1, -1))
+    torch.testing.assert_close(F.conv2d(h, net[2].weight, net[2].bias), z)
+    assert OODDetector(net).fit(MAPS).score(MAPS).shape == (12, 10, 12)
+    assert find_head(net, MAPS) == "2"
+
+
 def test_a_class_for_each_token():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 5))

@@ -30,6 +30,7 @@ FEW = {
         "ViTForImageClassification": "Linear",
         "DeiTForImageClassificationWithTeacher": "Linear and Linear",
         "SegformerForSemanticSegmentation": "Conv2d",
+        "UperNetForSemanticSegmentation": "Conv2d",
         "BertForSequenceClassification": "Linear",
         "GPT2ForSequenceClassification": "Linear",
         "BertForTokenClassification": "Linear",

@@ -2,7 +2,8 @@
 
 The logits that are kept are those the model returns, since they make its decision. The last layer is a linear layer, a
 1x1 convolution, or another layer with a matrix of its own. What it computes may be averaged over heads, over runs or
-over places, picked at one token, multiplied by a positive number, or turned into probabilities: see ``FORMS``.
+over places, resized to a larger map, picked at one token, multiplied by a positive number, or turned into
+probabilities: see ``FORMS``.
 """
 
 from __future__ import annotations
@@ -260,6 +261,22 @@ def _selected(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
     return Made(chosen[0], out, chosen[1], out)
 
 
+def _resized(align_corners: bool) -> Callable[[Tensor, Tensor, Tensor], Made | None]:
+    """Maps brought to the size of the images: each place is a weighted mean of four, as of logits so of features."""
+
+    def form(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
+        if z.ndim != 4 or out.ndim != 4 or out.shape[:2] != (z.shape[0], z.shape[-1]):
+            return None
+        large = [
+            F.interpolate(x.movedim(-1, 1).float(), out.shape[2:], mode="bilinear", align_corners=align_corners)
+            for x in (h, z)
+        ]
+        features, expected, logits = (x.movedim(1, -1) for x in (*large, out))
+        return Made(features, logits, expected, logits)
+
+    return form
+
+
 def _through(function: Callable[[Tensor], Tensor], classes: bool) -> Callable[[Tensor, Tensor, Tensor], Made | None]:
     """Probabilities or their logarithms: then the logits are the layer's own output."""
 
@@ -276,6 +293,8 @@ FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Made | None]] = {
     "returned": _returned,
     "pooled": _pooled,  # the mean over places, which is that of the mean input, since the layer is linear
     "selected": _selected,  # at one place of each sample: the first or the last token, say
+    "resized": _resized(align_corners=False),
+    "resized to corners": _resized(align_corners=True),
     "scaled": _scaled,  # times a positive number, as normalised heads have it
     "log_softmax": _through(lambda z: z.log_softmax(-1), classes=True),
     "softmax": _through(lambda z: z.softmax(-1), classes=True),
