@@ -1,5 +1,6 @@
 """Classifiers as their own packages make them: a few of each kind of head; the whole list is in survey_models.py."""
 
+import functools
 import json
 
 import numpy as np
@@ -11,10 +12,7 @@ import thinkback_utils as tb
 from thinkback_utils.adapters import ThinkbackDetector
 from thinkback_utils.data import import_torchvision
 
-import_torchvision()  # timm and transformers would import it plainly
-REASON = "is not installed; the extra `real` does that"
-timm = pytest.importorskip("timm", reason=f"timm {REASON}")
-transformers = pytest.importorskip("transformers", reason=f"transformers {REASON}")
+REASON = "the extra `real` installs timm and transformers, `peers` pytorch-ood"
 pytestmark = pytest.mark.filterwarnings("ignore:thinkback.", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
 FEW = {
@@ -40,15 +38,31 @@ FEW = {
 }
 
 
+def imported(package):
+    import_torchvision()  # which the packages would import plainly
+    return pytest.importorskip(package, reason=REASON)
+
+
+@pytest.fixture
+def timm():
+    return imported("timm")
+
+
+@pytest.fixture
+def small():
+    return functools.partial(made_small, imported("transformers"))
+
+
 @pytest.mark.parametrize("package", FEW)
 def test_models_of_each_kind_work(package):
+    imported(package.replace("-", "_"))
     cases = {case.name: case for case in survey_models.CASES[package]()} if package != "timm" else {}
     for name, head in FEW[package].items():
         row = survey_models.survey(cases.get(name) or survey_models.timm_case(name))
         assert (row.works, row.head) == (True, head), row
 
 
-def small(name, **options):
+def made_small(transformers, name, **options):
     """A class of transformers in one small configuration, which is seeded."""
     torch.manual_seed(0)
     made = getattr(transformers, name)
@@ -66,7 +80,7 @@ def padded(length, n=6):
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
-def test_gpt2_reads_the_last_token_before_the_padding():
+def test_gpt2_reads_the_last_token_before_the_padding(small):
     model = small("GPT2ForSequenceClassification", n_embd=32, n_layer=2, n_head=4)
     batch = padded(8)
     seen = tb.features.extract(model, batch)
@@ -78,7 +92,7 @@ def test_gpt2_reads_the_last_token_before_the_padding():
     np.testing.assert_array_equal(seen.logits, returned)
 
 
-def test_bert_scores_do_not_depend_on_padding_and_labels_are_read():
+def test_bert_scores_do_not_depend_on_padding_and_labels_are_read(small):
     model = small("BertForSequenceClassification", **TEXT)
     short = padded(8)
     long = {name: torch.nn.functional.pad(value, (0, 5)) for name, value in short.items()}
@@ -90,7 +104,7 @@ def test_bert_scores_do_not_depend_on_padding_and_labels_are_read():
         np.testing.assert_allclose(seen.features, model.bert(**short).pooler_output, rtol=1e-5, atol=1e-7)
 
 
-def test_tokens_are_scored_each():
+def test_tokens_are_scored_each(small):
     model = small("BertForTokenClassification", **TEXT)
     batch = padded(8)
     scores = tb.detector.OODDetector(model, damping=1.0).fit([batch]).score([batch])
@@ -101,7 +115,7 @@ def test_tokens_are_scored_each():
     np.testing.assert_allclose(scores.flatten(), by_hand.score([(hidden.flatten(0, 1), z.flatten(0, 1))]), rtol=1e-4)
 
 
-def test_deit_averages_two_heads():
+def test_deit_averages_two_heads(small):
     model = small("DeiTForImageClassificationWithTeacher", **TEXT, image_size=32, patch_size=8)
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     seen = tb.features.extract(model, [{"pixel_values": x}])
@@ -112,7 +126,7 @@ def test_deit_averages_two_heads():
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "mobilenetv4_conv_small_035", "vit_tiny_patch16_224"])
-def test_timm_names_the_same_features(name):
+def test_timm_names_the_same_features(timm, name):
     """Its ``forward_head(..., pre_logits=True)`` and ``get_classifier`` are the oracle."""
     torch.manual_seed(0)
     options = {"img_size": 64} if name.startswith("vit") else {}
@@ -126,7 +140,7 @@ def test_timm_names_the_same_features(name):
     assert model.get_submodule(tb.features.find_head(model, x)) is model.get_classifier()
 
 
-def test_timm_knows_the_mean_and_std_of_its_images():
+def test_timm_knows_the_mean_and_std_of_its_images(timm):
     model = timm.create_model("resnet10t", num_classes=7).eval()
     images = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8)
     mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
@@ -134,8 +148,8 @@ def test_timm_knows_the_mean_and_std_of_its_images():
     np.testing.assert_allclose(tb.features.extract(model, images).features, by_hand.features, rtol=1e-4, atol=1e-5)
 
 
-def test_pytorch_ood_s_adapter_takes_timm():
-    pytest.importorskip("pytorch_ood", reason="pytorch-ood is not installed; the extra `peers` does that")
+def test_pytorch_ood_s_adapter_takes_timm(timm):
+    imported("pytorch_ood")
     model = timm.create_model("resnet10t", num_classes=7).eval()
     x = torch.rand(8, 3, 64, 64)
     loader = [(x, torch.arange(8) % 7)]

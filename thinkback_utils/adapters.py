@@ -50,9 +50,9 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
         ValueError: if there is no head and the encoder is no ``nn.Module``; on an unknown method or option, as
             :class:`OODDetector` does.
 
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False))
     >>> _ = nn.init.eye_(model[1].weight)  # so that each class is predicted
-    >>> x = torch.rand(999, 2, 2)
+    >>> x = torch.rand(999, 2, 2) + 9 * torch.eye(4).repeat(250, 1)[:999].view(-1, 2, 2)
     >>> loader = [(x, x.flatten(1).argmax(1))]
     >>> ThinkbackDetector(model, damping=1.0).fit(loader)(torch.rand(5, 2, 2)).shape
     torch.Size([5])
