@@ -100,10 +100,9 @@ def test_no_path_of_one_machine(path: Path) -> None:
 
 
 @every_notebook
-def test_chapter_is_short(path: Path) -> None:
+def test_cells_are_short(path: Path) -> None:
+    """Of cells a chapter may have as many as its thought has steps."""
     cells = nbformat.read(path, as_version=4).cells
-    assert len(cells) <= 35
-    assert sum(cell.cell_type == "code" for cell in cells) <= 15
     assert [c.id for c in cells if c.cell_type == "code" and len(c.source.splitlines()) > 25] == []
 
 
