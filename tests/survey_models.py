@@ -36,7 +36,7 @@ CLASSES = 5
 FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError)
 FAILURES += (ValueError,)  # whatever a model may raise; its text is the reason in the table
 RULES = {
-    "torchvision": "all models for classification of images and films, and for semantic segmentation",
+    "torchvision": "all models for classification and semantic segmentation of images",
     "timm": f"every fourth name of each module, in the order of names, below {LARGEST} M parameters",
     "transformers": "all classes for classification of images, text, tokens, audio and video, and for semantic "
     f"segmentation, that its auto tables name, below {LARGEST} M parameters in one small configuration",
@@ -206,16 +206,10 @@ def torchvision_cases() -> Iterator[Case]:
     def sides(model: nn.Module) -> list[int]:
         return [getattr(model, "image_size", 64), 96, 128, 224, 299]
 
-    def films(model: nn.Module, n: int) -> Iterator[Tensor]:
-        for frames, side in ((8, 64), (16, 64), (16, 112), (16, 224)):
-            yield torch.randn(n, 3, frames, side, side, generator=torch.Generator().manual_seed(1))
-
     for name in models.list_models(module=models):
         yield Case("torchvision", name, partial(build, name), _images(sides))
     for name in models.list_models(module=models.segmentation):
         yield Case("torchvision", name, partial(build, name, weights_backbone=None), _images([64]))
-    for name in models.list_models(module=models.video):
-        yield Case("torchvision", name, partial(build, name), films)
 
 
 def timm_cases() -> Iterator[Case]:
