@@ -177,9 +177,9 @@ def test_committed_survey_states_every_reason():
     tried = {
         package: [row["works"] for row in part["models"] if row["works"] is not None] for package, part in whole.items()
     }
-    assert len(tried["torchvision"]) >= 80
-    assert len(tried["timm"]) >= 200
-    assert len(tried["transformers"]) >= 200
+    assert len(tried["torchvision"]) >= 90
+    assert len(tried["timm"]) >= 180
+    assert len(tried["transformers"]) >= 240
     for package, works in tried.items():
         assert sum(works) >= 0.97 * len(works), package
     assert survey_models.OUT.with_suffix(".md").read_text() == survey_models.table(whole)
