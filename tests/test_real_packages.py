@@ -177,7 +177,7 @@ def test_committed_survey_states_every_reason():
     tried = {
         package: [row["works"] for row in part["models"] if row["works"] is not None] for package, part in whole.items()
     }
-    assert len(tried["torchvision"]) >= 90
+    assert len(tried["torchvision"]) >= 86
     assert len(tried["timm"]) >= 180
     assert len(tried["transformers"]) >= 240
     for package, works in tried.items():
