@@ -185,6 +185,24 @@ def test_several_inputs_reach_the_model(given, expected):
     torch.testing.assert_close(extract(TEXT, given, batch_size=4).logits, expected)
 
 
+class Inside(nn.Module):
+    """Takes whatever the model inside takes, by name."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **entries):
+        return self.model(**entries)
+
+
+def test_every_entry_reaches_a_model_that_takes_any_name():
+    given = {"input_ids": IDS, "attention_mask": MASK, "labels": torch.arange(6)}
+    [seen] = stream(Inside(TEXT), [given])
+    torch.testing.assert_close(seen.logits, MASKED)
+    assert seen.labels.tolist() == list(range(6))
+
+
 def test_a_vector_that_the_model_needs_is_no_label():
     torch.manual_seed(0)
     net, x, scale = Both(), torch.rand(5, 6), torch.arange(1.0, 6.0)

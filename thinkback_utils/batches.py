@@ -13,8 +13,8 @@
 - an array (B, ...);
 - a tuple or list of arrays: the arguments of the model in their order. A last vector (B,) that the model does not need
   as an argument holds labels. Entries that are no numbers, such as file names, are not read;
-- a mapping: entries named as an argument of ``model.forward`` are that argument; else the one entry named as in
-  ``INPUTS`` is the first argument. ``LABELS`` names labels.
+- a mapping: entries named as an argument of ``model.forward`` are that argument, all of them if it takes ``**kwargs``;
+  else the one entry named as in ``INPUTS`` is the first argument. ``LABELS`` names labels.
 
 An entry that is none of these is an error, and the hook ``forward(model, batch)`` takes whatever is left.
 
@@ -278,6 +278,8 @@ def _read_mapping(given: Mapping[str, Any], model: nn.Module) -> Batch:
     entries = {name: value for name, value in entries.items() if name not in LABELS and value.ndim}
     names, (_, most) = parameters_of(model), arguments_of(model)
     named = {name: value for name, value in entries.items() if name in names}
+    if takes_any_name(model) and (named or not names):
+        named = entries
     first = next((name for name in INPUTS if name in entries), None)
     args: tuple[Tensor, ...]
     if named:
@@ -361,6 +363,11 @@ def arguments_of(model: nn.Module) -> tuple[int, float]:
 def parameters_of(model: nn.Module) -> set[str]:
     """Names of the arguments of ``model.forward``."""
     return {p.name for p in _signature(model) or () if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def takes_any_name(model: nn.Module) -> bool:
+    """Whether ``model.forward`` has a parameter like ``**kwargs``."""
+    return any(p.kind == p.VAR_KEYWORD for p in _signature(model) or ())
 
 
 def _signature(model: nn.Module) -> list[inspect.Parameter] | None:

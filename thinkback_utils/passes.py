@@ -89,7 +89,10 @@ class Reader:
             raise
         if batch.size is not None and len(h) != batch.size:
             read = f"the head {head.name!r} reads {tuple(h.shape)}"
-            raise ValueError(f"thinkback: {read}, expected one row for each of {batch.size} images")
+            raise ValueError(
+                f"thinkback: {read}, expected one row for each of {batch.size} images. Name another layer as head, or "
+                "pass forward=lambda model, batch: ..., which calls the model once an image"
+            )
         return Pass(h, z, batch.labels, head.name)
 
     def run(self, batch: Batch, layers: dict[str, nn.Module]) -> tuple[Runs, Any]:
