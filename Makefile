@@ -16,7 +16,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@touch $@
 
 book: $(STAMP)
-	$(RUN) -m thinkback_utils.runner
+	$(RUN) -m bookmaking
 
 test: $(STAMP)
 	@started=$$(date +%s); \

@@ -1,4 +1,6 @@
-"""Measure groups of benchmarks and write them: ``python -m benchmarks [group ...] [--device cuda]``."""
+"""Measure groups of benchmarks and write them:
+``python -m benchmarks [group ...] [--device cuda]``.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,17 @@ def lines(records: list[dict[str, Any]]) -> list[str]:
     """A line a record, for the terminal."""
     out = []
     for record in records:
-        facts = ", ".join(f"{key} {record[key]}" for key in ("place", "batch", "K", "samples") if key in record)
+        facts = ", ".join(
+            f"{key} {record[key]}" for key in ("place", "batch", "K", "samples") if key in record
+        )
         if "skipped" in record:
             value = f"skipped: {record['skipped']}"
         elif "seconds" in record:
             quartiles = f"{record['ratio_q25']:.4g} to {record['ratio_q75']:.4g}"
-            value = f"{1e3 * record['seconds']:.4g} ms, {record['ratio']:.4g} ({quartiles}) of {record['reference']}"
+            value = (
+                f"{1e3 * record['seconds']:.4g} ms, {record['ratio']:.4g} ({quartiles}) of"
+                f" {record['reference']}"
+            )
         else:
             value = f"{record['peak_bytes'] / 1e6:.1f} MB"
         out.append(f"  {record['what']} ({facts}): {value}")
@@ -36,11 +43,19 @@ def lines(records: list[dict[str, Any]]) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write ``<out>/<group>-<device>.json``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=main.__doc__)
-    parser.add_argument("groups", nargs="*", metavar="group", help=f"of {', '.join(GROUPS)}; all when none is named")
+    parser.add_argument(
+        "groups", nargs="*", metavar="group", help=f"of {', '.join(GROUPS)}; all when none is named"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where network and features are read")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"), help="folder of the JSON files")
-    parser.add_argument("--quick", action="store_true", help="few rounds, small sizes: a check, not a measurement")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where network and features are read"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/benchmarks"), help="folder of the JSON files"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds, small sizes: a check, not a measurement"
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.groups) - set(GROUPS):
         parser.error(f"unknown group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
@@ -53,7 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
         head = tb.provenance.describe(device) | {"group": group, "threads": torch.get_num_threads()}
         records = importlib.import_module(f"benchmarks.{group}").run(context)
         head |= {"quick": options.quick, "took_seconds": round(time.perf_counter() - start, 1)}
-        tb.files.write_json(options.out / f"{group}-{device.type}.json", head | {"records": records})
+        tb.files.write_json(
+            options.out / f"{group}-{device.type}.json", head | {"records": records}
+        )
         print(f"{group}: {head['took_seconds']} s", *lines(records), sep="\n", flush=True)
     print(f"all: {time.perf_counter() - began:.0f} s")
 

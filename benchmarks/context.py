@@ -41,8 +41,12 @@ class Context:
         least: int = 5,
         **facts: Any,
     ) -> list[Record]:
-        """Time the calls by turns, for about ``budget`` seconds and ``least`` rounds; facts go into every record."""
-        wrapped = {name: call if isinstance(call, Call) else Call(call) for name, call in calls.items()}
+        """Time the calls by turns, for about ``budget`` seconds and ``least`` rounds; facts go into
+        every record.
+        """
+        wrapped = {
+            name: call if isinstance(call, Call) else Call(call) for name, call in calls.items()
+        }
         least, most = (min(least, 2), 2) if self.quick else (least, 101)
         records = summarize(alternate(wrapped, budget, least, most, self.clock), reference, **facts)
         return [record | {"share": wrapped[record["what"]].share} for record in records]
@@ -54,13 +58,17 @@ class Context:
         return time.perf_counter()
 
     def network(self) -> tb.models.WideResNet:
-        """The book's trained WRN-40-2, in evaluation mode; without its file one with random weights, equally fast."""
+        """The book's trained WRN-40-2, in evaluation mode; without its file one with random
+        weights, equally fast.
+        """
         weights = self.results / NETWORK / "weights.safetensors"
         model = tb.models.WideResNet.load(weights) if weights.exists() else tb.models.WideResNet()
         return model.eval().to(self.device)
 
     def images(self, count: int) -> Tensor:
-        """Real images that need no download, float (count, 3, 32, 32) in [0, 1]: scikit-learn's digits."""
+        """Real images that need no download, float (count, 3, 32, 32) in [0, 1]: scikit-learn's
+        digits.
+        """
         images = tb.data.load("digits", "train").images
         return images[torch.arange(count) % len(images)].to(self.device) / 255
 
@@ -79,6 +87,8 @@ def pytorch_ood() -> Any:
     """The library, its detectors and metrics loaded; or the reason why it is not to be had."""
     try:
         tb.data.import_torchvision()  # which it imports, and which may not fit the installed torch
-        return [importlib.import_module(f"pytorch_ood{part}") for part in (".detector", ".metrics", "")][-1]
+        return [
+            importlib.import_module(f"pytorch_ood{part}") for part in (".detector", ".metrics", "")
+        ][-1]
     except ImportError as error:
         return f"pytorch-ood cannot be imported: {error}"

@@ -22,7 +22,8 @@ class Machine:
     network: float
 
     def score(self, batch: int, K: int, D: int) -> float:
-        """Seconds of the closed form: its product in float64, or the reading of its weights, whichever is longer.
+        """Seconds of the closed form: its product in float64, or the reading of its weights,
+        whichever is longer.
 
         >>> Machine(float64=8e9, float32=16e9, memory=8e9, network=8e9).score(batch=1, K=10**3, D=10**3)
         0.001
@@ -34,12 +35,15 @@ class Machine:
         return max(2 * batch * K * D / self.float32, 4 * K * D / self.memory)
 
     def crossing(self) -> float:
-        """Batch size from which on the score waits for arithmetic and no longer for memory, whatever K and D are."""
+        """Batch size from which on the score waits for arithmetic and no longer for memory,
+        whatever K and D are.
+        """
         return 4 * self.float64 / self.memory
 
 
 def kept_bytes(method: str, samples: int, K: int, D: int) -> int:
-    """Bytes that a fitted method holds: float64 for ours, float32 for the peers, ViM with half of the directions.
+    """Bytes that a fitted method holds: float64 for ours, float32 for the peers, ViM with half of
+    the directions.
 
     >>> kept_bytes("diagonal", 10**9, 10, 128), kept_bytes("KNN", 10**9, 10, 128)
     (10240, 512000000000)
@@ -56,7 +60,8 @@ def kept_bytes(method: str, samples: int, K: int, D: int) -> int:
 
 
 def sent_bytes(workers: int, K: int, D: int) -> float:
-    """Bytes that each worker sends in the one ``all_reduce`` of a fit, E and the count in float64, around a ring.
+    """Bytes that each worker sends in the one ``all_reduce`` of a fit, E and the count in float64,
+    around a ring.
 
     >>> sent_bytes(1, 10, 128), sent_bytes(2, 10, 128)
     (0.0, 10248.0)
@@ -79,7 +84,11 @@ def size(count: float) -> str:
     >>> size(10240), size(5.12e11)
     ('10.2 kB', '512 GB')
     """
-    unit, name = next((u, n) for u, n in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (0, "B")) if count >= u)
+    unit, name = next(
+        (u, n)
+        for u, n in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (0, "B"))
+        if count >= u
+    )
     return f"{number(count / (unit or 1))} {name}"
 
 

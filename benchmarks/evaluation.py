@@ -1,4 +1,6 @@
-"""From stored features to the table: every method on every set, and the same evaluation by pytorch-ood."""
+"""From stored features to the table: every method on every set, and the same evaluation by
+pytorch-ood.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 
 import thinkback_utils as tb
-from thinkback_utils.study.peers import PEERS, last_layer
+from experiments.peers import PEERS, last_layer
 
 from .context import Context, pytorch_ood, skipped
 from .rounds import Record
@@ -22,13 +24,17 @@ def ours(sets: dict[str, tb.features.Features], methods: tuple[str, ...]) -> lis
 
 
 def theirs(library: Any, bundle: tb.features.Bundle) -> list[Record]:
-    """The shared methods by pytorch-ood's detectors and metrics, on the same arrays and the same draws."""
+    """The shared methods by pytorch-ood's detectors and metrics, on the same arrays and the same
+    draws.
+    """
     sets, head, records = bundle.sets, last_layer(bundle), []
     for method in SHARED:
         peer = PEERS[method]
         detector = peer.fit(head)
         known = peer(detector, sets[tb.evaluation.ID_TEST])
-        for name in [name for name in sets if name not in (tb.evaluation.ID_TRAIN, tb.evaluation.ID_TEST)]:
+        for name in [
+            name for name in sets if name not in (tb.evaluation.ID_TRAIN, tb.evaluation.ID_TEST)
+        ]:
             unknown = peer(detector, sets[name]).numpy()
             for draw in tb.metrics.draws(unknown, count=DRAWS if len(unknown) > 2000 else 1):
                 metrics, out = library.metrics.OODMetrics(), torch.from_numpy(draw)
@@ -39,16 +45,27 @@ def theirs(library: Any, bundle: tb.features.Bundle) -> list[Record]:
 
 
 def run(context: Context) -> list[Record]:
-    """All methods, and the shared ones side by side; scores and metrics run on the CPU, where the bundle is."""
+    """All methods, and the shared ones side by side; scores and metrics run on the CPU, where the
+    bundle is.
+    """
     bundle, library = context.bundle(), pytorch_ood()
     if bundle is None:
         return [skipped("the table", "no bundle in the results folder")]
     if context.quick:
-        few = {name: tb.features.Features(f.features[:300], f.logits[:300]) for name, f in bundle.sets.items()}
+        few = {
+            name: tb.features.Features(f.features[:300], f.logits[:300])
+            for name, f in bundle.sets.items()
+        }
         bundle = tb.features.Bundle(few, bundle.weight, bundle.bias)
-    sizes = {name: len(item) for name, item in bundle.sets.items() if name != tb.evaluation.ID_TRAIN}
+    sizes = {
+        name: len(item) for name, item in bundle.sets.items() if name != tb.evaluation.ID_TRAIN
+    }
     facts = {"sets": len(sizes), "images": sum(sizes.values()), "draws": DRAWS}
-    everything = {f"all {len(tb.methods.METHODS)} methods": lambda: ours(bundle.sets, tuple(tb.methods.METHODS))}
+    everything = {
+        f"all {len(tb.methods.METHODS)} methods": lambda: ours(
+            bundle.sets, tuple(tb.methods.METHODS)
+        )
+    }
     records = context.measure(everything, next(iter(everything)), least=1, **facts)
     calls = {"shared methods": lambda: ours(bundle.sets, SHARED)}
     if isinstance(library, str):

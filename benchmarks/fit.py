@@ -1,4 +1,6 @@
-"""The fit: one pass, what it adds to that pass, and memory that does not grow with the number of samples."""
+"""The fit: one pass, what it adds to that pass, and memory that does not grow with the number of
+samples.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,18 @@ def drawn(device: str) -> list[Tensor]:
 
 
 def batches(samples: int, device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-    """A stream of features (B, D) and labels (B,) of any length, out of ten batches that come again and again."""
+    """A stream of features (B, D) and labels (B,) of any length, out of ten batches that come again
+    and again.
+    """
     for start in range(0, samples, 1000):
         h = drawn(device)[start // 1000 % 10][: samples - start]
         yield h, torch.arange(len(h), device=device) % K
 
 
 def whole_fit(method: str, samples: int, device: str = "cpu") -> Any:
-    """Fit a method on so many samples: a key of ``FISHERS``, or one of ``PEERS`` as pytorch-ood does it."""
+    """Fit a method on so many samples: a key of ``FISHERS``, or one of ``PEERS`` as pytorch-ood
+    does it.
+    """
     head = torch.nn.Linear(D, K).requires_grad_(False).to(device)
     if method in FISHERS:
         fisher = FISHERS[method]()
@@ -61,7 +67,9 @@ def stream(method: str, samples: int, device: str = "cpu") -> Callable[[], Any]:
 
 
 def updates(context: Context) -> list[Record]:
-    """What one batch adds to each Fisher, beside the forward pass that gives it features and logits."""
+    """What one batch adds to each Fisher, beside the forward pass that gives it features and
+    logits.
+    """
     batch = 8 if context.quick else BATCH
     model, x = context.network(), context.images(batch)
     with torch.no_grad():
@@ -71,7 +79,10 @@ def updates(context: Context) -> list[Record]:
     calls: dict[str, Callable[[], object] | Call] = {"forward": torch.no_grad()(lambda: model(x))}
     calls |= {f"update, {name}": partial(fisher.update, h, z) for name, fisher in fishers.items()}
     records = context.measure(calls, "forward", batch=batch, K=K, D=D)
-    once = {f"finish, {name}": getattr(fisher, "inverse_root", fisher.compute) for name, fisher in fishers.items()}
+    once = {
+        f"finish, {name}": getattr(fisher, "inverse_root", fisher.compute)
+        for name, fisher in fishers.items()
+    }
     return records + context.measure(once, "finish, diagonal", budget=5, K=K, D=D)
 
 
@@ -89,11 +100,18 @@ def memories(context: Context) -> list[Record]:
     library = pytorch_ood()
     for method in ("diagonal", "KNN") if context.quick else ("diagonal", "Kronecker", *PEERS):
         for samples in SAMPLES[:1] if context.quick else SAMPLES[method in PEERS :]:
-            facts = {"samples": samples, "K": K, "D": D, "kept_bytes": kept_bytes(method, samples, K, D)}
+            facts = {
+                "samples": samples,
+                "K": K,
+                "D": D,
+                "kept_bytes": kept_bytes(method, samples, K, D),
+            }
             if method in PEERS and isinstance(library, str):
                 records.append(skipped(f"memory, {method}", library, **facts))
             elif method in PEERS and samples > 10**6:
-                records.append(skipped(f"memory, {method}", "its features alone take gigabytes", **facts))
+                records.append(
+                    skipped(f"memory, {method}", "its features alone take gigabytes", **facts)
+                )
             else:
                 grown = peak("fit", "stream", method=method, samples=samples, device=device)
                 records.append({"what": f"memory, {method}", **facts, "peak_bytes": grown})

@@ -1,4 +1,6 @@
-"""Set-ups of the forward pass: memory format, precision, batch size, compilation, export, against plain float32."""
+"""Set-ups of the forward pass: memory format, precision, batch size, compilation, export, against
+plain float32.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ T = 5.0
 
 @dataclass(frozen=True)
 class Setup:
-    """How the backbone runs. The head and the scores stay in float32 and float64: bfloat16 loses small residuals."""
+    """How the backbone runs. The head and the scores stay in float32 and float64: bfloat16 loses
+    small residuals.
+    """
 
     channels_last: bool = False
     bfloat16: bool = False
@@ -83,17 +87,26 @@ def forward(model: tb.models.WideResNet, setup: Setup) -> Callable[[Tensor], tup
 
 
 def graph(model: tb.models.WideResNet, batch: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Scores (Eq. 5) and logits of images by onnxruntime, as :meth:`OODDetector.export` writes them."""
+    """Scores (Eq. 5) and logits of images by onnxruntime, as :meth:`OODDetector.export` writes
+    them.
+    """
     import onnxruntime
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
-        tb.detector.OODDetector(model, method="thinkback_eq5", temperature=T).export(path, torch.rand(1, 3, 32, 32))
+        tb.detector.OODDetector(model, method="thinkback_eq5", temperature=T).export(
+            path, torch.rand(1, 3, 32, 32)
+        )
         session = onnxruntime.InferenceSession(path)
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
-        found = [session.run(["score", "logits"], {"images": part.numpy()}) for part in x.split(batch)]
-        scores, logits = (torch.cat([torch.from_numpy(part) for part in parts]) for parts in zip(*found, strict=True))
+        found = [
+            session.run(["score", "logits"], {"images": part.numpy()}) for part in x.split(batch)
+        ]
+        scores, logits = (
+            torch.cat([torch.from_numpy(part) for part in parts])
+            for parts in zip(*found, strict=True)
+        )
         return scores, logits
 
     return run
@@ -114,7 +127,9 @@ def why_not(setup: Setup, context: Context) -> str:
 
 
 def agreement(found: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """How far a set-up moves what comes out: the score (Eq. 5, median relative change), and the decisions (share)."""
+    """How far a set-up moves what comes out: the score (Eq. 5, median relative change), and the
+    decisions (share).
+    """
     scores = [
         first if first.ndim == 1 else tb.scores.thinkback(first.cpu(), z.cpu(), temperature=T)
         for first, z in (found, plain)
@@ -124,8 +139,12 @@ def agreement(found: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor]) -> dic
     return {"score_change": float(moved), "decisions_changed": float(decided)}
 
 
-def probe(context: Context, setup: Setup, x: Tensor, plain: tuple[Tensor, Tensor]) -> tuple[Call, Record]:
-    """A set-up ready to be timed on the images, and what its first call took and gave; an emulated one does a part."""
+def probe(
+    context: Context, setup: Setup, x: Tensor, plain: tuple[Tensor, Tensor]
+) -> tuple[Call, Record]:
+    """A set-up ready to be timed on the images, and what its first call took and gave; an emulated
+    one does a part.
+    """
     run_once = forward(context.network(), setup)
     few = x[: setup.batch if setup.compiled else 16]  # a compiled one is compiled for its batch
     start = time.perf_counter()
@@ -147,7 +166,11 @@ def run(context: Context) -> list[Record]:
         if not reason:
             try:
                 calls[name], facts[name] = probe(context, setup, x, plain)
-            except (RuntimeError, OSError, ImportError) as error:  # of a compiler, which says where on this machine
+            except (
+                RuntimeError,
+                OSError,
+                ImportError,
+            ) as error:  # of a compiler, which says where on this machine
                 traceback.print_exc()
                 reason = f"it failed with {type(error).__name__}"
         if reason:

@@ -1,4 +1,6 @@
-"""The whole job, images in and scores out: a detector of the package, and pytorch-ood's on the same images."""
+"""The whole job, images in and scores out: a detector of the package, and pytorch-ood's on the same
+images.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +25,33 @@ PEERS = ("EnergyBased", "KNN", "ViM", "Mahalanobis")
 
 def title(method: str) -> str:
     """What the chapter calls it."""
-    return f"{method.removesuffix('Based')}, pytorch-ood" if method in PEERS else tb.methods.TITLES[method]
+    return (
+        f"{method.removesuffix('Based')}, pytorch-ood"
+        if method in PEERS
+        else tb.methods.TITLES[method]
+    )
 
 
 def job(method: str, images: int, results: str, device: str = "cpu") -> Callable[[], object]:
-    """Fit on so many images, then score as many, each library with its defaults: ready to run, the images in memory."""
+    """Fit on so many images, then score as many, each library with its defaults: ready to run, the
+    images in memory.
+    """
     context = Context(torch.device(device), results=Path(results))
     model, x = context.network().requires_grad_(False), context.images(images)
     if method in OURS:
         return lambda: tb.detector.OODDetector(model, method=method).fit(x).score(x)
-    head, loader = model.get_classifier(), DataLoader(TensorDataset(x, torch.arange(images) % 10), BATCH)
+    head, loader = (
+        model.get_classifier(),
+        DataLoader(TensorDataset(x, torch.arange(images) % 10), BATCH),
+    )
     more = (head.in_features // 2, head.weight, head.bias) if method == "ViM" else ()
     maker = getattr(pytorch_ood().detector, method)
 
     @torch.no_grad()
     def run() -> torch.Tensor:
-        detector = maker(model if method == "EnergyBased" else model.forward_features, *more).to(device)
+        detector = maker(model if method == "EnergyBased" else model.forward_features, *more).to(
+            device
+        )
         detector.fit(loader)
         return torch.cat([detector.predict(batch.to(device)) for batch, _ in loader])
 

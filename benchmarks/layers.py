@@ -1,4 +1,6 @@
-"""Gradients of other layers: time in forward passes and memory, against ``vmap(grad)`` on the same layer."""
+"""Gradients of other layers: time in forward passes and memory, against ``vmap(grad)`` on the same
+layer.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from .memory import peak
 from .rounds import Call, Record
 from .score import loss_of
 
-BATCH, CHUNK = 128, 16  # gradients of a sample in every parameter are 9 MB, so they are made 16 samples at a time
+BATCH, CHUNK = (
+    128,
+    16,
+)  # gradients of a sample in every parameter are 9 MB, so they are made 16 samples at a time
 VMAP = ", vmap(grad)"
 WAYS = ("A", "C", "D", "E", "C+D+E", "all", f"D{VMAP}", f"E{VMAP}", f"all{VMAP}")
 
@@ -40,7 +45,9 @@ def parameters_of(model: nn.Module, x: Tensor, reading: str) -> list[str]:
 
 
 def work(model: tb.models.WideResNet, x: Tensor, way: str) -> Callable[[], object]:
-    """Eq. 6 of a batch, forward pass included, in one of the ``WAYS``; E is given, and its values do not matter."""
+    """Eq. 6 of a batch, forward pass included, in one of the ``WAYS``; E is given, and its values
+    do not matter.
+    """
     layers = tb.gradients.find_layers(model, x[:2])
     if way == "A":
         inverse = torch.ones_like(model.get_classifier().weight, dtype=torch.float64, device="cpu")
@@ -61,7 +68,9 @@ def work(model: tb.models.WideResNet, x: Tensor, way: str) -> Callable[[], objec
         readings, size = way.split("+"), CHUNK if way == "all" else len(x)
 
         def run() -> None:
-            for squares in tb.gradients.squared_gradients(model, x, readings, layers, batch_size=size):
+            for squares in tb.gradients.squared_gradients(
+                model, x, readings, layers, batch_size=size
+            ):
                 for g in squares.values():
                     tb.gradients.score(g, torch.ones_like(g[0]))
 
@@ -86,7 +95,11 @@ def run(context: Context) -> list[Record]:
         few = x[:CHUNK] if VMAP in way or way == "all" else x  # that many forward passes a sample
         calls[way] = Call(work(model, few, way), len(few) / batch)
     records = context.measure(calls, "forward", budget=20, batch=batch)
-    options = {"batch": batch, "results": str(context.results.resolve()), "device": str(context.device)}
+    options = {
+        "batch": batch,
+        "results": str(context.results.resolve()),
+        "device": str(context.device),
+    }
     for way in ("forward",) if context.quick else ("forward", *ALONE):
         grown = peak("layers", "alone", way=way, **options)
         records.append({"what": f"memory, {way}", "batch": batch, "peak_bytes": grown})

@@ -10,7 +10,9 @@ from .context import Context
 from .rounds import Record
 
 
-def product(side: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+def product(
+    side: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Callable[[], object]:
     """A product of two square matrices: ``2 side^3`` operations."""
     a, b = (torch.rand(side, side, dtype=dtype, device=device) for _ in range(2))
     out = torch.empty_like(a)
@@ -25,9 +27,18 @@ def copy(length: int, device: torch.device) -> Callable[[], object]:
 
 
 def run(context: Context) -> list[Record]:
-    """Dense products in both precisions, and a copy far larger than any cache; with their operations and bytes."""
+    """Dense products in both precisions, and a copy far larger than any cache; with their
+    operations and bytes.
+    """
     side, length = (512, 1 << 22) if context.quick else (2048, 1 << 26)
-    calls = {f"product {n}": product(side, context.device, getattr(torch, n)) for n in ("float32", "float64")}
-    work = {name: {"operations": 2 * side**3} for name in calls} | {"copy": {"bytes": 2 * 4 * length}}
-    records = context.measure({**calls, "copy": copy(length, context.device)}, "product float32", budget=10)
+    calls = {
+        f"product {n}": product(side, context.device, getattr(torch, n))
+        for n in ("float32", "float64")
+    }
+    work = {name: {"operations": 2 * side**3} for name in calls} | {
+        "copy": {"bytes": 2 * 4 * length}
+    }
+    records = context.measure(
+        {**calls, "copy": copy(length, context.device)}, "product float32", budget=10
+    )
     return [record | work[record["what"]] for record in records]

@@ -18,10 +18,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def peak(module: str, function: str, **options: Any) -> int:
-    """Bytes by which the work's memory grows at its highest point over what it finds when it starts.
+    """Bytes by which the work's memory grows at its highest point over what it finds when it
+    starts.
 
     Args:
-        module, function: of this package; called with the options it prepares, and returns the work as a callable.
+        module, function: of this package; called with the options it prepares, and returns the work
+            as a callable.
         options: JSON types; ``device`` decides whose memory is watched.
 
     Raises:
@@ -30,7 +32,9 @@ def peak(module: str, function: str, **options: Any) -> int:
     command = [sys.executable, "-m", "benchmarks.memory", module, function, json.dumps(options)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"benchmarks: {module}.{function}({options}) failed:\n{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"benchmarks: {module}.{function}({options}) failed:\n{done.stderr[-2000:]}"
+        )
     return int(done.stdout.split()[-1])
 
 
@@ -51,13 +55,23 @@ def growth(work: Callable[[], object], device: str = "cpu") -> int:
 
 
 def _high_water() -> int:
-    """Largest resident set of this process so far, in bytes; a parent's peak would leak into ``getrusage`` on Linux."""
+    """Largest resident set of this process so far, in bytes; a parent's peak would leak into
+    ``getrusage`` on Linux.
+    """
     status = Path("/proc/self/status")
     if status.exists():
-        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")))
+        return 1024 * int(
+            next(
+                line.split()[1]
+                for line in status.read_text().splitlines()
+                if line.startswith("VmHWM")
+            )
+        )
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def main() -> None:

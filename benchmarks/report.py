@@ -1,4 +1,6 @@
-"""From the JSON files to the tables of the chapter on cost: text in Markdown, every number out of a record."""
+"""From the JSON files to the tables of the chapter on cost: text in Markdown, every number out of a
+record.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ TITLES = tb.methods.TITLES | {
     "autograd, head": "autograd, last layer, one by one",
     "vmap(grad), head": "vmap(grad), last layer",
 }
-COST, SMALL, SPEED, UNITS = 0.1, 1.0, 100.0, 3.0  # the goals: % at batch 200, % at batch 1, times faster, times Energy
+COST, SMALL, SPEED, UNITS = (
+    0.1,
+    1.0,
+    100.0,
+    3.0,
+)  # the goals: % at batch 200, % at batch 1, times faster, times Energy
 FIT = 1.0  # %
 
 
@@ -36,7 +43,9 @@ class Runs:
 
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
         files = sorted(Path(folder).glob(f"*-{device}.json"))
-        self.groups = {file.stem.removesuffix(f"-{device}"): tb.files.read_json(file) for file in files}
+        self.groups = {
+            file.stem.removesuffix(f"-{device}"): tb.files.read_json(file) for file in files
+        }
         self.folder, self.device = folder, device
 
     def records(self, group: str, skipped: bool = False, **facts: Any) -> list[Record]:
@@ -44,7 +53,8 @@ class Runs:
         if group not in self.groups:
             command = "make bench" + "-gpu" * (self.device == "cuda")
             raise FileNotFoundError(
-                f"benchmarks: no {group}-{self.device}.json in {self.folder}; `{command}` in the repository measures it"
+                f"benchmarks: no {group}-{self.device}.json in {self.folder}; `{command}` in the"
+                " repository measures it"
             )
         found: list[Record] = self.groups[group]["records"]
         return [r for r in found if facts.items() <= r.items() and ("skipped" in r) == skipped]
@@ -56,9 +66,15 @@ class Runs:
     def where(self) -> str:
         """Machines and versions, and a warning where a run was quick."""
         runs = self.groups.values()
-        places = dict.fromkeys(f"{run['device']}, PyTorch {run['versions']['torch']}" for run in runs)
+        places = dict.fromkeys(
+            f"{run['device']}, PyTorch {run['versions']['torch']}" for run in runs
+        )
         quick = [name for name, run in self.groups.items() if run["quick"]]
-        warning = f"; **from quick runs, which only show that everything works: {', '.join(quick)}**" if quick else ""
+        warning = (
+            f"; **from quick runs, which only show that everything works: {', '.join(quick)}**"
+            if quick
+            else ""
+        )
         return "; ".join(places) + warning
 
     def batches(self) -> tuple[int, int]:
@@ -70,7 +86,9 @@ class Runs:
         """Batch sizes and milliseconds a sample of everything that was timed on the network."""
         found: dict[str, list[tuple[int, float]]] = {}
         for record in self.records("score", place="network"):
-            found.setdefault(record["what"], []).append((record["batch"], 1e3 * record["seconds"] / record["batch"]))
+            found.setdefault(record["what"], []).append(
+                (record["batch"], 1e3 * record["seconds"] / record["batch"])
+            )
         return found
 
     def heads(self) -> list[tuple[int, int, int]]:
@@ -80,7 +98,10 @@ class Runs:
     def machine(self, forward: float) -> Machine:
         """Rates, from the operations of one forward pass of the WRN-40-2."""
         m, batch = self.named("machine"), self.batches()[1]
-        product = {n: m[f"product {n}"]["operations"] / m[f"product {n}"]["seconds"] for n in ("float64", "float32")}
+        product = {
+            n: m[f"product {n}"]["operations"] / m[f"product {n}"]["seconds"]
+            for n in ("float64", "float32")
+        }
         passed = self.named("score", place="network", batch=batch)["forward"]["seconds"]
         memory = m["copy"]["bytes"] / m["copy"]["seconds"]
         return Machine(**product, memory=memory, network=batch * forward / passed)
@@ -107,7 +128,9 @@ def milliseconds(record: Mapping[str, Any], of: int = 1) -> str:
     return f"{number(1e3 * record['seconds'] / of)} ms"
 
 
-def goal(text: str, value: float, limit: float, unit: str, least: bool = False) -> tuple[str, str, str, str]:
+def goal(
+    text: str, value: float, limit: float, unit: str, least: bool = False
+) -> tuple[str, str, str, str]:
     """A line on a goal that was set before the measurement.
 
     >>> goal("adds", 0.05, 0.1, "%"), goal("faster", 80, 100, "times", least=True)[3]
@@ -123,42 +146,85 @@ def goals(runs: Runs) -> list[tuple[str, str, str, str]]:
     (small, large), lines = runs.batches(), []
     for batch, limit in ((large, COST), (small, SMALL)):
         at = runs.named("score", place="network", batch=batch)
-        lines.append(goal(f"adds to f(x), batch {batch}", 100 * at["thinkback"]["ratio"], limit, "%"))
+        lines.append(
+            goal(f"adds to f(x), batch {batch}", 100 * at["thinkback"]["ratio"], limit, "%")
+        )
     faster = at_ratio(runs.named("score", place="network", batch=large), "backward, batch 1")
-    lines.append(goal(f"faster than full backward passes one by one, batch {large}", faster, SPEED, "times", True))
+    lines.append(
+        goal(
+            f"faster than full backward passes one by one, batch {large}",
+            faster,
+            SPEED,
+            "times",
+            True,
+        )
+    )
     largest = {(K, D): batch for K, D, batch in runs.heads() if batch <= large}
     for (K, D), batch in largest.items():
-        at, text = runs.named("score", place="head", K=K, D=D, batch=batch), f"K = {K:,}, D = {D:,}, batch {batch}"
-        lines.append(goal(f"last layer and score, {text}", at["thinkback"]["ratio"], UNITS, "times Energy's"))
+        at, text = (
+            runs.named("score", place="head", K=K, D=D, batch=batch),
+            f"K = {K:,}, D = {D:,}, batch {batch}",
+        )
+        lines.append(
+            goal(f"last layer and score, {text}", at["thinkback"]["ratio"], UNITS, "times Energy's")
+        )
         faster = at_ratio(at, "autograd, head")
-        lines.append(goal(f"faster than autograd on the last layer one by one, {text}", faster, SPEED, "times", True))
+        lines.append(
+            goal(
+                f"faster than autograd on the last layer one by one, {text}",
+                faster,
+                SPEED,
+                "times",
+                True,
+            )
+        )
     share = 100 * runs.named("fit")["update, diagonal"]["ratio"]
     return [*lines, goal("the fit's update adds to the forward pass", share, FIT, "%")]
 
 
 def at_ratio(records: Mapping[str, Record], slower: str) -> float:
-    """How many times Thinkback is faster, by the medians of ratios to the reference that both were timed with."""
+    """How many times Thinkback is faster, by the medians of ratios to the reference that both were
+    timed with.
+    """
     return float(records[slower]["ratio"] / records["thinkback"]["ratio"])
 
 
 def heads(runs: Runs) -> str:
     """Times from the features on, in units of Energy's: smallest and largest batch of each head."""
-    shapes = {(K, D): [b for k, d, b in runs.heads() if (k, d) == (K, D)] for K, D, _ in runs.heads()}
-    chosen = [(K, D, b) for (K, D), found in shapes.items() for b in dict.fromkeys((found[0], found[-1]))]
-    columns = {f"K = {K:,}, batch {b}": runs.named("score", place="head", K=K, D=D, batch=b) for K, D, b in chosen}
+    shapes = {
+        (K, D): [b for k, d, b in runs.heads() if (k, d) == (K, D)] for K, D, _ in runs.heads()
+    }
+    chosen = [
+        (K, D, b) for (K, D), found in shapes.items() for b in dict.fromkeys((found[0], found[-1]))
+    ]
+    columns = {
+        f"K = {K:,}, batch {b}": runs.named("score", place="head", K=K, D=D, batch=b)
+        for K, D, b in chosen
+    }
     names = dict.fromkeys(what for found in columns.values() for what in found)
     cells = [
-        (TITLES.get(name, name), *(number(c[name]["ratio"]) if name in c else "–" for c in columns.values()))
+        (
+            TITLES.get(name, name),
+            *(number(c[name]["ratio"]) if name in c else "–" for c in columns.values()),
+        )
         for name in names
     ]
     reasons: dict[str, dict[str, None]] = {}
     for record in runs.records("score", skipped=True, place="head"):
         reasons.setdefault(record["skipped"], {})[record["what"]] = None
-    text = "".join(f" Not timed everywhere: {', '.join(left)} ({reason})." for reason, left in reasons.items())
+    text = "".join(
+        f" Not timed everywhere: {', '.join(left)} ({reason})." for reason, left in reasons.items()
+    )
     everything = runs.records("score", place="head")
     parts, banks = [r for r in everything if r["share"] < 1], {f"{r['bank']:,}" for r in everything}
-    text += f" {len(parts)} of {len(everything)} measurements timed a part of the batch and were scaled up."
-    return table(("method", *columns), cells) + f"\n\nKNN searches {', '.join(banks)} features here.{text}"
+    text += (
+        f" {len(parts)} of {len(everything)} measurements timed a part of the batch and were"
+        " scaled up."
+    )
+    return (
+        table(("method", *columns), cells)
+        + f"\n\nKNN searches {', '.join(banks)} features here.{text}"
+    )
 
 
 def model_check(runs: Runs, machine: Machine) -> str:
@@ -170,11 +236,16 @@ def model_check(runs: Runs, machine: Machine) -> str:
         limit = "memory" if batch < machine.crossing() else "arithmetic"
         numbers = f"{number(1e3 * model)} ms", f"{number(1e3 * found)} ms", number(found / model)
         lines.append((f"K = {K:,}, D = {D:,}, batch {batch}", limit, *numbers))
-    return table(("last layer and score", "waits for", "model", "measured", "measured / model"), lines)
+    return table(
+        ("last layer and score", "waits for", "model", "measured", "measured / model"), lines
+    )
 
 
 def scale(
-    sizes: Mapping[str, tuple[int, int, int, float]], machine: Machine, rates: Mapping[str, float], workers: int
+    sizes: Mapping[str, tuple[int, int, int, float]],
+    machine: Machine,
+    rates: Mapping[str, float],
+    workers: int,
 ) -> str:
     """Costs at other sizes, by arithmetic.
 
@@ -191,7 +262,9 @@ def scale(
             "$K$ and $D$": f"{K:,} and {D:,}",
             "operations of f(x)": f"{F / 1e9:.3g} G",
             "score: % of these": f"{200 * K * D / F:.2g}",
-            "score: % of f(x)'s time, batch 200": f"{machine.score(200, K, D) / (2 * F / machine.network):.2g}",
+            "score: % of f(x)'s time, batch 200": (
+                f"{machine.score(200, K, D) / (2 * F / machine.network):.2g}"
+            ),
             "kept: diagonal": size(kept_bytes("diagonal", N, K, D)),
             "kept: Kronecker": size(kept_bytes("Kronecker", N, K, D)),
             "kept: KNN": size(kept_bytes("KNN", N, K, D)),
@@ -211,7 +284,11 @@ def fit(runs: Runs) -> str:
         kind, _, name = what.partition(", ")
         if kind == "update":
             lines.append(
-                (f"{name}: a batch of {record['batch']}", milliseconds(record), f"{span(record, scale=100)} %")
+                (
+                    f"{name}: a batch of {record['batch']}",
+                    milliseconds(record),
+                    f"{span(record, scale=100)} %",
+                )
             )
         elif kind == "finish":
             lines.append((f"{name}: closing step, once", milliseconds(record), ""))
@@ -229,8 +306,15 @@ def job(runs: Runs) -> str:
             lines.append((what, rate, span(record), size(found[f"memory, {what}"]["peak_bytes"])))
     left = "".join(f" {r['what']}: {r['skipped']}." for r in runs.records("job", skipped=True))
     first = next(iter(found.values()))
-    head = ("fit and score", "images a second", f"time, of {first['reference']}", "memory at the peak")
-    return f"{table(head, lines)}\n\n{first['images']:,} images to fit on and as many to score.{left}"
+    head = (
+        "fit and score",
+        "images a second",
+        f"time, of {first['reference']}",
+        "memory at the peak",
+    )
+    return (
+        f"{table(head, lines)}\n\n{first['images']:,} images to fit on and as many to score.{left}"
+    )
 
 
 def layers(runs: Runs) -> str:
@@ -239,7 +323,9 @@ def layers(runs: Runs) -> str:
     for what, record in found.items():
         if "seconds" in record:
             grown = found.get(f"memory, {what}")
-            lines.append((TITLES.get(what, what), span(record), size(grown["peak_bytes"]) if grown else "–"))
+            lines.append(
+                (TITLES.get(what, what), span(record), size(grown["peak_bytes"]) if grown else "–")
+            )
     return table(("reading", "forward passes", "memory at the peak"), lines)
 
 
@@ -247,66 +333,131 @@ def inference(runs: Runs) -> str:
     """Set-ups of the forward pass."""
     found = runs.named("inference")
     lines = [
-        (what, milliseconds(r, r["images"]), span(r), f"{r['score_change']:.0e}", f"{r['decisions_changed']:.1%}")
+        (
+            what,
+            milliseconds(r, r["images"]),
+            span(r),
+            f"{r['score_change']:.0e}",
+            f"{r['decisions_changed']:.1%}",
+        )
         for what, r in found.items()
     ]
     left = [f"{r['what']}: {r['skipped']}" for r in runs.records("inference", skipped=True)]
     usual = found.get("channels last, batch 64")
     best = min(found.values(), key=lambda r: r["ratio"])
-    text = f"Fastest: {best['what']}, {1 / best['ratio']:.2f} times as fast as plain float32 at batch 128. "
-    single, graph = (found.get(f"{what}, batch 1") for what in ("plain float32", "ONNX graph, score included"))
+    text = (
+        f"Fastest: {best['what']}, {1 / best['ratio']:.2f} times as fast as plain float32 at batch"
+        " 128. "
+    )
+    single, graph = (
+        found.get(f"{what}, batch 1") for what in ("plain float32", "ONNX graph, score included")
+    )
     if single and graph:
-        text += "For one image at a time, f(x) and g(x) in one exported graph (`OODDetector.export`) take "
+        text += (
+            "For one image at a time, f(x) and g(x) in one exported graph (`OODDetector.export`)"
+            " take "
+        )
         text += f"{graph['ratio'] / single['ratio']:.2f} times what f(x) alone takes in PyTorch. "
     if usual and runs.device == "cpu":
-        text += f"`extract` and `OODDetector` run {usual['what']}: {1 / usual['ratio']:.2f} times as fast. "
+        text += (
+            f"`extract` and `OODDetector` run {usual['what']}: {1 / usual['ratio']:.2f} times as"
+            " fast. "
+        )
     text += f"Left out: {'; '.join(left)}." if left else ""
-    head = ("f(x)", "an image", "of plain float32, batch 128", "scores move by", "decisions that change")
+    head = (
+        "f(x)",
+        "an image",
+        "of plain float32, batch 128",
+        "scores move by",
+        "decisions that change",
+    )
     return f"{table(head, lines)}\n\n{text}"
 
 
 def precision(exact: tb.evaluation.Scores, low: tb.evaluation.Scores, resamples: int = 200) -> str:
-    """What reduced precision does to every metric, beside the 95 % bootstrap interval of the exact one.
+    """What reduced precision does to every metric, beside the 95 % bootstrap interval of the exact
+    one.
 
     Args:
-        exact, low: set -> method -> scores (N,) of the same images; the in-distribution set is one of them.
+        exact, low: set -> method -> scores (N,) of the same images; the in-distribution set is one
+            of them.
     """
     names, ID = [name for name in exact if name != tb.evaluation.ID_TEST], tb.evaluation.ID_TEST
     lines = []
     for method in exact[ID]:
         inside, moved = [], []
         for name in names:
-            sampled = tb.metrics.resampled(exact[ID][method], exact[name][method], resamples=resamples)
+            sampled = tb.metrics.resampled(
+                exact[ID][method], exact[name][method], resamples=resamples
+            )
             limits = tb.metrics.interval95(sampled)
-            one, two = (tb.metrics.ood_metrics(s[ID][method], s[name][method]) for s in (exact, low))
+            one, two = (
+                tb.metrics.ood_metrics(s[ID][method], s[name][method]) for s in (exact, low)
+            )
             moved += [abs(one[metric] - two[metric]) for metric in tb.metrics.METRICS]
-            inside += [limits[metric][0] <= two[metric] <= limits[metric][1] for metric in tb.metrics.METRICS]
-        lines.append((TITLES.get(method, method), f"{100 * max(moved):.2f}", f"{sum(inside)} of {len(inside)}"))
-    head = ("bfloat16 backbone", "largest change of a metric (points)", "metrics inside their interval in float32")
+            inside += [
+                limits[metric][0] <= two[metric] <= limits[metric][1]
+                for metric in tb.metrics.METRICS
+            ]
+        lines.append(
+            (
+                TITLES.get(method, method),
+                f"{100 * max(moved):.2f}",
+                f"{sum(inside)} of {len(inside)}",
+            )
+        )
+    head = (
+        "bfloat16 backbone",
+        "largest change of a metric (points)",
+        "metrics inside their interval in float32",
+    )
     return table(head, lines)
 
 
 def training(runs: Runs) -> str:
-    """An epoch: the usual loop, ours at each resolution and in the mean, the floors, and where a step's time goes."""
+    """An epoch: the usual loop, ours at each resolution and in the mean, the floors, and where a
+    step's time goes.
+    """
     found = runs.named("training")
     loops = {what: r for what, r in found.items() if what.startswith(("usual", "ours"))}
     lines = [(what, milliseconds(r, r["images"]), span(r)) for what, r in loops.items()]
     mean = sum(r["share_of_recipe"] * r["ratio"] for r in loops.values() if "share_of_recipe" in r)
-    full, usual = found["ours, 32 px"], min(r["ratio"] for what, r in loops.items() if what.startswith("usual"))
+    full, usual = (
+        found["ours, 32 px"],
+        min(r["ratio"] for what, r in loops.items() if what.startswith("usual")),
+    )
     more = {"ours, mean over the recipe": mean}
-    for name, unit, count in (("a dense product", "product float32", "operations"), ("a copy", "copy", "bytes")):
-        more[f"floor: at the speed of {name}"] = full[count] * found[unit]["ratio"] / found[unit][count]
+    for name, unit, count in (
+        ("a dense product", "product float32", "operations"),
+        ("a copy", "copy", "bytes"),
+    ):
+        more[f"floor: at the speed of {name}"] = (
+            full[count] * found[unit]["ratio"] / found[unit][count]
+        )
     each = found[full["reference"]]["seconds"] / full["images"]
-    lines += [(f"*{what}*", f"{1e3 * ratio * each:,.3g} ms", f"{ratio:.3g}") for what, ratio in more.items()]
-    text = f"Ours is {usual / full['ratio']:.2f} times as fast as the better usual loop at full size and "
+    lines += [
+        (f"*{what}*", f"{1e3 * ratio * each:,.3g} ms", f"{ratio:.3g}")
+        for what, ratio in more.items()
+    ]
+    text = (
+        f"Ours is {usual / full['ratio']:.2f} times as fast as the better usual loop at full size"
+        " and "
+    )
     text += f"{usual / mean:.2f} times over the recipe. At full size an image takes "
     operations, moved = (full[count] / full["images"] for count in ("operations", "bytes"))
     text += f"{operations / 1e9:.2f} G operations and moves {size(moved)}; "
     arithmetic, memory = list(more.values())[1:]
-    text += f"the step takes {full['ratio'] / (arithmetic + memory):.2f} times both floors together. "
-    parts = ", ".join(f"`{name.removeprefix('aten::')}` {share:.0%}" for name, share in full["profile"].items())
+    text += (
+        f"the step takes {full['ratio'] / (arithmetic + memory):.2f} times both floors together. "
+    )
+    parts = ", ".join(
+        f"`{name.removeprefix('aten::')}` {share:.0%}" for name, share in full["profile"].items()
+    )
     text += f"Where its time goes: {parts}."
-    return table(("training, an epoch", "an image", f"of the {full['reference']}"), lines) + f"\n\n{text}"
+    return (
+        table(("training, an epoch", "an image", f"of the {full['reference']}"), lines)
+        + f"\n\n{text}"
+    )
 
 
 def evaluation(runs: Runs) -> str:
@@ -316,6 +467,14 @@ def evaluation(runs: Runs) -> str:
         (what, f"{r['seconds']:.3g} s", span(r) if r["reference"] == "shared methods" else "")
         for what, r in found.items()
     ]
-    left = "".join(f" {r['what']}: {r['skipped']}." for r in runs.records("evaluation", skipped=True))
-    facts = next((f"{r['sets']} sets, {r['images']:,} images, up to {r['draws']} draws." for r in found.values()), "")
+    left = "".join(
+        f" {r['what']}: {r['skipped']}." for r in runs.records("evaluation", skipped=True)
+    )
+    facts = next(
+        (
+            f"{r['sets']} sets, {r['images']:,} images, up to {r['draws']} draws."
+            for r in found.values()
+        ),
+        "",
+    )
     return f"{table(('evaluation of kept features', 'time', 'of ours, shared methods'), lines)}\n\n{facts}{left}"

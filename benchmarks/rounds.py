@@ -15,16 +15,23 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """What is timed, and the share of the batch that it does: slow loops do a part, and their time is scaled up."""
+    """What is timed, and the share of the batch that it does: slow loops do a part, and their time
+    is scaled up.
+    """
 
     run: Callable[[], object]
     share: float = 1.0
 
 
 def alternate(
-    calls: Mapping[str, Call], budget: float, least: int, most: int, clock: Clock = time.perf_counter
+    calls: Mapping[str, Call],
+    budget: float,
+    least: int,
+    most: int,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, round by round; every second round runs backwards, so that no call always follows another.
+    """Seconds of each call, round by round; every second round runs backwards, so that no call
+    always follows another.
 
     Args:
         calls: what takes turns.
@@ -58,7 +65,8 @@ def alternate(
 
 
 def summarize(seconds: Mapping[str, list[float]], reference: str, **facts: Any) -> list[Record]:
-    """One record a call: median and quartiles of its seconds, and of its ratio to the reference in the same round.
+    """One record a call: median and quartiles of its seconds, and of its ratio to the reference in
+    the same round.
 
     >>> summarize({"f": [2.0, 4.0, 2.0], "g": [1.0, 2.0, 1.0]}, "f", batch=8)[1]["ratio"]
     0.5

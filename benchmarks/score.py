@@ -1,7 +1,9 @@
-"""g(x) on top of f(x): what a score adds to the pass that makes its inputs, and what the same score costs by autograd.
+"""g(x) on top of f(x): what a score adds to the pass that makes its inputs, and what the same score
+costs by autograd.
 
-Two places. ``network``: the reference is f(x) itself; the scores of features and logits start from those two, the
-detectors that need a graph from the image. ``head``: all start from the features and include the last layer's product.
+Two places. ``network``: the reference is f(x) itself; the scores of features and logits start from
+those two, the detectors that need a graph from the image. ``head``: all start from the features and
+include the last layer's product.
 """
 
 from __future__ import annotations
@@ -15,31 +17,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import thinkback_utils as tb
-from thinkback_utils.study.peers import PEERS
+from experiments.peers import PEERS
 
 from .context import Context, pytorch_ood, skipped
 from .rounds import Call, Record
 
 T, EPS = 5.0, 1e-16
 BATCHES = (1, 16, 200, 1000)
-HEADS = {(10, 128): BATCHES, (1000, 2048): BATCHES[:3], (21_841, 2048): (1, 200)}  # (K, D): batch sizes
-ENTRIES = 1 << 26  # of per-sample gradients held at once, 256 MB; it bounds the part of a batch that loops work through
+HEADS = {
+    (10, 128): BATCHES,
+    (1000, 2048): BATCHES[:3],
+    (21_841, 2048): (1, 200),
+}  # (K, D): batch sizes
+ENTRIES = (
+    1 << 26
+    # of per-sample gradients held at once, 256 MB; it bounds the part of a batch that loops work
+    # through
+)
 BACKWARDS = 8  # images of a batch that go through the network one by one
 
 PEER = ", pytorch-ood"
-MOST_CLASSES = {"knn": 10**6, "vim": 1000, "mahalanobis": 100}  # an SVD of the head; D^2 products a class and sample
+MOST_CLASSES = {
+    "knn": 10**6,
+    "vim": 1000,
+    "mahalanobis": 100,
+}  # an SVD of the head; D^2 products a class and sample
 
 Rows = dict[str, Callable[[], object] | Call]
 Roots = tuple[Tensor, Tensor]
 
 
 def loss_of(logits: Tensor) -> Tensor:
-    """``-log softmax(z / T)`` of the network's own decision, for one sample, in the precision that comes."""
+    """``-log softmax(z / T)`` of the network's own decision, for one sample, in the precision that
+    comes.
+    """
     return (logits / T).logsumexp(-1) - logits.amax(-1) / T
 
 
 def one_by_one(features: Tensor, weight: Tensor, bias: Tensor, importance: Tensor) -> Tensor:
-    """The score by autograd on the last layer, one backward pass a sample; importance is ``1 / (eps + E)``, (K, D)."""
+    """The score by autograd on the last layer, one backward pass a sample; importance is
+    ``1 / (eps + E)``, (K, D).
+    """
     weight, scores = weight.detach().requires_grad_(), []
     for h in features:
         (gradient,) = torch.autograd.grad(loss_of(F.linear(h, weight, bias)), weight)
@@ -58,7 +76,9 @@ def vectorized(features: Tensor, weight: Tensor, bias: Tensor, importance: Tenso
 
 
 def backward(model: nn.Module, head: nn.Linear, images: Tensor, importance: Tensor) -> Tensor:
-    """The same as published gradient detectors run: image by image through the network, and all the way back."""
+    """The same as published gradient detectors run: image by image through the network, and all the
+    way back.
+    """
     scores = []
     for x in images:
         model.zero_grad()
@@ -68,8 +88,12 @@ def backward(model: nn.Module, head: nn.Linear, images: Tensor, importance: Tens
     return torch.stack(scores)
 
 
-def closed_forms(h: Tensor, z: Tensor | None, head: nn.Linear, inverse: Tensor, roots: Roots | None) -> Rows:
-    """Scores of features and logits, with what a fit keeps; where no logits are given, each call computes its own."""
+def closed_forms(
+    h: Tensor, z: Tensor | None, head: nn.Linear, inverse: Tensor, roots: Roots | None
+) -> Rows:
+    """Scores of features and logits, with what a fit keeps; where no logits are given, each call
+    computes its own.
+    """
 
     def logits() -> Tensor:
         return head(h) if z is None else z
@@ -82,7 +106,9 @@ def closed_forms(h: Tensor, z: Tensor | None, head: nn.Linear, inverse: Tensor, 
     if roots is not None:
         rows["kronecker"] = lambda: tb.scores.thinkback_kronecker(h, logits(), roots, T)
         distances = tb.scores.label_distances(roots[0])
-        rows["averaged"] = lambda: tb.scores.thinkback_averaged(F.normalize(h), logits(), (distances, roots[1]), T)
+        rows["averaged"] = lambda: tb.scores.thinkback_averaged(
+            F.normalize(h), logits(), (distances, roots[1]), T
+        )
     return rows
 
 
@@ -96,7 +122,9 @@ def part_of(batch: int, head: nn.Linear) -> int:
 
 
 def by_autograd(h: Tensor, head: nn.Linear, inverse: Tensor) -> Rows:
-    """The score by differentiating the last layer, on a part of the batch where gradients are large."""
+    """The score by differentiating the last layer, on a part of the batch where gradients are
+    large.
+    """
     part = h[: part_of(len(h), head)]
     given = (part, head.weight.detach(), head.bias.detach(), inverse.float())
     share = len(part) / len(h)
@@ -107,7 +135,9 @@ def by_autograd(h: Tensor, head: nn.Linear, inverse: Tensor) -> Rows:
 
 
 def gradnorm(model: nn.Module, x: Tensor, name: str, most: int) -> Rows:
-    """pytorch-ood's GradNorm of the parameter ``name`` on at most so many of the batch; nothing without the library."""
+    """pytorch-ood's GradNorm of the parameter ``name`` on at most so many of the batch; nothing
+    without the library.
+    """
     library, few = pytorch_ood(), x[:most]
     if isinstance(library, str):
         return {}
@@ -115,8 +145,12 @@ def gradnorm(model: nn.Module, x: Tensor, name: str, most: int) -> Rows:
     return {f"GradNorm{PEER}": Call(partial(detector.predict, few), len(few) / len(x))}
 
 
-def of_features(head: nn.Linear, bank: Tensor, labels: Tensor) -> dict[str, Callable[[tb.features.Features], Tensor]]:
-    """pytorch-ood's detectors of features, fitted on the bank; those that would take minutes are left out."""
+def of_features(
+    head: nn.Linear, bank: Tensor, labels: Tensor
+) -> dict[str, Callable[[tb.features.Features], Tensor]]:
+    """pytorch-ood's detectors of features, fitted on the bank; those that would take minutes are
+    left out.
+    """
     if isinstance(pytorch_ood(), str):
         return {}
     names = [name for name, most in MOST_CLASSES.items() if head.out_features <= most]
@@ -127,7 +161,9 @@ def of_features(head: nn.Linear, bank: Tensor, labels: Tensor) -> dict[str, Call
 def missing(rows: Rows, **facts: Any) -> list[Record]:
     """Why a peer that belongs in the table is not there."""
     library = pytorch_ood()
-    reason = library if isinstance(library, str) else "fitting or scoring so many classes takes minutes"
+    reason = (
+        library if isinstance(library, str) else "fitting or scoring so many classes takes minutes"
+    )
     titles = [f"{PEERS[name].title}{PEER}" for name in ("gradnorm", *MOST_CLASSES)]
     return [skipped(title, reason, **facts) for title in titles if title not in rows]
 
@@ -135,9 +171,14 @@ def missing(rows: Rows, **facts: Any) -> list[Record]:
 def on_network(context: Context) -> list[Record]:
     """Every score beside f(x) of the WRN-40-2."""
     model, bundle, records = context.network(), context.bundle(), []
-    head, train = model.get_classifier(), None if bundle is None else bundle.sets[tb.evaluation.ID_TRAIN]
+    head, train = (
+        model.get_classifier(),
+        None if bundle is None else bundle.sets[tb.evaluation.ID_TRAIN],
+    )
     if train is None or train.labels is None:
-        train = tb.features.Features(torch.rand(50_000, 128), torch.randn(50_000, 10), torch.arange(50_000) % 10)
+        train = tb.features.Features(
+            torch.rand(50_000, 128), torch.randn(50_000, 10), torch.arange(50_000) % 10
+        )
     assert train.labels is not None
     expected = tb.fisher.DiagonalFisher(T).update(train.features, train.logits).compute()
     inverse = tb.scores.inverse_diagonal(expected, EPS).to(context.device)
@@ -152,9 +193,13 @@ def on_network(context: Context) -> list[Record]:
         facts: dict[str, Any] = {"place": "network", "batch": batch, "K": 10, "D": 128}
         rows: Rows = {"forward": torch.no_grad()(partial(model, x))}
         rows |= closed_forms(h, z, head, inverse, roots) | by_autograd(h, head, inverse)
-        rows["backward, batch 1"] = Call(partial(backward, model, head, few, inverse.float()), len(few) / batch)
+        rows["backward, batch 1"] = Call(
+            partial(backward, model, head, few, inverse.float()), len(few) / batch
+        )
         rows |= gradnorm(model, x, "fc.weight", 64)
-        rows |= {name: partial(score, tb.features.Features(h, h)) for name, score in detectors.items()}
+        rows |= {
+            name: partial(score, tb.features.Features(h, h)) for name, score in detectors.items()
+        }
         records += context.measure(rows, "forward", **facts) + missing(rows, **facts)
     return records
 
@@ -166,7 +211,9 @@ def on_head(context: Context, K: int, D: int, batches: tuple[int, ...]) -> list[
     inverse = torch.rand(K, D, generator=generator, dtype=torch.float64).to(device)
     roots = None
     if K <= 1000:  # random ones: a score's time depends on their shape alone
-        A, B = (torch.rand(n, n, generator=generator, dtype=torch.float64).to(device) for n in (K, D))
+        A, B = (
+            torch.rand(n, n, generator=generator, dtype=torch.float64).to(device) for n in (K, D)
+        )
         roots = A, B
     bank = torch.rand(10_000, D, generator=generator)
     detectors, records = of_features(head, bank, torch.arange(len(bank)) % K), []
@@ -175,8 +222,12 @@ def on_head(context: Context, K: int, D: int, batches: tuple[int, ...]) -> list[
         facts: dict[str, Any] = {"place": "head", "batch": batch, "K": K, "D": D, "bank": len(bank)}
         rows = closed_forms(h, None, head, inverse, roots) | by_autograd(h, head, inverse)
         rows |= gradnorm(head, h, "weight", part_of(batch, head))
-        rows |= {name: partial(score, tb.features.Features(h, h)) for name, score in detectors.items()}
-        records += context.measure(rows, "energy", least=5 if K <= 1000 else 3, **facts) + missing(rows, **facts)
+        rows |= {
+            name: partial(score, tb.features.Features(h, h)) for name, score in detectors.items()
+        }
+        records += context.measure(rows, "energy", least=5 if K <= 1000 else 3, **facts) + missing(
+            rows, **facts
+        )
     return records
 
 

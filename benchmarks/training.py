@@ -1,4 +1,6 @@
-"""One epoch of training on a few hundred images: the package's pipeline against the loop that is usually written."""
+"""One epoch of training on a few hundred images: the package's pipeline against the loop that is
+usually written.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,11 @@ class Photos(Dataset[tuple[Any, int]]):
         return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
 
 
-def usual_loop(model: nn.Module, images: tb.data.ImageSet, workers: int, device: torch.device) -> Callable[[], None]:
-    """An epoch as tutorials write it: random crop, flip, tensor, normalize, DataLoader, SGD, loss printed a step.
+def usual_loop(
+    model: nn.Module, images: tb.data.ImageSet, workers: int, device: torch.device
+) -> Callable[[], None]:
+    """An epoch as tutorials write it: random crop, flip, tensor, normalize, DataLoader, SGD, loss
+    printed a step.
 
     The workers stay from epoch to epoch, so that starting them is not counted.
     """
@@ -48,9 +53,13 @@ def usual_loop(model: nn.Module, images: tb.data.ImageSet, workers: int, device:
     steps = [t.RandomCrop(32, padding=4), t.RandomHorizontalFlip(), t.ToTensor()]
     steps.append(t.Normalize(tb.models.CIFAR10_MEAN, tb.models.CIFAR10_STD))
     photos = Photos(images, t.Compose(steps))
-    loader = DataLoader(photos, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    loader = DataLoader(
+        photos, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
     model = model.to(device).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
 
     def epoch() -> None:
         for x, y in loader:
@@ -76,7 +85,9 @@ def our_epoch(images: tb.data.ImageSet, side: int, device: torch.device) -> Call
 
 
 def operations(images: int) -> dict[str, int]:
-    """Floating-point operations of an epoch at full size, forward and forward with backward, counted by torch."""
+    """Floating-point operations of an epoch at full size, forward and forward with backward,
+    counted by torch.
+    """
     model, counts = network(), {}
     for what in ("forward", "step"):
         with FlopCounterMode(display=False) as counter:
@@ -88,11 +99,15 @@ def operations(images: int) -> dict[str, int]:
 
 
 def traffic(images: int) -> int:
-    """Bytes that an epoch moves at least: each layer reads its feature maps and writes new ones, and twice backward."""
+    """Bytes that an epoch moves at least: each layer reads its feature maps and writes new ones,
+    and twice backward.
+    """
     model, counts = network(), list[int]()
     for layer in model.modules():
         if not list(layer.children()):
-            layer.register_forward_hook(lambda _, inputs, output: counts.append(inputs[0].numel() + output.numel()))
+            layer.register_forward_hook(
+                lambda _, inputs, output: counts.append(inputs[0].numel() + output.numel())
+            )
     model(torch.rand(1, 3, 32, 32))
     return 3 * 4 * sum(counts) * images
 
@@ -107,7 +122,11 @@ def profile(images: tb.data.ImageSet, device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         times = {event.key: float(event.self_device_time_total) for event in watched.key_averages()}
     largest = sorted(times.items(), key=lambda item: -item[1])
-    return {name: time / sum(times.values()) for name, time in largest if time >= 0.01 * sum(times.values())}
+    return {
+        name: time / sum(times.values())
+        for name, time in largest
+        if time >= 0.01 * sum(times.values())
+    }
 
 
 def shares(config: tb.train.TrainConfig = RECIPE, full: int = 32) -> dict[int, float]:
@@ -125,21 +144,34 @@ def run(context: Context) -> list[Record]:
     digits = tb.data.load("digits", "train")
     count = 16 if context.quick else 2 * BATCH
     assert digits.labels is not None
-    images = tb.data.ImageSet(digits.images[:count], digits.labels[:count], digits.classes, digits.name)
+    images = tb.data.ImageSet(
+        digits.images[:count], digits.labels[:count], digits.classes, digits.name
+    )
     calls: dict[str, Callable[[], object] | Call] = {}
     for workers in (0, 2):
-        plain = network(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # the loop's transform normalizes
+        plain = network(
+            mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+        )  # the loop's transform normalizes
         calls[f"usual loop, {workers} workers"] = usual_loop(plain, images, workers, context.device)
     for side in shares():
         calls[f"ours, {side} px"] = our_epoch(images, side, context.device)
     matrix, length = (512, 1 << 22) if context.quick else (2048, 1 << 26)
-    calls["product float32"], calls["copy"] = product(matrix, context.device), copy(length, context.device)
-    records = context.measure(calls, "usual loop, 0 workers", budget=180, least=3, images=count, batch=BATCH)
+    calls["product float32"], calls["copy"] = (
+        product(matrix, context.device),
+        copy(length, context.device),
+    )
+    records = context.measure(
+        calls, "usual loop, 0 workers", budget=180, least=3, images=count, batch=BATCH
+    )
     counts = operations(count)
     facts: dict[str, dict[str, Any]] = {"product float32": {"operations": 2 * matrix**3}}
     facts["copy"] = {"bytes": 2 * 4 * length}
     facts |= {f"ours, {side} px": {"share_of_recipe": share} for side, share in shares().items()}
-    at_full = {"operations": counts["step"], "forward_operations": counts["forward"], "bytes": traffic(count)}
+    at_full = {
+        "operations": counts["step"],
+        "forward_operations": counts["forward"],
+        "bytes": traffic(count),
+    }
     for name in calls:
         if name.startswith("usual") or name == "ours, 32 px":
             facts[name] = facts.get(name, {}) | at_full

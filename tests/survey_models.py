@@ -1,13 +1,15 @@
-"""Which published classifiers the detector works for: built without weights, fitted and scored on random inputs.
+"""Which published classifiers the detector works for: built without weights, fitted and scored on
+random inputs.
 
     python tests/survey_models.py                            # all packages, about an hour on two cores
     python tests/survey_models.py timm --models volo_d1_224  # some, whose rows are replaced in the file
 
-It needs ``pip install '.[real]'`` and writes results/compatibility.json and results/compatibility.md, one package at a
-time. A model works if its head is found, fit and score run, the logits that were kept are those that the model returns,
-and, where the head is linear, they are its weight times the features that were kept, plus its bias, up to a positive
-factor for heads whose output the model multiplies. A model that its own package cannot build or run here says nothing
-about the detector: it is listed as not tried.
+It needs ``pip install '.[real]'`` and writes results/compatibility.json and
+results/compatibility.md, one package at a time. A model works if its head is found, fit and score
+run, the logits that were kept are those that the model returns, and, where the head is linear, they
+are its weight times the features that were kept, plus its bias, up to a positive factor for heads
+whose output the model multiplies. A model that its own package cannot build or run here says
+nothing about the detector: it is listed as not tried.
 """
 
 from __future__ import annotations
@@ -33,13 +35,27 @@ from thinkback_utils.files import replacing
 OUT = Path(__file__).parents[1] / "results" / "compatibility.json"
 LARGEST = 30  # million parameters; torchvision's zoo is taken whole
 CLASSES = 5
-FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError)
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+)
 FAILURES += (ValueError,)  # whatever a model may raise; its text is the reason in the table
 RULES = {
     "torchvision": "all models for classification and semantic segmentation of images",
-    "timm": f"every fourth name of each module, in the order of names, below {LARGEST} M parameters",
-    "transformers": "all classes for classification of images, text, tokens, audio and video, and for semantic "
-    f"segmentation, that its auto tables name, below {LARGEST} M parameters in one small configuration",
+    "timm": (
+        f"every fourth name of each module, in the order of names, below {LARGEST} M parameters"
+    ),
+    "transformers": (
+        "all classes for classification of images, text, tokens, audio and video, and for semantic"
+        f" segmentation, that its auto tables name, below {LARGEST} M parameters in one small"
+        " configuration"
+    ),
     "pytorch-ood": "all networks",
 }
 WHY = {  # in words, for the table; the file keeps what the package said
@@ -52,7 +68,9 @@ WHY = {  # in words, for the table; the file keeps what the package said
 
 @dataclass(frozen=True)
 class Case:
-    """One model: how to make it, and inputs for it, n at a time, of which the caller's next argument is a size."""
+    """One model: how to make it, and inputs for it, n at a time, of which the caller's next
+    argument is a size.
+    """
 
     package: str
     name: str
@@ -93,7 +111,9 @@ def survey(case: Case) -> Row:
 
 
 def check(model: nn.Module, batch: Any, returned: Tensor) -> str:
-    """Raise what is wrong, with a model that returned these logits for this batch; or say what its head is."""
+    """Raise what is wrong, with a model that returned these logits for this batch; or say what its
+    head is.
+    """
     detector = tb.detector.OODDetector(model).fit([batch])
     scores, seen = detector.score([batch]), tb.features.extract(model, [batch], detector.head)
     if not scores.isfinite().all():
@@ -105,8 +125,11 @@ def check(model: nn.Module, batch: Any, returned: Tensor) -> str:
     names = (detector.head,) if isinstance(detector.head, str) else detector.head
     layers = [model.get_submodule(name) for name in names or ()]
     if all(isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) for layer in layers):
-        weights, biases = zip(*((layer.weight.flatten(1), layer.bias) for layer in layers), strict=True)
-        # several layers are averaged: one wide layer reads the features of all, each divided by their number
+        weights, biases = zip(
+            *((layer.weight.flatten(1), layer.bias) for layer in layers), strict=True
+        )
+        # several layers are averaged: one wide layer reads the features of all, each divided by
+        # their number
         z = seen.features @ torch.cat(weights, 1).detach().T.float()
         z = z + sum(0 if bias is None else bias.detach().float() for bias in biases) / len(layers)
         factor = (z * seen.logits).sum() / z.square().sum() if z.shape == seen.logits.shape else 0
@@ -130,7 +153,9 @@ def _made(case: Case) -> tuple[nn.Module, Any, Tensor]:
         except FAILURES as error:
             raise NotTriedError(f"not built: {_line(error)}") from error
         for many in case.inputs(model, 16):
-            batch = {name: x[:2] for name, x in many.items()} if isinstance(many, Mapping) else many[:2]
+            batch = (
+                {name: x[:2] for name, x in many.items()} if isinstance(many, Mapping) else many[:2]
+            )
             try:
                 first, again = _run(model, batch), _run(model, batch)
                 if not 1e-20 < float(first.abs().max()) < 100:
@@ -159,14 +184,18 @@ def _run(model: nn.Module, batch: Any) -> Tensor:
 
 
 def _start(model: nn.Module) -> None:
-    """Give random weights to layers that start at zero, as some heads do: zeros would hide a wrong one."""
+    """Give random weights to layers that start at zero, as some heads do: zeros would hide a wrong
+    one.
+    """
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.any():
             nn.init.normal_(layer.weight, std=0.02)
 
 
 def _settle(model: nn.Module, batch: Any) -> None:
-    """Give each BatchNorm the statistics of its inputs, as training would: signals had died out or blown up."""
+    """Give each BatchNorm the statistics of its inputs, as training would: signals had died out or
+    blown up.
+    """
     for layer in model.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.train()
@@ -181,7 +210,9 @@ def _line(error: BaseException) -> str:
     return text if text.startswith("thinkback: ") else f"{type(error).__name__}: {text}"
 
 
-def _images(sizes: Any, key: str | None = None, channels: int = 3) -> Callable[[nn.Module, int], Iterator[Any]]:
+def _images(
+    sizes: Any, key: str | None = None, channels: int = 3
+) -> Callable[[nn.Module, int], Iterator[Any]]:
     """Random images, square, of each size in turn; under a key, as a mapping."""
 
     def inputs(model: nn.Module, n: int) -> Iterator[Any]:
@@ -233,7 +264,11 @@ def timm_case(name: str) -> Case:
     def inputs(model: nn.Module, n: int) -> Iterator[Any]:
         config = model.default_cfg
         channels, *sides = config["input_size"]
-        small = [] if config.get("fixed_input_size") else [config.get("min_input_size", (3, 64))[-1], 64, 96, 128, 160]
+        small = (
+            []
+            if config.get("fixed_input_size")
+            else [config.get("min_input_size", (3, 64))[-1], 64, 96, 128, 160]
+        )
         return _images([*sorted(set(small)), max(sides)], channels=channels)(model, n)
 
     return Case("timm", name, build, inputs)
@@ -283,10 +318,16 @@ def pytorch_ood_cases() -> Iterator[Case]:
     def tokens(model: nn.Module, n: int) -> Iterator[Tensor]:
         yield torch.randint(30, (n, 7), generator=torch.Generator().manual_seed(1))
 
-    yield Case("pytorch-ood", "WideResNet", partial(models.WideResNet, num_classes=CLASSES), _images([32]))
+    yield Case(
+        "pytorch-ood", "WideResNet", partial(models.WideResNet, num_classes=CLASSES), _images([32])
+    )
     for name in ("ResNet18", "ResNet50"):
-        yield Case("pytorch-ood", name, partial(getattr(models, name), num_classes=CLASSES), _images([64]))
-    yield Case("pytorch-ood", "GRUClassifier", partial(models.GRUClassifier, CLASSES, n_vocab=30), tokens)
+        yield Case(
+            "pytorch-ood", name, partial(getattr(models, name), num_classes=CLASSES), _images([64])
+        )
+    yield Case(
+        "pytorch-ood", "GRUClassifier", partial(models.GRUClassifier, CLASSES, n_vocab=30), tokens
+    )
 
 
 CASES = {
@@ -304,7 +345,9 @@ def _small(model: nn.Module) -> None:
 
 
 def _small_options(family: str) -> dict[str, Any]:
-    """One small configuration for all families of transformers, and what some of them ask for beside it."""
+    """One small configuration for all families of transformers, and what some of them ask for
+    beside it.
+    """
     common = {
         "num_labels": CLASSES,
         "hidden_size": 32,
@@ -334,15 +377,34 @@ def _small_options(family: str) -> dict[str, Any]:
         "gptj": {"rotary_dim": 8},
         "layoutlmv3": {"coordinate_size": 4, "shape_size": 4, "input_size": 32},
         "metaclip_2": both,
-        "perceiver": {"num_latents": 8, "d_latents": 32, "d_model": None, "num_hidden_layers": None},
+        "perceiver": {
+            "num_latents": 8,
+            "d_latents": 32,
+            "d_model": None,
+            "num_hidden_layers": None,
+        },
         "plbart": {"encoder_attention_heads": 4, "decoder_attention_heads": 4},
         "reformer": {"axial_pos_embds": False},
         "siglip": both,
         "siglip2": both,
         "squeezebert": {"embedding_size": 32},
-        "xlnet": {"max_position_embeddings": None, "n_head": 4, "num_attention_heads": None, "d_head": 8},
+        "xlnet": {
+            "max_position_embeddings": None,
+            "n_head": 4,
+            "num_attention_heads": None,
+            "d_head": 8,
+        },
     }
-    pyramids = ("donut-swin", "hiera", "levit", "pvt", "pvt_v2", "segformer", "swin", "swinv2")  # sizes by stage
+    pyramids = (
+        "donut-swin",
+        "hiera",
+        "levit",
+        "pvt",
+        "pvt_v2",
+        "segformer",
+        "swin",
+        "swinv2",
+    )  # sizes by stage
     alone = (*pyramids, "bit", "convnext", "cvt", "convnextv2", "dpt", "regnet")
     chosen = {"num_labels": CLASSES} if family in alone else {**common, **own.get(family, {})}
     return {name: value for name, value in chosen.items() if value is not None}
@@ -389,7 +451,11 @@ def write(package: str, rows: list[Row], path: Path) -> None:
     versions = {package: importlib.import_module("importlib.metadata").version(package)}
     provenance = tb.provenance.describe()
     provenance["versions"] |= versions
-    whole[package] = {"rule": RULES[package], "provenance": provenance, "models": [asdict(row) for row in rows]}
+    whole[package] = {
+        "rule": RULES[package],
+        "provenance": provenance,
+        "models": [asdict(row) for row in rows],
+    }
     whole = {name: whole[name] for name in CASES if name in whole}
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(whole, indent=1) + "\n")
@@ -408,7 +474,10 @@ def table(whole: Mapping[str, Any]) -> str:
         lines.append(f"| {package} | {version} | {part['rule']} | {works} of {len(tried)} |")
         for row in tried:
             if not row["works"]:
-                why = next((text for start, text in WHY.items() if row["name"].startswith(start)), row["reason"])
+                why = next(
+                    (text for start, text in WHY.items() if row["name"].startswith(start)),
+                    row["reason"],
+                )
                 failed.append(f"| {package} | `{row['name']}` | {why} |")
     if failed:
         lines += ["", "| package | does not work | reason |", "|---|---|---|", *failed]
@@ -419,13 +488,18 @@ def main() -> None:
     """Survey the packages that the command names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("packages", nargs="*", choices=[*CASES, []], help="default: all")
-    parser.add_argument("--models", nargs="*", help="these alone, in the place of their rows in the file")
+    parser.add_argument(
+        "--models", nargs="*", help="these alone, in the place of their rows in the file"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     for package in arguments.packages or CASES:
         start, rows = time.perf_counter(), {}
         if arguments.models is not None:
-            rows = {row["name"]: Row(**row) for row in json.loads(arguments.out.read_text())[package]["models"]}
+            rows = {
+                row["name"]: Row(**row)
+                for row in json.loads(arguments.out.read_text())[package]["models"]
+            }
         for case in CASES[package]():
             if arguments.models is None or case.name in arguments.models:
                 row = rows[case.name] = survey(case)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import ablations
 from thinkback_utils import data, scores
 from thinkback_utils.gradients import gradients
 from thinkback_utils.models import WideResNet
-from thinkback_utils.study import ablations
 
 SIZES = {"cifar10-train": 24, "cifar10-test": 16, "svhn": 10, "letters": 9}
 SMALL = ["--n-fit", "12", "--n-id", "8", "--n-ood", "4", "--n-fit-all", "6", "--n-all", "3"]
@@ -19,7 +19,9 @@ SMALL += ["--batch-size", "5", "--batch-size-all", "2", "--rounds", "1", "--devi
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """A results folder with the weights and the provenance of a network, and the images that it names."""
+    """A results folder with the weights and the provenance of a network, and the images that it
+    names.
+    """
     monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
     digests, generator = {}, np.random.default_rng(0)
     for name, size in SIZES.items():
@@ -27,7 +29,9 @@ def results(tmp_path, monkeypatch):
             pixels = generator.integers(256, size=(size, 32, 32, 3), dtype=np.uint8)
             np.savez(tmp_path / f"{name}.npz", images=pixels, labels=np.arange(size) % 10)
         base, _, split = name.partition("-")
-        digests[name] = hashlib.sha256(data.load(base, split or "test").images.numpy().tobytes()).hexdigest()
+        digests[name] = hashlib.sha256(
+            data.load(base, split or "test").images.numpy().tobytes()
+        ).hexdigest()
     folder = tmp_path / "results" / "wrn10-1-cifar10" / "seed3"
     torch.manual_seed(0)
     WideResNet(depth=10, width=1).save(folder / "weights.safetensors")
@@ -36,19 +40,37 @@ def results(tmp_path, monkeypatch):
 
 
 def run(results, *more):
-    ablations.main(["--results", str(results), "--network", "wrn10-1-cifar10", "--seed", "3", *SMALL, *more])
+    ablations.main(
+        ["--results", str(results), "--network", "wrn10-1-cifar10", "--seed", "3", *SMALL, *more]
+    )
     folder = results / "wrn10-1-cifar10" / "seed3"
     with np.load(folder / "ablations.npz", allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}, json.loads((folder / "ablations.json").read_text())
+        return {name: file[name] for name in file.files}, json.loads(
+            (folder / "ablations.json").read_text()
+        )
 
 
 def test_one_command_scores_every_reading(results, capsys):
     arrays, record = run(results)
-    forms = [f"{reading}_{form}" for reading in ("C", "D", "E", "all") for form in ("eq5", "eq6", "eq6damped")]
-    assert set(arrays) == {f"{name}.{form}" for name in SIZES if name != "cifar10-train" for form in forms}
+    forms = [
+        f"{reading}_{form}"
+        for reading in ("C", "D", "E", "all")
+        for form in ("eq5", "eq6", "eq6damped")
+    ]
+    assert set(arrays) == {
+        f"{name}.{form}" for name in SIZES if name != "cifar10-train" for form in forms
+    }
     assert {(a.dtype.name, a.ndim) for a in arrays.values()} == {("float32", 1)}
-    assert [len(arrays[f"{name}.E_eq6"]) for name in ("cifar10-test", "svhn", "letters")] == [8, 4, 4]
-    assert [len(arrays[f"{name}.all_eq6"]) for name in ("cifar10-test", "svhn", "letters")] == [3, 3, 3]
+    assert [len(arrays[f"{name}.E_eq6"]) for name in ("cifar10-test", "svhn", "letters")] == [
+        8,
+        4,
+        4,
+    ]
+    assert [len(arrays[f"{name}.all_eq6"]) for name in ("cifar10-test", "svhn", "letters")] == [
+        3,
+        3,
+        3,
+    ]
     assert {r: facts["layer"] for r, facts in record["readings"].items()} == {
         "C": "fc",
         "D": "bn",
@@ -61,7 +83,9 @@ def test_one_command_scores_every_reading(results, capsys):
     assert record["config"]["n_fit"] == 12
     loaded, same = ablations.load(results / "wrn10-1-cifar10" / "seed3")
     assert same == record
-    assert {key: values.tobytes() for key, values in loaded.items()} == {k: v.tobytes() for k, v in arrays.items()}
+    assert {key: values.tobytes() for key, values in loaded.items()} == {
+        k: v.tobytes() for k, v in arrays.items()
+    }
     for key in ("command", "commit", "started", "device", "versions", "weights_sha256"):
         assert record[key]
     assert "cost in forward passes" in capsys.readouterr().out
@@ -88,10 +112,16 @@ def test_a_killed_run_goes_on_and_other_weights_start_again(results, monkeypatch
     whole, _ = run(results)
     folder = results / "wrn10-1-cifar10" / "seed3"
     record = json.loads((folder / "ablations.json").read_text())
-    del record["readings"]["all"], record["readings"]["D"], record["cost"]  # as a kill would leave it, or nearly
+    del (
+        record["readings"]["all"],
+        record["readings"]["D"],
+        record["cost"],
+    )  # as a kill would leave it, or nearly
     (folder / "ablations.json").write_text(json.dumps(record))
     done, original = [], ablations.score_readings
-    monkeypatch.setattr(ablations, "score_readings", lambda *a: (done.append(list(a[2])), original(*a))[1])
+    monkeypatch.setattr(
+        ablations, "score_readings", lambda *a: (done.append(list(a[2])), original(*a))[1]
+    )
     again, record = run(results)
     assert done == [["D"], ["all"]]
     assert set(record["readings"]) == {"C", "D", "E", "all"}
@@ -121,8 +151,13 @@ def test_weights_that_are_absent_are_named(tmp_path):
 
 def test_scores_of_other_weights_are_not_read(results):
     folder = results / "wrn10-1-cifar10" / "seed3"
-    command = r"run `python -m thinkback_utils.study.ablations --results \S+results --network wrn10-1-cifar10 --seed 3`"
-    with pytest.raises(FileNotFoundError, match=f"no scores of the readings at .*ablations.npz; {command}"):
+    command = (
+        r"run `python -m experiments.ablations --results \S+results --network wrn10-1-cifar10"
+        r" --seed 3`"
+    )
+    with pytest.raises(
+        FileNotFoundError, match=f"no scores of the readings at .*ablations.npz; {command}"
+    ):
         ablations.load(folder)
     run(results)
     WideResNet(depth=10, width=1).save(folder / "weights.safetensors")
@@ -131,7 +166,9 @@ def test_scores_of_other_weights_are_not_read(results):
 
 
 def test_parameters_are_checked():
-    with pytest.raises(ValueError, match=r"thinkback: AblationConfig.rounds must be positive, got 0"):
+    with pytest.raises(
+        ValueError, match=r"thinkback: AblationConfig.rounds must be positive, got 0"
+    ):
         ablations.AblationConfig(rounds=0)
 
 

@@ -1,4 +1,6 @@
-"""The adapters: the numbers of OODDetector, under the laws of each library, called as that library calls its own."""
+"""The adapters: the numbers of OODDetector, under the laws of each library, called as that library
+calls its own.
+"""
 
 import importlib
 import importlib.util
@@ -31,7 +33,11 @@ from thinkback_utils.methods import METHODS
 
 pytestmark = [  # what fit says of toy networks
     pytest.mark.filterwarnings(f"ignore:thinkback. {remark}")
-    for remark in ("classes never predicted", "the model is (hardly sure|right for)", "the promise holds on average")
+    for remark in (
+        "classes never predicted",
+        "the model is (hardly sure|right for)",
+        "the promise holds on average",
+    )
 ]
 README = Path(__file__).parents[1] / "README.md"
 GENERATOR = torch.Generator().manual_seed(0)
@@ -44,7 +50,10 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body, self.fc = nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Softplus()), nn.Linear(6, 4)
+        self.body, self.fc = (
+            nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Softplus()),
+            nn.Linear(6, 4),
+        )
         nn.init.eye_(self.body[1].weight)
         nn.init.eye_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
@@ -69,7 +78,9 @@ def loader(*parts, batch_size=64):
 @pytest.fixture
 def ood():
     import_torchvision()
-    return pytest.importorskip("pytorch_ood", reason="pytorch-ood is not installed; the extra `peers` does that")
+    return pytest.importorskip(
+        "pytorch_ood", reason="pytorch-ood is not installed; the extra `peers` does that"
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,11 +91,16 @@ def test_pytorch_ood_detector_scores_as_ooddetector(ood, net, method):
     detector = ThinkbackDetector(net.body, net.fc, method)
     assert isinstance(detector, ood.api.Detector)
     assert detector.requires_fit == (METHODS[method].fisher is not None)
-    for fitted in (detector.fit(loader(FIT), "cpu"), detector.fit_features(features[:400], torch.zeros(400))):
+    for fitted in (
+        detector.fit(loader(FIT), "cpu"),
+        detector.fit_features(features[:400], torch.zeros(400)),
+    ):
         for scores in (fitted(NEW), fitted.predict_features(features[400:])):
             np.testing.assert_allclose(scores, expected, rtol=1e-9)
     assert not detector(NEW).requires_grad
-    whole = ThinkbackDetector(net.train(), method=method)  # which runs in evaluation mode whatever it was in
+    whole = ThinkbackDetector(
+        net.train(), method=method
+    )  # which runs in evaluation mode whatever it was in
     assert whole.requires_fit == detector.requires_fit
     scores = whole.fit(loader(FIT, FAR), "cpu")(NEW)
     np.testing.assert_allclose(scores, expected, rtol=1e-9)
@@ -94,7 +110,9 @@ def test_pytorch_ood_detector_scores_as_ooddetector(ood, net, method):
 
 @pytest.mark.parametrize("name", ["WideResNet", "ResNet18", "GRUClassifier", "resnet18"])
 def test_readme_s_pytorch_ood_call_runs_as_printed(ood, name):
-    """On that library's own networks and on torchvision's; the head is found, so nobody has to know its name."""
+    """On that library's own networks and on torchvision's; the head is found, so nobody has to know
+    its name.
+    """
     torch.manual_seed(0)
     if name == "GRUClassifier":
         model, x = ood.model.GRUClassifier(10, n_vocab=30), torch.randint(30, (24, 7))
@@ -107,7 +125,9 @@ def test_readme_s_pytorch_ood_call_runs_as_printed(ood, name):
     row = next(line for line in README.read_text().splitlines() if line.startswith("| pytorch-ood"))
     call = row.split("`")[3]
     assert call.startswith("ThinkbackDetector(")
-    detector = eval(call, {"ThinkbackDetector": ThinkbackDetector, "model": model, "train_loader": train_loader})
+    detector = eval(
+        call, {"ThinkbackDetector": ThinkbackDetector, "model": model, "train_loader": train_loader}
+    )
     scores = detector(x)
     assert scores.shape == (24,)
     assert scores.isfinite().all()
@@ -126,8 +146,12 @@ def _before_fc(model, x):
 
 
 def test_pytorch_ood_tools_take_it(ood, net):
-    """Its metrics, its benchmark beside one of its own detectors, and its search, which refits each candidate."""
-    detector = ThinkbackDetector(net.body, net.fc, damping=0.1).fit(loader(FAR, FIT, FAR))  # FAR is left out
+    """Its metrics, its benchmark beside one of its own detectors, and its search, which refits each
+    candidate.
+    """
+    detector = ThinkbackDetector(net.body, net.fc, damping=0.1).fit(
+        loader(FAR, FIT, FAR)
+    )  # FAR is left out
     metrics = ood.metrics.OODMetrics()
     for x, y in loader(NEW, FAR):
         metrics.update(detector(x), y)
@@ -145,13 +169,18 @@ def test_pytorch_ood_tools_take_it(ood, net):
         def test_sets(self, known=True, unknown=True):
             return [loader(NEW, FAR).dataset]
 
-    rows = Benchmark().evaluate([detector, ood.detector.KNN(net.body, k=5).fit(loader(FIT))], {"batch_size": 99})
+    rows = Benchmark().evaluate(
+        [detector, ood.detector.KNN(net.body, k=5).fit(loader(FIT))], {"batch_size": 99}
+    )
     assert [row["Detector"] for row in rows] == ["ThinkbackDetector", "KNN"]
     assert rows[0]["AUROC"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-6)
 
     grid = {"temperature": [0.2, 5.0], "damping": [1.0]}
     found = []
-    for tried in (detector, ThinkbackDetector(net, damping=0.1)):  # features kept for all values, and not
+    for tried in (
+        detector,
+        ThinkbackDetector(net, damping=0.1),
+    ):  # features kept for all values, and not
         search = ood.utils.GridSearch(tried, loader(FIT), loader(NEW, FAR), grid)
         search.run()
         assert len({result["score"] for result in search.results_}) == 2
@@ -171,30 +200,39 @@ def test_pytorch_ood_grid_search_knows_what_to_try(ood, net):
 
 
 def test_pytorch_ood_s_own_benchmark_takes_it(ood):
-    """CIFAR10_ODIN with toy images in the place of its downloads; noise is that library's, marked by its ToUnknown."""
+    """CIFAR10_ODIN with toy images in the place of its downloads; noise is that library's, marked
+    by its ToUnknown.
+    """
     benchmark = importlib.import_module("pytorch_ood.benchmark").CIFAR10_ODIN
     sets, unknown = importlib.import_module("pytorch_ood.dataset.img"), ood.utils.ToUnknown()
     transform = import_torchvision().transforms.ToTensor()
     toy = benchmark.__new__(benchmark)
     generator = torch.Generator().manual_seed(0)
     toy.train_in, toy.test_in = (
-        TensorDataset(torch.rand(n, 3, 32, 32, generator=generator), torch.arange(n) % 10) for n in (60, 20)
+        TensorDataset(torch.rand(n, 3, 32, 32, generator=generator), torch.arange(n) % 10)
+        for n in (60, 20)
     )
     toy.test_oods = [
-        getattr(sets, name)(9, size=(32, 32, 3), transform=transform, target_transform=unknown, seed=1)
+        getattr(sets, name)(
+            9, size=(32, 32, 3), transform=transform, target_transform=unknown, seed=1
+        )
         for name in ("UniformNoise", "GaussianNoise")
     ]
     toy.ood_names = [type(part).__name__ for part in toy.test_oods]
     torch.manual_seed(0)
     model = ood.model.WideResNet(num_classes=10, depth=10).eval()
     train_loader = DataLoader(toy.train_set(), batch_size=30)
-    ours = [ThinkbackDetector(model, damping=1.0), ThinkbackDetector(model.features, model.fc, damping=1.0)]
+    ours = [
+        ThinkbackDetector(model, damping=1.0),
+        ThinkbackDetector(model.features, model.fc, damping=1.0),
+    ]
     peers = [ood.detector.KNN(model.features, k=5), ood.detector.MaxSoftmax(model)]
     detectors = [detector.fit(train_loader) for detector in (*ours, *peers)]
     rows = toy.evaluate(detectors, {"batch_size": 20})
-    assert [row["Detector"] for row in rows] == ["ThinkbackDetector"] * 2 + ["KNN", "MaxSoftmax"] + [
-        "ThinkbackDetector"
-    ] * 2 + ["KNN", "MaxSoftmax"]
+    assert [row["Detector"] for row in rows] == ["ThinkbackDetector"] * 2 + [
+        "KNN",
+        "MaxSoftmax",
+    ] + ["ThinkbackDetector"] * 2 + ["KNN", "MaxSoftmax"]
     assert [row["Dataset"] for row in rows] == ["UniformNoise"] * 4 + ["GaussianNoise"] * 4
     assert all(0 <= row["AUROC"] <= 1 for row in rows)
     assert rows[0].keys() == rows[2].keys()
@@ -206,7 +244,9 @@ def test_what_fit_remarks_reaches_the_line_that_called_an_adapter(ood, net):
     for fit in (
         lambda: ThinkbackDetector(net).fit(wrong),
         lambda: ThinkbackDetector(net.body, net.fc).fit(wrong),
-        lambda: ThinkbackPostprocessor().setup(net, {"train": [{"data": FIT, "label": wrong[0][1]}]}, {}),
+        lambda: ThinkbackPostprocessor().setup(
+            net, {"train": [{"data": FIT, "label": wrong[0][1]}]}, {}
+        ),
     ):
         with pytest.warns(
             UserWarning, match="thinkback: the model is right for .* of the labelled fit images"
@@ -226,21 +266,36 @@ def test_pytorch_ood_label_maps_leave_out_images_with_unknown_pixels(ood, net):
 
 def test_pytorch_ood_errors_are_that_library_s(ood, net):
     whole = ThinkbackDetector(net)
-    with pytest.raises(ood.api.RequiresFittingException, match="thinkback: the detector is not fitted"):
+    with pytest.raises(
+        ood.api.RequiresFittingException, match="thinkback: the detector is not fitted"
+    ):
         whole(NEW)
-    for call in (lambda: whole.predict_features(torch.rand(2, 6)), lambda: whole.fit_features(torch.rand(2, 6), NEW)):
-        with pytest.raises(ood.api.ModelNotSetException, match=r"thinkback: .*ThinkbackDetector\(None, head\)"):
+    for call in (
+        lambda: whole.predict_features(torch.rand(2, 6)),
+        lambda: whole.fit_features(torch.rand(2, 6), NEW),
+    ):
+        with pytest.raises(
+            ood.api.ModelNotSetException, match=r"thinkback: .*ThinkbackDetector\(None, head\)"
+        ):
             call()
-    with pytest.raises(ood.api.ModelNotSetException, match="thinkback: there is neither encoder nor head"):
+    with pytest.raises(
+        ood.api.ModelNotSetException, match="thinkback: there is neither encoder nor head"
+    ):
         ThinkbackDetector(None)
-    with pytest.raises(ValueError, match="thinkback: without its head, a whole classifier is needed"):
+    with pytest.raises(
+        ValueError, match="thinkback: without its head, a whole classifier is needed"
+    ):
         ThinkbackDetector(net.body.forward)
     unpooled = ThinkbackDetector(nn.Identity(), nn.Linear(3, 4))
-    with pytest.raises(ValueError, match=r"thinkback: the encoder gives \(64, 1, 2, 3\), the head reads 3 features"):
+    with pytest.raises(
+        ValueError, match=r"thinkback: the encoder gives \(64, 1, 2, 3\), the head reads 3 features"
+    ):
         unpooled.fit(loader(FIT))
     assert ThinkbackDetector(net, "fc").fit(loader(FIT))(NEW).shape == (300,)
     detector = ThinkbackDetector(None, net.fc)
-    with pytest.raises(ood.api.RequiresFittingException, match="thinkback: the detector is not fitted"):
+    with pytest.raises(
+        ood.api.RequiresFittingException, match="thinkback: the detector is not fitted"
+    ):
         detector.predict_features(torch.rand(2, 6))
     for call in (lambda: detector.fit(loader(FIT)), lambda: detector(NEW)):
         with pytest.raises(ood.api.ModelNotSetException, match="thinkback: there is no encoder"):
@@ -257,7 +312,9 @@ def test_without_pytorch_ood_the_others_work(monkeypatch):
     spec = importlib.util.spec_from_file_location("thinkback_utils.without", adapters.__file__)
     without = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(without)
-    with pytest.raises(ImportError, match=r"thinkback: ThinkbackDetector needs pytorch-ood; pip install"):
+    with pytest.raises(
+        ImportError, match=r"thinkback: ThinkbackDetector needs pytorch-ood; pip install"
+    ):
         without.ThinkbackDetector(None, nn.Linear(2, 2))
     assert without.ThinkbackPostprocessor(config_of()).state is None
     assert len(without.ThinkbackEstimator(4).fit(ROWS).predict(ROWS)) == len(ROWS)
@@ -282,7 +339,9 @@ class BasePostprocessor:
 
 
 class Evaluator:
-    """What OpenOOD's evaluator does with a post-processor, in its order: check, set up, search, infer, concatenate."""
+    """What OpenOOD's evaluator does with a post-processor, in its order: check, set up, search,
+    infer, concatenate.
+    """
 
     def __init__(self, net, postprocessor, loaders):
         assert isinstance(postprocessor, BasePostprocessor)
@@ -313,7 +372,9 @@ class Evaluator:
         for name, batches in self.loaders["ood"]["far"].items():
             pred, conf, label = self.postprocessor.inference(self.net, batches, progress)
             label = -1 * np.ones_like(label)
-            results[name] = [np.concatenate(pair) for pair in zip(known, (pred, conf, label), strict=True)]
+            results[name] = [
+                np.concatenate(pair) for pair in zip(known, (pred, conf, label), strict=True)
+            ]
         return results
 
 
@@ -326,12 +387,19 @@ def test_openood_evaluator_finds_the_scores_of_ooddetector(net, method):
     class Thinkback(ThinkbackPostprocessor, BasePostprocessor):
         pass
 
-    loaders = {"id": {"train": iter(dicts(FIT)), "test": dicts(NEW)}, "ood": {"far": {"far": dicts(FAR)}, "val": None}}
+    loaders = {
+        "id": {"train": iter(dicts(FIT)), "test": dicts(NEW)},
+        "ood": {"far": {"far": dicts(FAR)}, "val": None},
+    }
     net.train()
-    pred, conf, label = Evaluator(net, Thinkback(config_of(method=method)), loaders).eval_ood(False)["far"]
+    pred, conf, label = Evaluator(net, Thinkback(config_of(method=method)), loaders).eval_ood(
+        False
+    )["far"]
     assert not net.training
     both, detector = torch.cat([NEW, FAR]), OODDetector(net, method=method).fit(loader(FIT))
-    scores = torch.cat([detector.score(loader(part)) for part in (NEW, FAR)])  # in the evaluator's own batches
+    scores = torch.cat(
+        [detector.score(loader(part)) for part in (NEW, FAR)]
+    )  # in the evaluator's own batches
     np.testing.assert_allclose(conf, -scores, rtol=1e-9)
     np.testing.assert_array_equal(pred, net(both).argmax(1))
     np.testing.assert_array_equal(label, np.repeat([2, -1], [len(NEW), len(FAR)]))
@@ -340,19 +408,28 @@ def test_openood_evaluator_finds_the_scores_of_ooddetector(net, method):
 
 @pytest.mark.parametrize("method", ["thinkback_averaged", "thinkback", "energy"])
 def test_openood_searches_parameters(net, method):
-    """Each combination scores as a detector fitted with it, though training data pass once; the best one stays."""
+    """Each combination scores as a detector fitted with it, though training data pass once; the
+    best one stays.
+    """
 
     class Thinkback(ThinkbackPostprocessor, BasePostprocessor):
         pass
 
-    sweep = {"temperature_list": [0.3, 4.0]} | ({} if method == "energy" else {"damping_list": [1e-3, 1.0, 10.0]})
+    sweep = {"temperature_list": [0.3, 4.0]} | (
+        {} if method == "energy" else {"damping_list": [1e-3, 1.0, 10.0]}
+    )
     config = Config(
-        postprocessor=Config(APS_mode=True, postprocessor_args=Config(method=method), postprocessor_sweep=sweep)
+        postprocessor=Config(
+            APS_mode=True, postprocessor_args=Config(method=method), postprocessor_sweep=sweep
+        )
     )
     near = NEW[:100] + 0.5 * torch.rand(100, 1, 2, 3, generator=torch.Generator().manual_seed(1))
     loaders = {
         "id": {"train": iter(dicts(FIT)), "test": dicts(NEW), "val": dicts(NEW)},
-        "ood": {"far": {"far": dicts(FAR)}, "val": [{"data": near, "label": torch.full((100,), -1)}]},
+        "ood": {
+            "far": {"far": dicts(FAR)},
+            "val": [{"data": near, "label": torch.full((100,), -1)}],
+        },
     }
     evaluator = Evaluator(net, Thinkback(config), loaders)
     truth = np.repeat([1, 0], [300, 100])
@@ -363,7 +440,9 @@ def test_openood_searches_parameters(net, method):
     assert len(set(evaluator.tried.values())) > 1
     best = evaluator.postprocessor.get_hyperparam()
     assert evaluator.tried[tuple(best)] == max(evaluator.tried.values())
-    again = pickle.loads(pickle.dumps(ThinkbackPostprocessor(None)))  # as its script keeps them between runs
+    again = pickle.loads(
+        pickle.dumps(ThinkbackPostprocessor(None))
+    )  # as its script keeps them between runs
     assert (again.APS_mode, again.hyperparam_search_done) == (False, False)
     assert pickle.loads(pickle.dumps(_plain(evaluator.postprocessor))).get_hyperparam() == best
     evaluator.eval_ood(False)
@@ -379,7 +458,9 @@ def test_openood_errors_of_the_search(net):
     def config(**values):
         return Config(postprocessor=Config(postprocessor_args={}, **values))
 
-    with pytest.raises(ValueError, match=r"thinkback: APS_mode searches the values in postprocessor_sweep"):
+    with pytest.raises(
+        ValueError, match=r"thinkback: APS_mode searches the values in postprocessor_sweep"
+    ):
         ThinkbackPostprocessor(config(APS_mode=True))
     with pytest.raises(ValueError, match="temperature must be finite"):
         ThinkbackPostprocessor(config(postprocessor_sweep={"temperature_list": [1.0, -1.0]}))
@@ -387,10 +468,15 @@ def test_openood_errors_of_the_search(net):
         ThinkbackPostprocessor(config(postprocessor_sweep={"k_list": [1]}))
     processor = ThinkbackPostprocessor(config(postprocessor_sweep={"temperature_list": [1.0, 2.0]}))
     processor.setup(net, {"train": dicts(FIT)}, {})
-    with pytest.raises(ValueError, match=r"thinkback: a value is needed for each of \['temperature_list'\], got \[\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"thinkback: a value is needed for each of \['temperature_list'\], got \[\]",
+    ):
         processor.set_hyperparam([])
     processor.set_hyperparam([7.0])  # which setup did not know
-    with pytest.raises(ValueError, match=r"thinkback: the post-processor is not fitted; call setup"):
+    with pytest.raises(
+        ValueError, match=r"thinkback: the post-processor is not fitted; call setup"
+    ):
         processor.postprocess(net, NEW)
     with pytest.raises(ValueError, match="thinkback: there is no image, data_loader is empty"):
         ThinkbackPostprocessor().inference(net, [])
@@ -398,7 +484,9 @@ def test_openood_errors_of_the_search(net):
 
 def test_openood_options_progress_and_errors(net, capsys):
     processor = ThinkbackPostprocessor(config_of(temperature=2.0, damping=0.1))
-    with pytest.raises(ValueError, match=r"thinkback: the post-processor is not fitted; call setup"):
+    with pytest.raises(
+        ValueError, match=r"thinkback: the post-processor is not fitted; call setup"
+    ):
         processor.postprocess(net, NEW)
     processor.setup(net, {"train": dicts(FIT)}, {})
     expected = OODDetector(net, temperature=2.0, damping=0.1).fit(FIT).score(NEW)
@@ -419,27 +507,42 @@ with torch.no_grad():
 @pytest.mark.filterwarnings("ignore:thinkback.")  # of rows that are no logits
 @parametrize_with_checks(
     [ThinkbackEstimator()]
-    + [ThinkbackEstimator(n_classes=1, alpha=0.25, method=method) for method in ("thinkback", "energy")]
+    + [
+        ThinkbackEstimator(n_classes=1, alpha=0.25, method=method)
+        for method in ("thinkback", "energy")
+    ]
 )
 def test_scikit_learn_s_own_checks(estimator, check):
-    """With default arguments; and with one column of logits and an alpha for 20 rows. None may fail."""
+    """With default arguments; and with one column of logits and an alpha for 20 rows. None may
+    fail.
+    """
     check(estimator)
 
 
 def test_estimator_of_logits_alone():
     """All columns are logits and features; one column z stands for (0, z)."""
     logits, by_hand = ROWS[:, 6:], METHODS["thinkback_averaged"]
-    expected = ThinkbackEstimator(4).fit(np.hstack([logits, logits])).score_samples(np.hstack([logits, logits]))
-    np.testing.assert_allclose(ThinkbackEstimator().fit(logits).score_samples(logits), expected, rtol=1e-9)
+    expected = (
+        ThinkbackEstimator(4)
+        .fit(np.hstack([logits, logits]))
+        .score_samples(np.hstack([logits, logits]))
+    )
+    np.testing.assert_allclose(
+        ThinkbackEstimator().fit(logits).score_samples(logits), expected, rtol=1e-9
+    )
     z = torch.tensor(logits[:, :1])
     state = by_hand.fit([(z, torch.cat([0 * z, z], 1))], **by_hand.options)
-    one = ThinkbackEstimator().fit(np.repeat(logits[:, :1], 2, axis=0))  # both halves of X hold much the same
+    one = ThinkbackEstimator().fit(
+        np.repeat(logits[:, :1], 2, axis=0)
+    )  # both halves of X hold much the same
     two = by_hand(z, torch.cat([0 * z, z], 1), state, **by_hand.options)
     np.testing.assert_allclose(one.score_samples(logits[:, :1]), -two, rtol=0.2)
 
 
 def test_estimator_of_few_rows_rejects_nothing_and_says_so():
-    with pytest.warns(UserWarning, match=r"thinkback: alpha=0.05 takes at least 19 .* got 18; nothing .* 37") as found:
+    with pytest.warns(
+        UserWarning, match=r"thinkback: alpha=0.05 takes at least 19 .* got 18; nothing .* 37"
+    ) as found:
         estimator = ThinkbackEstimator(4).fit(ROWS[:36])
     assert estimator.offset_ == -np.inf
     assert (estimator.predict(1e3 * ROWS) == 1).all()
@@ -484,7 +587,9 @@ def test_estimator_is_copied_pickled_and_strict_about_columns():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_estimator_scores_and_refuses_as_ooddetector(method):
-    class Head(nn.Module):  # rows as images: features and logits are columns, so no rounding comes between
+    class Head(
+        nn.Module
+    ):  # rows as images: features and logits are columns, so no rounding comes between
         def __init__(self):
             super().__init__()
             self.fc = nn.Linear(6, 4)
@@ -501,7 +606,9 @@ def test_estimator_scores_and_refuses_as_ooddetector(method):
     np.testing.assert_allclose(estimator.score_samples(rows), -detector.score(rows), rtol=1e-9)
     np.testing.assert_array_equal(estimator.predict(held_out) == -1, detector.predict(held_out))
     threshold = conformal_threshold(torch.from_numpy(-estimator.score_samples(held_out)), 0.1)
-    np.testing.assert_array_equal(estimator.decision_function(rows) < 0, -estimator.score_samples(rows) >= threshold)
+    np.testing.assert_array_equal(
+        estimator.decision_function(rows) < 0, -estimator.score_samples(rows) >= threshold
+    )
     assert -estimator.offset_ in -estimator.score_samples(held_out)  # the tie that is no alarm
 
 
@@ -516,7 +623,9 @@ def test_estimator_keeps_its_promise():
 
 
 def test_estimator_reads_one_column_as_the_logit_of_a_sigmoid():
-    """Twice the squared gradient of the logistic loss of its own decision: (0, z) has two rows of equal gradient."""
+    """Twice the squared gradient of the logistic loss of its own decision: (0, z) has two rows of
+    equal gradient.
+    """
     x, T = torch.from_numpy(ROWS[:, :6]), 5.0
     model = LogisticRegression().fit(x, x.sum(1) > x.sum(1).mean())
     z = model.decision_function(x)
@@ -526,21 +635,32 @@ def test_estimator_reads_one_column_as_the_logit_of_a_sigmoid():
         loss = nn.functional.binary_cross_entropy_with_logits(
             (h @ w + model.intercept_[0]) / T, torch.tensor(float(logit > 0), dtype=torch.float64)
         )
-        assert score == pytest.approx(2 * float(torch.autograd.grad(loss, w)[0].square().sum()), rel=1e-9)
+        assert score == pytest.approx(
+            2 * float(torch.autograd.grad(loss, w)[0].square().sum()), rel=1e-9
+        )
 
 
 def test_estimator_in_pipelines_searches_frames_and_files():
     frame = pd.DataFrame(ROWS, columns=[f"c{i}" for i in range(10)])
-    pipeline = make_pipeline(FunctionTransformer(), ThinkbackEstimator(4)).set_output(transform="pandas").fit(frame)
+    pipeline = (
+        make_pipeline(FunctionTransformer(), ThinkbackEstimator(4))
+        .set_output(transform="pandas")
+        .fit(frame)
+    )
     np.testing.assert_array_equal(pipeline.predict(frame), ThinkbackEstimator(4).fit_predict(ROWS))
     assert pipeline[-1].feature_names_in_[0] == "c0"
     again = pickle.loads(pickle.dumps(pipeline))
     np.testing.assert_array_equal(again.score_samples(frame), pipeline.score_samples(frame))
     far = np.random.default_rng(0).normal(size=(200, 10))
     rows, truth = np.vstack([ROWS, far]), np.repeat([1, -1], [len(ROWS), len(far)])
-    folds = [(np.arange(300), np.arange(300, 900)), (np.arange(300, 700), np.r_[:300, 700:900])]  # fitted on inliers
+    folds = [
+        (np.arange(300), np.arange(300, 900)),
+        (np.arange(300, 700), np.r_[:300, 700:900]),
+    ]  # fitted on inliers
     grid = {"temperature": [0.5, 5.0], "damping": [1e-3], "method": ["thinkback", "thinkback_full"]}
-    search = GridSearchCV(ThinkbackEstimator(4), grid, scoring="roc_auc", cv=folds, refit=False, error_score="raise")
+    search = GridSearchCV(
+        ThinkbackEstimator(4), grid, scoring="roc_auc", cv=folds, refit=False, error_score="raise"
+    )
     results = search.fit(rows, truth).cv_results_
     assert len(set(results["mean_test_score"])) == 4
     chosen = ThinkbackEstimator(4, **results["params"][0]).fit(rows[:300])
@@ -551,11 +671,23 @@ def test_estimator_in_pipelines_searches_frames_and_files():
 @pytest.mark.parametrize(
     ("arguments", "rows", "message"),
     [
-        ({"n_classes": 0}, ROWS, "thinkback: n_classes says how many of the last columns are logits.* got 0"),
-        ({"n_classes": "4"}, ROWS, "thinkback: n_classes says how many of the last columns are logits.* got '4'"),
+        (
+            {"n_classes": 0},
+            ROWS,
+            "thinkback: n_classes says how many of the last columns are logits.* got 0",
+        ),
+        (
+            {"n_classes": "4"},
+            ROWS,
+            "thinkback: n_classes says how many of the last columns are logits.* got '4'",
+        ),
         ({"n_classes": 10}, ROWS, "10 feature.* minimum of 11 is required"),
         ({"n_classes": 4, "method": "softmax"}, ROWS, "method must be one of"),
-        ({"n_classes": 4, "method": "msp", "damping": 1.0}, ROWS, "'msp' has the options .* not 'damping'"),
+        (
+            {"n_classes": 4, "method": "msp", "damping": 1.0},
+            ROWS,
+            "'msp' has the options .* not 'damping'",
+        ),
         ({"n_classes": 4, "alpha": 1.0}, ROWS, "alpha must lie between 0 and 1"),
         ({"n_classes": 4}, ROWS[:1], "1 sample"),
     ],

@@ -10,18 +10,24 @@ import thinkback_utils
 PACKAGE = Path(thinkback_utils.__file__).parent
 LAYERS = {
     **dict.fromkeys(("arrays", "commands", "devices", "files", "images"), 0),
-    **dict.fromkeys(("calibration", "data", "heads", "metrics", "models", "provenance", "scores"), 1),
+    **dict.fromkeys(
+        ("calibration", "data", "heads", "metrics", "models", "provenance", "scores"), 1
+    ),
     **dict.fromkeys(("batches", "fisher"), 2),
     **dict.fromkeys(("checks", "identity", "methods", "passes"), 3),
     "features": 4,
     **dict.fromkeys(("gradients", "shards", "train"), 5),
-    **dict.fromkeys(("adapters", "detector", "evaluation", "calibrate", "export", "fit", "plots", "score"), 6),
+    **dict.fromkeys(
+        ("adapters", "detector", "evaluation", "calibrate", "export", "fit", "plots", "score"), 6
+    ),
     "study": 7,  # the experiments
     **dict.fromkeys(("pages", "reproduce"), 8),
     "runner": 9,
 }
 SHELLS = LAYERS["detector"]  # thin ones, which may read each other; so may the modules of a room
-MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.stem != "__init__"
+)
 
 
 def room(module: Path) -> str:

@@ -5,22 +5,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments import audit
 from thinkback_utils import evaluation, metrics
-from thinkback_utils.study import audit
 
 PAPER = evaluation.paper_table()
 PREVALENCES = (0.02, 1 / 6, 0.5, 0.9)
 
 
 def random_curve(generator, shape):
-    """A step ROC curve of one of several shapes, by its points (fpr, tpr); 200 OOD and 300 ID images or fewer."""
+    """A step ROC curve of one of several shapes, by its points (fpr, tpr); 200 OOD and 300 ID
+    images or fewer.
+    """
     n_ood, n_id = generator.integers(2, 200), generator.integers(2, 300)
     if shape == "separated":
         ids, oods = (
             generator.normal(0, 1, n_id),
             generator.normal(generator.uniform(0, 4), generator.uniform(0.2, 3), n_ood),
         )
-    elif shape == "clumps":  # whole groups of images of one kind at a few places: staircases with cliffs
+    elif (
+        shape == "clumps"
+    ):  # whole groups of images of one kind at a few places: staircases with cliffs
         places = generator.choice(20, 2 * generator.integers(1, 6), replace=False) + 0.0
         ids = generator.choice(places[::2], n_id) + 1e-3 * generator.random(n_id)
         oods = generator.choice(places[1::2], n_ood) + 1e-3 * generator.random(n_ood)
@@ -36,7 +40,9 @@ def random_curve(generator, shape):
 
 @pytest.mark.parametrize("shape", ["separated", "clumps", "ties", "skewed"])
 def test_no_curve_beats_the_bounds(shape, monkeypatch):
-    """Finite curves too, with all their ties, once the largest step is declared; rounding only widens the bounds."""
+    """Finite curves too, with all their ties, once the largest step is declared; rounding only
+    widens the bounds.
+    """
     monkeypatch.setattr(audit, "NODES", 100)  # fewer trapezoids: looser and quicker, as valid
     generator = np.random.default_rng(len(shape))
     for k in range(400):
@@ -53,9 +59,13 @@ def test_no_curve_beats_the_bounds(shape, monkeypatch):
         assert values["aupr"] - 1e-9 <= high <= free[1] + 1e-9, (shape, k)
 
 
-@pytest.mark.parametrize("row", [(0.62, 0.43, 0.89), (0.78, 0.32, 0.92), (0.9635, 0.0672, 0.9844), (0.3, 0.8, 0.7)])
+@pytest.mark.parametrize(
+    "row", [(0.62, 0.43, 0.89), (0.78, 0.32, 0.92), (0.9635, 0.0672, 0.9844), (0.3, 0.8, 0.7)]
+)
 def test_curves_come_up_to_the_bounds(row, monkeypatch):
-    """The curve returned has the row's numbers, and its average precision is the bound (100,000 steps, read midway)."""
+    """The curve returned has the row's numbers, and its average precision is the bound (100,000
+    steps, read midway).
+    """
     monkeypatch.setattr(audit, "NODES", 20_000)
     for auroc in (None, row[2]):
         printed = audit.Printed(*row[:2], auroc, half_width=0)
@@ -64,7 +74,9 @@ def test_curves_come_up_to_the_bounds(row, monkeypatch):
                 middle, f = (curve.tpr[1:-1] + curve.tpr[:-2]) / 2, curve.fpr[1:-1]
                 ap = np.mean(pi * middle / (pi * middle + (1 - pi) * f))
                 error = abs(ap - printed.bounds(pi)[k])
-                assert error < (2e-5 if auroc is None or k == 0 else 2e-3 if row[2] > 0.8 else 0.012), (
+                assert error < (
+                    2e-5 if auroc is None or k == 0 else 2e-3 if row[2] > 0.8 else 0.012
+                ), (
                     row,
                     auroc,
                     pi,
@@ -77,9 +89,13 @@ def test_curves_come_up_to_the_bounds(row, monkeypatch):
                 assert auroc is None or abs(values["auroc"] - auroc) < 3e-5
 
 
-@pytest.mark.parametrize("record", [r for r in PAPER if r["method"] == "thinkback"], ids=lambda record: record["set"])
+@pytest.mark.parametrize(
+    "record", [r for r in PAPER if r["method"] == "thinkback"], ids=lambda record: record["set"]
+)
 def test_where_it_decides_the_upper_bound_is_sharp(record):
-    """At the left end of each Thinkback row's interval a curve comes within 0.02 points of the upper bound."""
+    """At the left end of each Thinkback row's interval a curve comes within 0.02 points of the
+    upper bound.
+    """
     printed = audit.Printed(record["tpr10"], record["fpr95"], record["auroc"])
     pi = printed.prevalences(record["aupr"])[0]
     curve = audit.extremal_curves(printed, pi, 20_000)[1]
@@ -87,10 +103,14 @@ def test_where_it_decides_the_upper_bound_is_sharp(record):
 
 
 def test_a_grid_of_step_curves_reaches_no_further(monkeypatch):
-    """All staircases through a coarse lattice, by exhaustive search: the best of each AUROC stays inside, and near."""
+    """All staircases through a coarse lattice, by exhaustive search: the best of each AUROC stays
+    inside, and near.
+    """
     monkeypatch.setattr(audit, "NODES", 100)
     levels, pi, row = np.array([0, 0.1, 0.3, 1.0]), 1 / 6, (0.8, 0.3)
-    first, second, third = np.meshgrid(np.linspace(0, 0.8, 25), np.linspace(0.8, 0.95, 25), np.linspace(0.95, 1, 9))
+    first, second, third = np.meshgrid(
+        np.linspace(0, 0.8, 25), np.linspace(0.8, 0.95, 25), np.linspace(0.95, 1, 9)
+    )
     jumps = np.stack([first.ravel(), second.ravel(), third.ravel(), np.ones(first.size)])
     area = (np.diff(levels)[:, None] * (1 - jumps[:3])).sum(0)
     fine = (np.arange(1000) + 0.5) / 1000
@@ -100,11 +120,16 @@ def test_a_grid_of_step_curves_reaches_no_further(monkeypatch):
         low, high = audit.Printed(*row, 1 - float(a), half_width=0).bounds(pi)
         assert low - 1.5e-3 <= value <= high + 1.5e-3
     for a in np.quantile(area, [0.2, 0.5, 0.8]):
-        assert ap[area >= a].max() > audit.Printed(*row, 1 - float(a), half_width=0).bounds(pi)[1] - 0.02
+        assert (
+            ap[area >= a].max()
+            > audit.Printed(*row, 1 - float(a), half_width=0).bounds(pi)[1] - 0.02
+        )
 
 
 def test_a_dense_convex_programme_finds_no_lower_curve():
-    """The lower bound against a plain solver: minimise over 60 layers of T with SLSQP from several starts."""
+    """The lower bound against a plain solver: minimise over 60 layers of T with SLSQP from several
+    starts.
+    """
     from scipy.optimize import minimize
 
     row, auroc, pi, n = (0.7, 0.4), 0.88, 0.5, 60
@@ -119,7 +144,11 @@ def test_a_dense_convex_programme_finds_no_lower_curve():
         jac=lambda f: -rho * t / (t + rho * f) ** 2 / n,
         bounds=list(zip(low, high, strict=True)),
         constraints=[
-            {"type": "eq", "fun": lambda f: f.mean() - (1 - auroc), "jac": lambda f: np.full(n, 1 / n)},
+            {
+                "type": "eq",
+                "fun": lambda f: f.mean() - (1 - auroc),
+                "jac": lambda f: np.full(n, 1 / n),
+            },
             {"type": "ineq", "fun": np.diff, "jac": lambda f: np.diff(np.eye(n), axis=0)},
         ],
         options={"maxiter": 500, "ftol": 1e-12},
@@ -157,11 +186,16 @@ def test_in_distribution_as_the_positive_class():
             mirrored = metrics.Roc(1 - curve.tpr[::-1], 1 - curve.fpr[::-1], -curve.threshold)
             values = metrics.summary(curve)
             del values["aupr"]
-            swapped = replace(audit.Printed(**values, half_width=1e-9).swapped(), step=float(np.diff(curve.fpr).max()))
+            swapped = replace(
+                audit.Printed(**values, half_width=1e-9).swapped(),
+                step=float(np.diff(curve.fpr).max()),
+            )
             low, high = swapped.bounds(5 / 6)
             assert low - 1e-6 <= metrics.average_precision(mirrored, 5 / 6) <= high + 1e-6
     again = audit.Printed(0.8, 0.3, 0.9).swapped().swapped()
-    assert np.allclose([again.tpr10, again.fpr95, again.at_fpr, again.at_tpr], [0.8, 0.3, 0.1, 0.95])
+    assert np.allclose(
+        [again.tpr10, again.fpr95, again.at_fpr, again.at_tpr], [0.8, 0.3, 0.1, 0.95]
+    )
 
 
 def test_means_over_draws_stay_inside():
@@ -172,8 +206,13 @@ def test_means_over_draws_stay_inside():
         for _ in range(5):
             oods = generator.normal(generator.uniform(1, 3), generator.uniform(0.3, 2), 200)
             rows.append(list(metrics.ood_metrics(ids, oods, PREVALENCES[k % 4]).values()))
-        mean, scatter = np.mean(rows, 0), float(np.abs(np.array(rows) - np.mean(rows, 0))[:, :2].max())
-        low, high = audit.Printed(*map(float, mean[:3]), step=1 / 200, scatter=scatter).bounds(PREVALENCES[k % 4])
+        mean, scatter = (
+            np.mean(rows, 0),
+            float(np.abs(np.array(rows) - np.mean(rows, 0))[:, :2].max()),
+        )
+        low, high = audit.Printed(*map(float, mean[:3]), step=1 / 200, scatter=scatter).bounds(
+            PREVALENCES[k % 4]
+        )
         assert low <= mean[3] <= high
 
 
@@ -181,10 +220,14 @@ def test_perfect_and_hopeless_scores():
     assert audit.Printed(1, 0, 1, half_width=0).bounds(0.3) == pytest.approx((1, 1), abs=1e-6)
     low, high = audit.Printed(0, 1, half_width=0).bounds(0.5)
     assert 0 < low < high < 0.95
-    assert audit.Printed(0, 1, half_width=0, step=1).bounds(0.5)[1] == pytest.approx(0.95 / 1.1 + 0.05 / 2, abs=0.05)
+    assert audit.Printed(0, 1, half_width=0, step=1).bounds(0.5)[1] == pytest.approx(
+        0.95 / 1.1 + 0.05 / 2, abs=0.05
+    )
 
 
-@pytest.mark.parametrize(("value", "n", "verdict"), [(0.62, 2000, True), (0.7823, 2000, False), (0.3333, 3, True)])
+@pytest.mark.parametrize(
+    ("value", "n", "verdict"), [(0.62, 2000, True), (0.7823, 2000, False), (0.3333, 3, True)]
+)
 def test_shares(value, n, verdict):
     assert audit.is_share(value, n) == verdict
 
@@ -192,12 +235,21 @@ def test_shares(value, n, verdict):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: audit.Printed(62.0, 0.43), "tpr10 is a fraction between 0 and 1, got 62.0; percent / 100?"),
+        (
+            lambda: audit.Printed(62.0, 0.43),
+            "tpr10 is a fraction between 0 and 1, got 62.0; percent / 100?",
+        ),
         (lambda: audit.Printed(0.62, float("nan")), "fpr95 is a fraction between 0 and 1, got nan"),
         (lambda: audit.Printed(0.97, 0.43), "no ROC curve has TPR10 0.97 and FPR95 0.43 together"),
         (lambda: audit.Printed(0.62, 0.43, 0.5), r"auroc lies between 0\.\d+ and 0\.\d+, got 0.5"),
-        (lambda: audit.Printed(0.62, 0.43).bounds(1.0), "prevalence is a fraction between 0 and 1, got 1.0"),
-        (lambda: audit.Printed(0.62, 0.43).prevalences(59.04), "aupr is a fraction between 0 and 1, got 59.04"),
+        (
+            lambda: audit.Printed(0.62, 0.43).bounds(1.0),
+            "prevalence is a fraction between 0 and 1, got 1.0",
+        ),
+        (
+            lambda: audit.Printed(0.62, 0.43).prevalences(59.04),
+            "aupr is a fraction between 0 and 1, got 59.04",
+        ),
     ],
 )
 def test_bad_numbers_are_named(make, message):

@@ -1,4 +1,6 @@
-"""One rule for images: every form of them gives what the plain array gives, and what is none is refused in words."""
+"""One rule for images: every form of them gives what the plain array gives, and what is none is
+refused in words.
+"""
 
 import numpy as np
 import pandas as pd
@@ -59,16 +61,21 @@ class Pictures(Dataset):
 
     def __getitem__(self, i):
         picture = Image.fromarray(PIXELS[i].permute(1, 2, 0).numpy())
-        return {"pair": (picture, int(Y[i])), "alone": picture, "named": {"image": picture, "label": int(Y[i])}}[
-            self.form
-        ]
+        return {
+            "pair": (picture, int(Y[i])),
+            "alone": picture,
+            "named": {"image": picture, "label": int(Y[i])},
+        }[self.form]
 
 
 torch.manual_seed(0)
 NET, TEXT = Convolutional().eval(), Text().eval()
 with torch.no_grad():
     LOGITS = NET(PIXELS.float() / 255)
-IDS, MASK = torch.randint(50, (6, 9), generator=GENERATOR), (torch.rand(6, 9, generator=GENERATOR) < 0.6).long()
+IDS, MASK = (
+    torch.randint(50, (6, 9), generator=GENERATOR),
+    (torch.rand(6, 9, generator=GENERATOR) < 0.6).long(),
+)
 MASK[:, 0] = 1
 with torch.no_grad():
     MASKED, UNMASKED = TEXT(IDS, MASK), TEXT(IDS)
@@ -103,7 +110,9 @@ FORMS = {
     "batches, channels last": list(PIXELS.permute(0, 2, 3, 1).split(3)),
     "mapping": {"pixel_values": PIXELS, "labels": Y},
     "mappings of Hugging Face": [{"pixel_values": PIXELS, "labels": Y}],
-    "mappings of OpenOOD": [{"data": PIXELS, "label": Y, "image_name": ["a"] * 7, "soft_label": torch.rand(7, 4)}],
+    "mappings of OpenOOD": [
+        {"data": PIXELS, "label": Y, "image_name": ["a"] * 7, "soft_label": torch.rand(7, 4)}
+    ],
     "a mapping of one array": [{"whatever": PIXELS}],
     "with names of files": [(PIXELS, Y, tuple("abcdefg"))],
     "with an empty batch": [PIXELS[:0], PIXELS],
@@ -119,32 +128,44 @@ def test_every_form_of_images_gives_the_same(form):
         assert out.labels.dtype == torch.int64
 
 
-@pytest.mark.parametrize("form", ["(X, y)", "ImageSet", "data set of pictures", "loader", "mappings of OpenOOD"])
+@pytest.mark.parametrize(
+    "form", ["(X, y)", "ImageSet", "data set of pictures", "loader", "mappings of OpenOOD"]
+)
 def test_labels_are_kept(form):
     assert torch.equal(extract(NET, FORMS[form]).labels, Y)
 
 
-@pytest.mark.parametrize("one", [PIXELS[0], PIXELS[0].permute(1, 2, 0).numpy(), pictures()[0], [PIXELS[0]]])
+@pytest.mark.parametrize(
+    "one", [PIXELS[0], PIXELS[0].permute(1, 2, 0).numpy(), pictures()[0], [PIXELS[0]]]
+)
 def test_one_image_is_a_batch_of_one(one):
     torch.testing.assert_close(extract(NET, one).logits, LOGITS[:1], rtol=1e-5, atol=1e-6)
 
 
 def test_grey_images_get_their_channel():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ).eval()
     expected = extract(net, PIXELS[:, :1]).logits
     assert torch.equal(extract(net, PIXELS[:, 0]).logits, expected)
     assert torch.equal(extract(net, PIXELS[:, 0, :, :, None].numpy()).logits, expected)
 
 
 def test_a_side_of_an_image_is_not_taken_for_its_channels():
-    """The first convolution that is registered may be a later one, with as many channels as an image has columns."""
+    """The first convolution that is registered may be a later one, with as many channels as an
+    image has columns.
+    """
     torch.manual_seed(0)
 
     class Late(nn.Module):
         def __init__(self):
             super().__init__()
-            self.late, self.stem, self.fc = nn.Conv2d(16, 8, 1), nn.Conv2d(3, 16, 1), nn.Linear(8, 4)
+            self.late, self.stem, self.fc = (
+                nn.Conv2d(16, 8, 1),
+                nn.Conv2d(3, 16, 1),
+                nn.Linear(8, 4),
+            )
 
         def forward(self, x):
             return self.fc(self.late(self.stem(x)).mean((2, 3)))
@@ -155,13 +176,27 @@ def test_a_side_of_an_image_is_not_taken_for_its_channels():
 
 def test_rows_of_tables():
     torch.manual_seed(0)
-    net, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)), torch.rand(9, 6, dtype=torch.float64)
+    net, x = (
+        nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)),
+        torch.rand(9, 6, dtype=torch.float64),
+    )
     expected = extract(net, x.float()).logits
     frame = pd.DataFrame(x.numpy(), columns=list("abcdef"))
-    for rows in (x, x.numpy(), frame, (frame, pd.Series(range(9))), x.tolist(), list(x), [frame], DataLoader(x, 4)):
+    for rows in (
+        x,
+        x.numpy(),
+        frame,
+        (frame, pd.Series(range(9))),
+        x.tolist(),
+        list(x),
+        [frame],
+        DataLoader(x, 4),
+    ):
         torch.testing.assert_close(extract(net, rows).logits, expected)
     assert torch.equal(extract(net, x[0]).logits, expected[:1])
-    assert torch.equal(extract(net.double(), x.float()).logits, extract(net, x.float().double()).logits)
+    assert torch.equal(
+        extract(net.double(), x.float()).logits, extract(net, x.float().double()).logits
+    )
     with pytest.raises(ValueError, match=r"images and batches are numbers, got object"):
         extract(net.float(), pd.DataFrame({"a": ["x"]}))
 
@@ -212,15 +247,24 @@ def test_a_vector_that_the_model_needs_is_no_label():
 
 def test_the_hook_takes_what_is_left():
     odd = [{"deep": {"ids": IDS, "mask": MASK}, "other": "text"}]
-    out = extract(TEXT, odd, forward=lambda model, batch: model(batch["deep"]["ids"], batch["deep"]["mask"]))
+    out = extract(
+        TEXT, odd, forward=lambda model, batch: model(batch["deep"]["ids"], batch["deep"]["mask"])
+    )
     torch.testing.assert_close(out.logits, MASKED)
     for whole in ((IDS, MASK), {"input_ids": IDS, "attention_mask": MASK}):
         out = extract(
-            TEXT, whole, forward=lambda model, b: model(*(b.values() if isinstance(b, dict) else b)), batch_size=4
+            TEXT,
+            whole,
+            forward=lambda model, b: model(*(b.values() if isinstance(b, dict) else b)),
+            batch_size=4,
         )
         torch.testing.assert_close(out.logits, MASKED)
-    doubled = extract(NET, PIXELS, forward=lambda model, x: model(x * 2))  # arrays come as the model reads them
-    torch.testing.assert_close(doubled.logits, NET(PIXELS.float() / 127.5).detach(), rtol=1e-5, atol=1e-5)
+    doubled = extract(
+        NET, PIXELS, forward=lambda model, x: model(x * 2)
+    )  # arrays come as the model reads them
+    torch.testing.assert_close(
+        doubled.logits, NET(PIXELS.float() / 127.5).detach(), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,9 +275,21 @@ def test_the_hook_takes_what_is_left():
             [(PIXELS, torch.rand(7, 4))],
             r"entries of shapes \(7, 3, 5, 6\), \(7, 4\), and the model takes 1; labels",
         ),
-        (NET, [(PIXELS, Y, Y)], r"shapes .*\(7,\), \(7,\), and the model takes 1; .*forward=lambda"),
-        (TEXT, [(IDS, MASK, MASK)], r"the model takes 1 to 2; labels would be a last vector \(6,\)"),
-        (TEXT, [{"input_ids": IDS, "mask": MASK}], r"entries \['input_ids', 'mask'\], .* leave out \['mask'\]"),
+        (
+            NET,
+            [(PIXELS, Y, Y)],
+            r"shapes .*\(7,\), \(7,\), and the model takes 1; .*forward=lambda",
+        ),
+        (
+            TEXT,
+            [(IDS, MASK, MASK)],
+            r"the model takes 1 to 2; labels would be a last vector \(6,\)",
+        ),
+        (
+            TEXT,
+            [{"input_ids": IDS, "mask": MASK}],
+            r"entries \['input_ids', 'mask'\], .* leave out \['mask'\]",
+        ),
         (
             TEXT,
             [{"a": IDS, "b": MASK}],
@@ -243,9 +299,21 @@ def test_the_hook_takes_what_is_left():
         (NET, 5, "arrays, a data set or batches, got int"),
         (NET, [("a", "b")], r"a batch of \['str', 'str'\] holds no numbers"),
         (NET, [object()], "are numbers, got object"),
-        (NET, [PIXELS[0], PIXELS[0, :, 1:]], r"differ in shape, \(3, 4, 6\) and \(3, 5, 6\); bring them to one size"),
-        (TEXT, {"input_ids": IDS, "attention_mask": MASK[:3]}, r"same number of rows, got shapes \(6, 9\), \(3, 9\)"),
-        (NET, (PIXELS, torch.rand(7, 4)), r"entries of shapes \(7, 3, 5, 6\), \(7, 4\), and the model takes 1"),
+        (
+            NET,
+            [PIXELS[0], PIXELS[0, :, 1:]],
+            r"differ in shape, \(3, 4, 6\) and \(3, 5, 6\); bring them to one size",
+        ),
+        (
+            TEXT,
+            {"input_ids": IDS, "attention_mask": MASK[:3]},
+            r"same number of rows, got shapes \(6, 9\), \(3, 9\)",
+        ),
+        (
+            NET,
+            (PIXELS, torch.rand(7, 4)),
+            r"entries of shapes \(7, 3, 5, 6\), \(7, 4\), and the model takes 1",
+        ),
         (NET, [(PIXELS, torch.eye(7))], r"several classes at once are for method=\"joint_energy\""),
         (NET, [torch.tensor(3.0)], "a batch is an array of samples, got the single number 3.0"),
     ],
@@ -272,21 +340,33 @@ def test_a_model_may_change_its_input_but_not_the_callers():
     for given in (x, [x], [{"x": x}], x.numpy()):
         torch.testing.assert_close(extract(net, given).logits, expected)
         assert torch.equal(x, kept)
-    torch.testing.assert_close(extract(net, [batch], forward=lambda m, b: m(b["deep"])).logits, expected)
+    torch.testing.assert_close(
+        extract(net, [batch], forward=lambda m, b: m(b["deep"])).logits, expected
+    )
     assert torch.equal(x, kept)
 
 
 def test_mean_and_std():
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    x = (PIXELS.float() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    x = (PIXELS.float() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
+        :, None, None
+    ]
     expected = NET(x).detach()
     for images in (PIXELS, PIXELS.float() / 255, DataLoader(TensorDataset(PIXELS, Y), 3)):
-        torch.testing.assert_close(extract(NET, images, mean=mean, std=std).logits, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"pixels in \[0, 1\], and the images go from -2\.\d+ .*normalised before"):
+        torch.testing.assert_close(
+            extract(NET, images, mean=mean, std=std).logits, expected, rtol=1e-4, atol=1e-5
+        )
+    with pytest.raises(
+        ValueError, match=r"pixels in \[0, 1\], and the images go from -2\.\d+ .*normalised before"
+    ):
         extract(NET, x, mean=mean, std=std)
     with pytest.raises(ValueError, match="mean and std have 1 channels"):
         extract(NET, PIXELS, mean=(0.5,), std=(0.5,))
-    for bad in ({"mean": mean}, {"mean": mean, "std": (0, 1, 1)}, {"mean": mean, "std": (1.0, 1.0)}):
+    for bad in (
+        {"mean": mean},
+        {"mean": mean, "std": (0, 1, 1)},
+        {"mean": mean, "std": (1.0, 1.0)},
+    ):
         with pytest.raises(ValueError, match="mean and std"):
             Pixels(**bad)
 
@@ -298,7 +378,9 @@ def test_a_configuration_says_mean_and_std():
     expected = extract(NET, PIXELS, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)).logits
     torch.testing.assert_close(extract(net, PIXELS).logits, expected)
     torch.testing.assert_close(extract(nn.DataParallel(net), PIXELS).logits, expected)
-    torch.testing.assert_close(extract(net, PIXELS.float() / 255).logits, LOGITS)  # someone prepared them
+    torch.testing.assert_close(
+        extract(net, PIXELS.float() / 255).logits, LOGITS
+    )  # someone prepared them
 
     class Processor:
         image_mean, image_std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -308,7 +390,11 @@ def test_a_configuration_says_mean_and_std():
 
 
 def test_wrappers_are_looked_through():
-    for wrapped in (torch.compile(NET, backend="eager"), nn.DataParallel(NET), nn.DataParallel(torch.compile(NET))):
+    for wrapped in (
+        torch.compile(NET, backend="eager"),
+        nn.DataParallel(NET),
+        nn.DataParallel(torch.compile(NET)),
+    ):
         assert unwrapped(wrapped) is NET
         out = extract(wrapped, PIXELS)
         torch.testing.assert_close(out.logits, LOGITS, rtol=1e-5, atol=1e-6)

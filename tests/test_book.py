@@ -12,7 +12,7 @@ import papermill
 import pytest
 import yaml
 
-from thinkback_utils import runner
+from bookmaking import runner
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -48,7 +48,9 @@ def prose() -> str:
 
 @every_notebook
 def test_code_starts_with_parameters_and_bootstrap(path: Path) -> None:
-    first, second = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"][:2]
+    first, second = [
+        cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
+    ][:2]
     assert "parameters" in first.metadata.get("tags", [])
     assert {"bootstrap", "hide-input"} <= set(second.metadata.get("tags", []))
     assert second.source.strip() == BOOTSTRAP
@@ -58,8 +60,12 @@ def test_code_starts_with_parameters_and_bootstrap(path: Path) -> None:
 def test_every_parameter_is_typed_and_explained(path: Path) -> None:
     declared = runner.declared(path)
     shown = papermill.inspect_notebook(str(path))  # what `papermill --help-notebook` prints
-    assert list(shown) == list(declared), "papermill cannot read a line: one name a line, no '=' in its comment"
-    assert [name for name in shown if not shown[name]["help"]] == [], "a trailing comment is missing"
+    assert list(shown) == list(declared), (
+        "papermill cannot read a line: one name a line, no '=' in its comment"
+    )
+    assert [name for name in shown if not shown[name]["help"]] == [], (
+        "a trailing comment is missing"
+    )
 
 
 @every_notebook
@@ -76,7 +82,9 @@ def test_notebook_is_stripped(path: Path) -> None:
     ids = Counter(cell.get("id") for cell in raw["cells"])
     assert None not in ids
     assert max(ids.values()) == 1
-    assert [i for i in ids if not re.fullmatch(r"[a-z][a-z0-9-]*", i) or re.fullmatch("[0-9a-f]{8}", i)] == []  # words
+    assert [
+        i for i in ids if not re.fullmatch(r"[a-z][a-z0-9-]*", i) or re.fullmatch("[0-9a-f]{8}", i)
+    ] == []  # words
     for cell in raw["cells"]:
         if cell["cell_type"] == "code":
             assert cell["outputs"] == []
@@ -96,7 +104,9 @@ def test_notebook_opens_on_a_colab_gpu(path: Path) -> None:
 @every_notebook
 def test_no_path_of_one_machine(path: Path) -> None:
     text = source(path)
-    assert re.findall(r"""["'`](?:/[\w.~-]+){2,}|["'`][A-Za-z]:\\|/(?:home|Users)/\w+""", text) == []
+    assert (
+        re.findall(r"""["'`](?:/[\w.~-]+){2,}|["'`][A-Za-z]:\\|/(?:home|Users)/\w+""", text) == []
+    )
 
 
 @every_notebook
@@ -133,7 +143,9 @@ def test_labels_are_unique() -> None:
 
 def test_contents_lists_every_page() -> None:
     pages = {page.as_posix() for page in runner.pages(ROOT)}
-    written = {path.relative_to(ROOT).as_posix() for path in [*NOTEBOOKS, *(ROOT / "book").glob("*.md")]}
+    written = {
+        path.relative_to(ROOT).as_posix() for path in [*NOTEBOOKS, *(ROOT / "book").glob("*.md")]
+    }
     assert written == pages
 
 
@@ -143,8 +155,12 @@ def test_book_reads_offline() -> None:
     mathjax = ROOT / "book" / "vendor" / "mathjax"
     assert (mathjax / "LICENSE").is_file()
     parts = CONFIG["sphinx"]["config"]["mathjax3_config"]["loader"]["load"]
-    assert [part for part in ["startup", "core", *parts] if not (mathjax / f"{part}.js").is_file()] == []
-    fonts = {path.stem for path in (mathjax / "output" / "chtml" / "fonts" / "woff-v2").glob("*.woff")}
+    assert [
+        part for part in ["startup", "core", *parts] if not (mathjax / f"{part}.js").is_file()
+    ] == []
+    fonts = {
+        path.stem for path in (mathjax / "output" / "chtml" / "fonts" / "woff-v2").glob("*.woff")
+    }
     font = (mathjax / "output" / "chtml" / "fonts" / "tex.js").read_text("utf-8")
     named = set(re.findall(r"%%URL%%/(MathJax_[\w-]+)\.woff", font))
     assert named

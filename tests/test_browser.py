@@ -1,6 +1,8 @@
-"""The built site is complete, and works in a real browser: offline, on a phone, by keyboard, in both themes.
+"""The built site is complete, and works in a real browser: offline, on a phone, by keyboard, in
+both themes.
 
-Without the built book or without Chromium these tests are skipped; where the variable CI is set, they fail.
+Without the built book or without Chromium these tests are skipped; where the variable CI is set,
+they fail.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import yaml
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page, sync_playwright
 
-from thinkback_utils import runner
+from bookmaking import runner
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
@@ -31,7 +33,13 @@ SITE, REPOSITORY = CONFIG["html"]["baseurl"], CONFIG["repository"]
 WRITTEN = [page.with_suffix(".html").as_posix() for page in runner.pages(ROOT)]
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no network but this site
 ]
 
@@ -53,7 +61,8 @@ LOOK = """() => {
         wider: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     };
 }"""
-# The same colour a thousand times over costs seconds: one token of each kind of code and one formula stay.
+# The same colour a thousand times over costs seconds: one token of each kind of code and one
+# formula stay.
 THIN = """() => {
     const kinds = new Set();
     const again = [...document.querySelectorAll("pre span[class]")].filter((token) => {
@@ -114,14 +123,18 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the browser left for the next page
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # the browser left for the next page
             super().handle()
 
 
 @pytest.fixture(scope="session")
 def html() -> Path:
     folder = ROOT / "_build" / "html"
-    return folder if (folder / "index.html").is_file() else absent("the book is not built: make book")
+    return (
+        folder if (folder / "index.html").is_file() else absent("the book is not built: make book")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -133,15 +146,24 @@ def site(html: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.fixture(scope="module", params=[fonts.FIRST])  # one driver at a time: other modules start their own
-def browser(request: pytest.FixtureRequest, html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+@pytest.fixture(
+    scope="module", params=[fonts.FIRST]
+)  # one driver at a time: other modules start their own
+def browser(
+    request: pytest.FixtureRequest, html: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Page]:
     other = os.environ.get("BROWSER")  # firefox or webkit, as Playwright installs them
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if program is None and not other:
         absent("no Chromium on this machine")
     options: dict[str, Any] = {} if other else {"executable_path": program, "args": FLAGS}
     options["env"] = fonts.environment(request.param, tmp_path_factory.mktemp("fonts"))
-    with sync_playwright() as driver, getattr(driver, other or "chromium").launch(**options) as browser:
+    with (
+        sync_playwright() as driver,
+        getattr(driver, other or "chromium").launch(**options) as browser,
+    ):
         page = browser.new_page(reduced_motion="reduce")
         page.set_default_timeout(300_000)  # a busy machine is no fault of the page
         yield page
@@ -153,22 +175,33 @@ def faults(browser: Page, site: str) -> list[Any]:
     found: list[Any] = []
     browser.on("console", lambda message: message.type == "error" and found.append(message.text))
     browser.on("pageerror", lambda error: found.append(str(error)))
-    browser.on("response", lambda reply: reply.status >= 400 and found.append((reply.url, reply.status)))
+    browser.on(
+        "response", lambda reply: reply.status >= 400 and found.append((reply.url, reply.status))
+    )
     browser.on("requestfailed", lambda failed: found.append((failed.url, failed.failure)))
-    browser.on("request", lambda sent: sent.url.startswith((site, "data:", "blob:")) or found.append(sent.url))
+    browser.on(
+        "request",
+        lambda sent: sent.url.startswith((site, "data:", "blob:")) or found.append(sent.url),
+    )
     return found
 
 
 @pytest.fixture(scope="module", params=["index.html", "search.html", "genindex.html", *WRITTEN])
-def page(request: pytest.FixtureRequest, browser: Page, site: str, faults: list[Any]) -> Iterator[Page]:
+def page(
+    request: pytest.FixtureRequest, browser: Page, site: str, faults: list[Any]
+) -> Iterator[Page]:
     """One page, loaded once, on a phone, everything unfolded."""
     browser.set_viewport_size(PHONE)
     browser.emulate_media(color_scheme="light")
     faults.clear()
     browser.goto(site + request.param, wait_until="load")
     browser.evaluate("async () => { await window.MathJax?.startup?.promise; }")
-    browser.evaluate("() => document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
-    browser.add_style_tag(content="* { transition: none !important; scroll-behavior: auto !important; }")
+    browser.evaluate(
+        "() => document.querySelectorAll('details').forEach((fold) => { fold.open = true; })"
+    )
+    browser.add_style_tag(
+        content="* { transition: none !important; scroll-behavior: auto !important; }"
+    )
     browser.evaluate(AXE_SCRIPT)
     yield browser
     browser.goto("about:blank")
@@ -182,11 +215,16 @@ def test_sitemap_and_cards_name_every_page(html: Path) -> None:
     places = {place.text for place in ElementTree.parse(html / "sitemap.xml").findall(".//{*}loc")}
     assert places == {SITE + name for name in WRITTEN}
     for name in WRITTEN:
-        found = re.findall(r'<meta property="og:(\w+)" content="([^"]*)"', (html / name).read_text(encoding="utf-8"))
+        found = re.findall(
+            r'<meta property="og:(\w+)" content="([^"]*)"',
+            (html / name).read_text(encoding="utf-8"),
+        )
         card = dict(found)
         assert card["url"] == SITE + name
         assert card["description"]
-        assert not re.search(r"\\[a-z]", card["description"]), f"{name}: a preview shows formulas as TeX"
+        assert not re.search(r"\\[a-z]", card["description"]), (
+            f"{name}: a preview shows formulas as TeX"
+        )
         assert (html / card["image"].removeprefix(SITE)).is_file(), name
 
 
@@ -194,14 +232,18 @@ def test_badges_open_the_notebook_of_the_page(html: Path) -> None:
     colab = "https://colab.research.google.com/github/"
     tree = REPOSITORY["url"].removeprefix("https://github.com/") + f"/blob/{REPOSITORY['branch']}/"
     for name in (name for name in WRITTEN if name.startswith("notebooks/")):
-        found = set(re.findall(rf'href="({colab}[^"]*)"', (html / name).read_text(encoding="utf-8")))
+        found = set(
+            re.findall(rf'href="({colab}[^"]*)"', (html / name).read_text(encoding="utf-8"))
+        )
         assert found == {colab + tree + name.replace(".html", ".ipynb")}
 
 
 def test_every_chapter_shows_what_it_was_rendered_with(html: Path) -> None:
     for name in (name for name in WRITTEN if name.startswith("notebooks/")):
         text = re.sub(r"<[^>]+>", "", (html / name).read_text(encoding="utf-8"))
-        assert re.search(r"Reproduce this page\s+Parameters\s+profile = '\w+'.*\s+Commit\s", text), name
+        assert re.search(
+            r"Reproduce this page\s+Parameters\s+profile = '\w+'.*\s+Commit\s", text
+        ), name
 
 
 @fonts.both_font_sets
@@ -257,7 +299,9 @@ def test_tab_reaches_every_control_and_shows_where_it_is(page: Page) -> None:
 COLORS = {"runOnly": ["color-contrast", "link-in-text-block"]}  # what else could differ in the dark
 
 
-@pytest.mark.parametrize(("theme", "rules"), [("light", {}), ("dark", COLORS)], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("theme", "rules"), [("light", {}), ("dark", COLORS)], ids=["light", "dark"]
+)
 def test_axe_finds_nothing_serious(page: Page, theme: str, rules: dict[str, Any]) -> None:
     page.set_viewport_size(DESK)
     page.emulate_media(color_scheme=theme)

@@ -1,4 +1,6 @@
-"""Calibration: promises by simulation within four standard errors, numbers by counting and by SciPy; damage, errors."""
+"""Calibration: promises by simulation within four standard errors, numbers by counting and by
+SciPy; damage, errors.
+"""
 
 import json
 import math
@@ -49,10 +51,17 @@ def test_threshold_is_the_order_statistic_of_exact_fractions_and_beta_tails(n, g
             if delta is not None:
                 within = [m for m in within if stats.beta.sf(float(alpha), m, n + 1 - m) <= delta]
             if not within:
-                with pytest.raises(ValueError, match=f"takes at least {minimum_scores(float(alpha), delta)} cal"):
+                with pytest.raises(
+                    ValueError, match=f"takes at least {minimum_scores(float(alpha), delta)} cal"
+                ):
                     conformal_threshold(scores, float(alpha), delta)
                 continue
-            for given in (scores, scores.tolist(), scores.astype(int), torch.tensor(scores, requires_grad=True)):
+            for given in (
+                scores,
+                scores.tolist(),
+                scores.astype(int),
+                torch.tensor(scores, requires_grad=True),
+            ):
                 threshold = conformal_threshold(given, float(alpha), delta)
                 assert threshold == math.nextafter(n + 1 - max(within), math.inf)
                 assert type(threshold) is float
@@ -60,10 +69,14 @@ def test_threshold_is_the_order_statistic_of_exact_fractions_and_beta_tails(n, g
 
 @pytest.mark.parametrize("n", [19, 99, 100])
 def test_rejected_is_p_at_most_alpha_to_the_last_bit(n, generator):
-    """Alphas at which (n + 1) alpha is whole, where rounding could part the two; scores with and without ties."""
+    """Alphas at which (n + 1) alpha is whole, where rounding could part the two; scores with and
+    without ties.
+    """
     scores, new = generator.random(n), generator.random(200)
     for known in (scores, np.round(5 * scores) / 7):
-        both = np.concatenate([known, np.nextafter(known, 9), np.nextafter(known, -9), new, np.round(5 * new) / 7])
+        both = np.concatenate(
+            [known, np.nextafter(known, 9), np.nextafter(known, -9), new, np.round(5 * new) / 7]
+        )
         calibration = Calibration.by_hand(0.0, known)
         p = calibration.p_value(both)
         np.testing.assert_array_equal(p, (1 + (known >= both[:, None]).sum(1)) / (n + 1))
@@ -79,7 +92,9 @@ def test_rejected_is_p_at_most_alpha_to_the_last_bit(n, generator):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("as_numpy", [False, True])
 def test_a_tie_is_no_alarm_in_any_precision(dtype, as_numpy, generator):
-    """As kept scores come in: the score that sets the threshold, compared in its own dtype and in float64."""
+    """As kept scores come in: the score that sets the threshold, compared in its own dtype and in
+    float64.
+    """
     scores = torch.from_numpy(generator.normal(size=60)).to(dtype)
     given = scores.numpy() if as_numpy else scores
     alarms = int(0.1 * 61) - 1
@@ -124,7 +139,9 @@ def test_with_delta_few_calibration_sets_break_alpha(generator):
     draws = generator.random((600, 200))
     broken = np.array([1 - Calibration.of(draw, 0.1, delta=0.1).threshold > 0.1 for draw in draws])
     assert 0 < broken.mean() < 0.1 + error(broken)
-    assert np.mean([1 - Calibration.of(draw, 0.1).threshold > 0.1 for draw in draws]) > 0.35  # what delta is for
+    assert (
+        np.mean([1 - Calibration.of(draw, 0.1).threshold > 0.1 for draw in draws]) > 0.35
+    )  # what delta is for
 
 
 def test_p_values_are_super_uniform_with_ties_and_in_float32(generator):
@@ -144,7 +161,9 @@ def test_another_promise_needs_no_new_scores(generator):
         again, afresh = first.at(alpha, delta), Calibration.of(scores, alpha, delta)
         assert (again.threshold, again.alpha, again.delta) == (afresh.threshold, alpha, delta)
         assert torch.equal(again.scores, scores.sort().values)
-    with pytest.raises(ValueError, match=r"alpha=0.001 takes at least 999 calibration scores, got 300"):
+    with pytest.raises(
+        ValueError, match=r"alpha=0.001 takes at least 999 calibration scores, got 300"
+    ):
         first.at(0.001)
 
 
@@ -153,11 +172,16 @@ def test_a_threshold_by_hand():
     assert alone.rejects(torch.tensor([-3.1, -3.0])).tolist() == [False, True]
     for ask in (lambda: alone.p_value(torch.zeros(2)), lambda: alone.at(0.1)):
         with pytest.raises(
-            ValueError, match=r"set by hand and there are no calibration scores .*calibrate on held-out"
+            ValueError,
+            match=r"set by hand and there are no calibration scores .*calibrate on held-out",
         ):
             ask()
     for value in (torch.tensor(2.5), np.float32(2.5), np.float64(2.5)):
-        assert Calibration.by_hand(value).to_tensors()[1] == {"threshold": 2.5, "alpha": None, "delta": None}
+        assert Calibration.by_hand(value).to_tensors()[1] == {
+            "threshold": 2.5,
+            "alpha": None,
+            "delta": None,
+        }
     for value in (math.nan, math.inf, "3", None, torch.zeros(2), 1j):
         with pytest.raises(ValueError, match=r"thinkback: .*threshold must be (a number|finite)"):
             Calibration.by_hand(value)
@@ -171,7 +195,11 @@ def test_a_threshold_by_hand():
 def test_the_caller_keeps_his_array(generator):
     scores = torch.from_numpy(generator.normal(size=40))
     ascending = scores.sort().values
-    kept, calibration, built = ascending.clone(), Calibration.of(scores, 0.1), Calibration(ascending, 0.0)
+    kept, calibration, built = (
+        ascending.clone(),
+        Calibration.of(scores, 0.1),
+        Calibration(ascending, 0.0),
+    )
     scores.mul_(1000)
     ascending.mul_(1000)
     assert torch.equal(calibration.scores, kept)
@@ -202,14 +230,19 @@ def test_fractions_are_fractions(value):
             lambda: GroupedCalibration.of(scores, np.zeros(50, int), value),
             lambda: Calibration(torch.from_numpy(scores), 48.0, value),
         ],
-        "delta": [lambda: conformal_threshold(scores, 0.1, value), lambda: Calibration.of(scores, 0.1, value)],
+        "delta": [
+            lambda: conformal_threshold(scores, 0.1, value),
+            lambda: Calibration.of(scores, 0.1, value),
+        ],
         "q": [lambda: benjamini_hochberg(scores / 50, value)],
         "rate": [lambda: DriftAlarm(scores, value)],
         "level": [lambda: mostly_rejected(scores, np.zeros(50, int), 1.0, value)],
     }
     for name, asked in calls.items():
         for call in asked:
-            with pytest.raises(ValueError, match=f"thinkback: {name} must lie between 0 and 1, got "):
+            with pytest.raises(
+                ValueError, match=f"thinkback: {name} must lie between 0 and 1, got "
+            ):
                 call()
 
 
@@ -220,8 +253,13 @@ def test_missing_alpha_is_named():
 
 @pytest.mark.parametrize("alpha", [1e-320, 5e-324, 1e-300, 1e-13])
 def test_an_alpha_that_no_set_can_promise_is_named(alpha):
-    for call in (lambda: conformal_threshold(torch.rand(9), alpha), lambda: minimum_scores(alpha, 0.1)):
-        with pytest.raises(ValueError, match=rf"alpha={alpha} takes over 10\*\*12 calibration scores"):
+    for call in (
+        lambda: conformal_threshold(torch.rand(9), alpha),
+        lambda: minimum_scores(alpha, 0.1),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"alpha={alpha} takes over 10\*\*12 calibration scores"
+        ):
             call()
     assert minimum_scores(0.5, 5e-324) == 1074  # 0.5**1074 is 5e-324
     assert conformal_threshold(torch.rand(9), np.float32(0.5)) < 1
@@ -232,13 +270,18 @@ def test_an_alpha_that_no_set_can_promise_is_named(alpha):
 def test_the_fewest_scores_are_enough_and_one_less_is_not(alpha, delta):
     fewest = minimum_scores(alpha, delta)
     Calibration.of(np.zeros(fewest), alpha, delta)
-    with pytest.raises(ValueError, match=f"takes at least {fewest} calibration scores, got {fewest - 1}"):
+    with pytest.raises(
+        ValueError, match=f"takes at least {fewest} calibration scores, got {fewest - 1}"
+    ):
         Calibration.of(np.zeros(fewest - 1), alpha, delta)
 
 
 BAD = {
     "nan": (np.array([0.0, math.nan, math.inf]), "2 of 3 .* are not finite"),
-    "complex": (torch.zeros(30, dtype=torch.complex64), "must be real numbers, got dtype complex64"),
+    "complex": (
+        torch.zeros(30, dtype=torch.complex64),
+        "must be real numbers, got dtype complex64",
+    ),
     "bool": (np.zeros(30, bool), "must be real numbers, got dtype bool"),
     "text": (["high", "low"], "must be real numbers, got dtype <U4"),
     "none": (None, "must be real numbers, got dtype object"),
@@ -251,9 +294,17 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_what_are_no_scores_is_named(kind):
     values, message = BAD[kind]
-    calls = [conformal_threshold, Calibration.of, DriftAlarm, lambda v: mostly_rejected(v, np.zeros(30, int), 0.0)]
+    calls = [
+        conformal_threshold,
+        Calibration.of,
+        DriftAlarm,
+        lambda v: mostly_rejected(v, np.zeros(30, int), 0.0),
+    ]
     calls += [lambda v: GroupedCalibration.of(v, np.zeros(30, int)), lambda v: Calibration(v, 0.0)]
-    grouped, plain = GroupedCalibration.of(np.arange(30.0), np.zeros(30, int)), Calibration.of(np.arange(30.0))
+    grouped, plain = (
+        GroupedCalibration.of(np.arange(30.0), np.zeros(30, int)),
+        Calibration.of(np.arange(30.0)),
+    )
     if kind not in ("matrix", "number"):  # which are as good as others, there
         calls += [
             plain.rejects,
@@ -270,7 +321,9 @@ def test_no_scores_at_all():
     for empty in ([], np.empty(0), torch.empty(0)):
         with pytest.raises(ValueError, match="takes at least 19 calibration scores, got 0"):
             conformal_threshold(empty)
-        with pytest.raises(ValueError, match="takes at least 19 calibration scores in each group, got none"):
+        with pytest.raises(
+            ValueError, match="takes at least 19 calibration scores in each group, got none"
+        ):
             GroupedCalibration.of(empty, empty)
         assert mostly_rejected(empty, empty, 0.0) == {}
 
@@ -288,7 +341,9 @@ def through_a_file(kept, path):
     "kept",
     [
         Calibration.of(np.random.default_rng(0).normal(size=100), 0.1, 0.2),
-        Calibration.of(np.random.default_rng(0).normal(size=100).astype(np.float32), np.float32(0.1)),
+        Calibration.of(
+            np.random.default_rng(0).normal(size=100).astype(np.float32), np.float32(0.1)
+        ),
         Calibration.by_hand(-3.0),
         Calibration.by_hand(2, np.arange(5.0)),
         GroupedCalibration.of(np.random.default_rng(0).normal(size=100), np.arange(100) % 2, 0.1),
@@ -311,11 +366,17 @@ def test_a_file_keeps_groups_that_raise_no_alarm(tmp_path):
 
 def damaged(facts=None, scores=None, grouped=False, drop=()):
     values = np.arange(40.0)
-    made = GroupedCalibration.of(values, ["a"] * 20 + ["b"] * 20) if grouped else Calibration.of(values)
+    made = (
+        GroupedCalibration.of(values, ["a"] * 20 + ["b"] * 20)
+        if grouped
+        else Calibration.of(values)
+    )
     tensors, kept = made.to_tensors()
     kept |= facts or {}
     tensors = {"calibration": tensors["calibration"] if scores is None else scores}
-    return {k: v for k, v in tensors.items() if k not in drop}, {k: v for k, v in kept.items() if k not in drop}
+    return {k: v for k, v in tensors.items() if k not in drop}, {
+        k: v for k, v in kept.items() if k not in drop
+    }
 
 
 ASCENDING = torch.arange(40.0).double()
@@ -429,7 +490,9 @@ def test_with_delta_few_sets_break_alpha_in_any_group(generator):
 def test_each_group_is_its_own_calibration(kind, generator):
     scores, which = generator.normal(size=300), generator.integers(3, size=300)
     labels = np.array(["cat", "dog", "élan"])[which] if kind in ("text", "series") else which - 1
-    made = {"tensor": torch.from_numpy, "series": pd.Series, "list": np.ndarray.tolist}.get(kind, np.asarray)
+    made = {"tensor": torch.from_numpy, "series": pd.Series, "list": np.ndarray.tolist}.get(
+        kind, np.asarray
+    )
     by_group = GroupedCalibration.of(scores, made(labels), 0.1)
     new, of = generator.normal(size=50), generator.integers(3, size=50)
     new_labels = np.array(["cat", "dog", "élan"])[of] if kind in ("text", "series") else of - 1
@@ -440,26 +503,36 @@ def test_each_group_is_its_own_calibration(kind, generator):
             np.testing.assert_array_equal(got[of == i], getattr(own, method)(new[of == i]))
             assert got.dtype == (torch.float64 if method == "p_value" else torch.bool)
     np.testing.assert_array_equal(
-        by_group.at(0.3).rejects(new, made(new_labels)), by_group.p_value(new, made(new_labels)) <= 0.3
+        by_group.at(0.3).rejects(new, made(new_labels)),
+        by_group.p_value(new, made(new_labels)) <= 0.3,
     )
     assert by_group.rejects(new.reshape(5, 10), new_labels.reshape(5, 10)).shape == (5, 10)
 
 
 def test_groups_with_too_few_scores_are_named(generator):
     scores, group = generator.normal(size=63), np.repeat(["ant", "bee", "cat"], [40, 18, 5])
-    too_few = r"at least 19 calibration scores in each group; too few are in 'bee' \(18\), 'cat' \(5\)\. Add"
+    too_few = (
+        r"at least 19 calibration scores in each group; too few are in 'bee' \(18\), 'cat'"
+        r" \(5\)\. Add"
+    )
     with pytest.raises(ValueError, match=too_few):
         GroupedCalibration.of(scores, group)
-    with pytest.warns(UserWarning, match=r"'bee' \(18\), 'cat' \(5\), which raise no alarm") as caught:
+    with pytest.warns(
+        UserWarning, match=r"'bee' \(18\), 'cat' \(5\), which raise no alarm"
+    ) as caught:
         by_group = GroupedCalibration.of(scores, group, few="accept")
     assert caught[0].filename == __file__
     far = by_group.p_value(np.full(3, 1e9), ["ant", "bee", "cat"])
     np.testing.assert_array_equal(far, [1 / 41, 1 / 19, 1 / 6])
-    np.testing.assert_array_equal(by_group.rejects(np.full(3, 1e9), ["ant", "bee", "cat"]), far <= 0.05)
+    np.testing.assert_array_equal(
+        by_group.rejects(np.full(3, 1e9), ["ant", "bee", "cat"]), far <= 0.05
+    )
     with pytest.warns(UserWarning, match=r"at least 9 .* in 'cat' \(5\), which raise no alarm"):
         again = by_group.at(0.1, few="accept")
     assert again.rejects(np.full(2, 1e9), ["bee", "cat"]).tolist() == [True, False]
-    with pytest.raises(ValueError, match=r"in 0 \(1\), 1 \(1\), 2 \(1\), 3 \(1\), 4 \(1\) and 5 more"):
+    with pytest.raises(
+        ValueError, match=r"in 0 \(1\), 1 \(1\), 2 \(1\), 3 \(1\), 4 \(1\) and 5 more"
+    ):
         GroupedCalibration.of(np.zeros(10), np.arange(10))
 
 
@@ -502,7 +575,9 @@ def test_a_rare_class_that_is_rejected_whole_is_named(generator):
 
 
 def test_naming_is_fishers_exact_test(generator):
-    """A group is named at a level as soon as the level is the probability times the number of groups."""
+    """A group is named at a level as soon as the level is the probability times the number of
+    groups.
+    """
     scores, group = generator.normal(size=400), np.r_[np.zeros(390, int), np.ones(10, int)]
     scores[-6:] = 5
     threshold = Calibration.of(scores).threshold
@@ -515,14 +590,18 @@ def test_naming_is_fishers_exact_test(generator):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_classes_that_do_not_differ_are_rarely_named(ties, generator):
-    """Classes of very different size, many of a handful; at a high level, so that there is something to count."""
+    """Classes of very different size, many of a handful; at a high level, so that there is
+    something to count.
+    """
     share = 0.7 ** np.arange(30)
     named = []
     for _ in range(400):
         scores = generator.normal(size=300)
         scores = scores.round(1) if ties else scores
         classes = generator.choice(30, 300, p=share / share.sum())
-        named.append(bool(mostly_rejected(scores, classes, Calibration.of(scores).threshold, level=0.5)))
+        named.append(
+            bool(mostly_rejected(scores, classes, Calibration.of(scores).threshold, level=0.5))
+        )
     assert np.mean(named) <= 0.5 + error(named)
 
 
@@ -542,7 +621,9 @@ def test_the_list_is_that_of_exact_fractions(generator):
         n, size = int(generator.choice([99, 199, 999])), int(generator.integers(1, 60))
         q = generator.choice([0.05, 0.1])
         counts = generator.integers(0, n // 4, size)
-        assert benjamini_hochberg((1 + counts) / (n + 1), float(q)).tolist() == exact_list(counts, n, q)
+        assert benjamini_hochberg((1 + counts) / (n + 1), float(q)).tolist() == exact_list(
+            counts, n, q
+        )
     assert isinstance(benjamini_hochberg(torch.tensor([0.01, 0.9])), torch.Tensor)
     assert benjamini_hochberg(np.empty(0)).shape == (0,)
 
@@ -587,7 +668,10 @@ def test_false_discoveries_are_at_most_q_times_the_share_of_inliers(kind, genera
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf])
 def test_p_values_outside_0_1_are_named(value):
-    with pytest.raises(ValueError, match=r"p_values (must lie in \[0, 1\], got|are not finite)|of 2 p_values are not"):
+    with pytest.raises(
+        ValueError,
+        match=r"p_values (must lie in \[0, 1\], got|are not finite)|of 2 p_values are not",
+    ):
         benjamini_hochberg(np.array([0.5, value]))
     with pytest.raises(ValueError, match=r"p_values must be a vector \(n,\), got shape \(1, 2\)"):
         benjamini_hochberg(np.zeros((1, 2)))
@@ -597,22 +681,31 @@ def test_p_values_outside_0_1_are_named(value):
 
 
 def ranks(alarm, stream):
-    return np.concatenate([alarm._p_values(part) for part in np.split(stream, range(CHUNK, len(stream), CHUNK))])
+    return np.concatenate(
+        [alarm._p_values(part) for part in np.split(stream, range(CHUNK, len(stream), CHUNK))]
+    )
 
 
 def test_ranks_are_counted_among_all_that_came_before(generator):
-    known, stream = generator.integers(9, size=40).astype(float), generator.integers(9, size=600).astype(float)
+    known, stream = (
+        generator.integers(9, size=40).astype(float),
+        generator.integers(9, size=600).astype(float),
+    )
     places = 1 - np.random.default_rng(7).random(600)
     expected = []
     for t, score in enumerate(stream):
         past = np.r_[known, stream[:t]]
-        expected.append(((past > score).sum() + places[t] * ((past == score).sum() + 1)) / (len(past) + 1))
+        expected.append(
+            ((past > score).sum() + places[t] * ((past == score).sum() + 1)) / (len(past) + 1)
+        )
     np.testing.assert_allclose(ranks(DriftAlarm(known, seed=7), stream), expected, rtol=1e-15)
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_ranks_are_independent_and_uniform_unlike_p_values_of_a_fixed_set(ties, generator):
-    """Over calibration sets: the mean of 50 p-values varies as that of 50 independent ones, 1 / (12 * 50)."""
+    """Over calibration sets: the mean of 50 p-values varies as that of 50 independent ones, 1 / (12
+    * 50).
+    """
     own, fixed = [], []
     for seed in range(800):
         draw = generator.normal(size=70)
@@ -627,7 +720,9 @@ def test_ranks_are_independent_and_uniform_unlike_p_values_of_a_fixed_set(ties, 
 
 def test_bets_are_densities():
     for i in range(5):
-        assert quad(lambda p, i=i: _bets(np.array([p]))[0, i], 0, 1, limit=200)[0] == pytest.approx(1, abs=1e-5)
+        assert quad(lambda p, i=i: _bets(np.array([p]))[0, i], 0, 1, limit=200)[0] == pytest.approx(
+            1, abs=1e-5
+        )
     assert np.isfinite(_bets(np.array([0.0, 1.0]))).all()
 
 
@@ -657,7 +752,9 @@ def test_a_shifted_stream_alarms_soon(shift, quiet, generator):
     draw, limit = SHIFTS[shift]
     delays = []
     for seed in range(9):
-        alarm = DriftAlarm(generator.normal(size=1000), rate=0.01, seed=seed).update(generator.normal(size=quiet))
+        alarm = DriftAlarm(generator.normal(size=1000), rate=0.01, seed=seed).update(
+            generator.normal(size=quiet)
+        )
         if alarm.alarm:
             continue  # one in a hundred may
         for part in np.split(draw(generator, 600), 60):
@@ -669,7 +766,10 @@ def test_a_shifted_stream_alarms_soon(shift, quiet, generator):
 
 
 def test_one_call_or_many_are_the_same(generator):
-    known, stream = generator.normal(size=50), generator.normal(0.3, size=2 * CHUNK + 9).round(1).astype(np.float32)
+    known, stream = (
+        generator.normal(size=50),
+        generator.normal(0.3, size=2 * CHUNK + 9).round(1).astype(np.float32),
+    )
     whole, single, torched = (DriftAlarm(known, seed=3) for _ in range(3))
     whole.update(stream)
     for score in stream:

@@ -14,13 +14,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def program(*arguments, **environment):
-    """Status and standard error of ``python -m thinkback_utils.…``."""
+    """Status and standard error of ``python -m …``."""
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1"}
+        | {name: str(value) for name, value in environment.items()},
     )
     return done.returncode, done.stderr
 
@@ -28,15 +30,22 @@ def program(*arguments, **environment):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--out", "{}/run", "--peak-lr", "nan"], "TrainConfig.peak_lr must be positive and finite, got nan"),
-        (["reproduce", "--results", "{}", "--sets", "moon"], "unknown set 'moon'"),
+        (
+            ["thinkback_utils.train", "--out", "{}/run", "--peak-lr", "nan"],
+            "TrainConfig.peak_lr must be positive and finite, got nan",
+        ),
+        (["experiments.reproduce", "--results", "{}", "--sets", "moon"], "unknown set 'moon'"),
     ],
 )
 def test_wrong_inputs_are_one_line_and_status_1(tmp_path, arguments, message):
     for split in ("train", "test"):
-        np.savez(tmp_path / f"cifar10-{split}.npz", images=np.zeros((4, 32, 32, 3), np.uint8), labels=np.arange(4))
+        np.savez(
+            tmp_path / f"cifar10-{split}.npz",
+            images=np.zeros((4, 32, 32, 3), np.uint8),
+            labels=np.arange(4),
+        )
     module, *options = (argument.format(tmp_path) for argument in arguments)
-    status, said = program(f"thinkback_utils.{module}", *options, THINKBACK_DATA=tmp_path)
+    status, said = program(module, *options, THINKBACK_DATA=tmp_path)
     assert status == 1
     assert said.startswith("thinkback: ")
     assert said.count("\n") == 1, said
@@ -55,14 +64,18 @@ def test_errors_that_explain_themselves_are_one_line(tmp_path, capsys):
         assert run_main(fails(error("thinkback: a thing\n is wrong"))) == 1
         assert capsys.readouterr().err == "thinkback: a thing is wrong\n"
     assert run_main(lambda: (tmp_path / "absent").read_text()) == 1
-    assert capsys.readouterr().err == f"thinkback: {tmp_path / 'absent'}: No such file or directory\n"
+    assert (
+        capsys.readouterr().err == f"thinkback: {tmp_path / 'absent'}: No such file or directory\n"
+    )
     assert run_main(fails(OSError(28, "No space left on device"))) == 1
     assert capsys.readouterr().err == "thinkback: a file: No space left on device\n"
     assert run_main(lambda: None) == 0
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("error", [ValueError("math"), OSError("odd"), KeyError("thinkback: no"), RuntimeError("x")])
+@pytest.mark.parametrize(
+    "error", [ValueError("math"), OSError("odd"), KeyError("thinkback: no"), RuntimeError("x")]
+)
 def test_faults_of_the_program_keep_their_traceback(error):
     with pytest.raises(type(error)):
         run_main(fails(error))

@@ -1,4 +1,6 @@
-"""Image sets: the cache, every download path against a server on this machine, and the embedded sets."""
+"""Image sets: the cache, every download path against a server on this machine, and the embedded
+sets.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,15 @@ import torch
 from PIL import Image
 
 from thinkback_utils import data
-from thinkback_utils.data import ARCHIVES, EMBEDDED_SETS, PAPER_SETS, STAND_INS, TITLES, UnavailableError, load
+from thinkback_utils.data import (
+    ARCHIVES,
+    EMBEDDED_SETS,
+    PAPER_SETS,
+    STAND_INS,
+    TITLES,
+    UnavailableError,
+    load,
+)
 from thinkback_utils.files import locking
 
 RNG = np.random.default_rng(0)
@@ -76,7 +86,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            wanted, body = self.headers["Range"], state.files.get(self.path.partition("?")[0].lstrip("/"))
+            wanted, body = (
+                self.headers["Range"],
+                state.files.get(self.path.partition("?")[0].lstrip("/")),
+            )
             state.seen.append(wanted)
             if body is None:
                 self.send_error(404)
@@ -102,7 +115,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=listener.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     state.address = f"http://127.0.0.1:{listener.server_port}"
     yield state
@@ -112,19 +127,28 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def offer(
-    name: str, body: bytes, size: int, server: Server, monkeypatch: pytest.MonkeyPatch, checksum: str | None = None
+    name: str,
+    body: bytes,
+    size: int,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    checksum: str | None = None,
 ) -> str:
     """Let the server hand out that archive of a set; returns the archive's file name."""
     archive = ARCHIVES[name]
     server.files[archive.file] = body
     url = f"{server.address}/{archive.file}?dl=1"
-    monkeypatch.setitem(ARCHIVES, name, replace(archive, url=url, md5=checksum or md5(body), size=size))
+    monkeypatch.setitem(
+        ARCHIVES, name, replace(archive, url=url, md5=checksum or md5(body), size=size)
+    )
     return archive.file
 
 
 def isun(count: int = 12) -> tuple[np.ndarray, bytes]:
     images = pixels(count)
-    return images, tar_gz({f"iSUN/iSUN_patches/{i:02d}.png": encode(image) for i, image in enumerate(images)})
+    return images, tar_gz(
+        {f"iSUN/iSUN_patches/{i:02d}.png": encode(image) for i, image in enumerate(images)}
+    )
 
 
 def stored(folder: Path) -> set[str]:
@@ -133,7 +157,12 @@ def stored(folder: Path) -> set[str]:
 
 def test_load_reads_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = pixels(5), np.array([0, 1, 2, 0, 1], np.uint8)
-    save(tmp_path / "cifar10-train.npz", images=images, labels=labels, classes=np.array(["a", "b", "c"]))
+    save(
+        tmp_path / "cifar10-train.npz",
+        images=images,
+        labels=labels,
+        classes=np.array(["a", "b", "c"]),
+    )
     monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
     loaded = load("cifar10", split="train")
     assert loaded.images.shape == (5, 3, 32, 32)
@@ -152,7 +181,9 @@ def test_a_set_without_labels_has_none(tmp_path: Path) -> None:
     assert loaded.classes == ()
 
 
-def test_the_file_of_a_split_comes_before_the_bare_file_which_is_a_test_split(tmp_path: Path) -> None:
+def test_the_file_of_a_split_comes_before_the_bare_file_which_is_a_test_split(
+    tmp_path: Path,
+) -> None:
     save(tmp_path / "cifar100.npz", images=pixels(4))
     assert len(load("cifar100", root=tmp_path)) == 4
     save(tmp_path / "cifar100-test.npz", images=pixels(2))
@@ -176,7 +207,9 @@ def test_any_file_in_the_data_root_loads_by_its_name(tmp_path: Path) -> None:
         {"images": np.array([None, None])},
     ],
 )
-def test_a_file_of_another_form_is_an_error_that_names_it(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+def test_a_file_of_another_form_is_an_error_that_names_it(
+    tmp_path: Path, arrays: dict[str, np.ndarray]
+) -> None:
     save(tmp_path / "svhn.npz", **arrays)
     with pytest.raises(ValueError, match=r"^thinkback: .*svhn\.npz"):
         load("svhn", root=tmp_path)
@@ -192,14 +225,22 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, content: bytes
 def test_names(tmp_path: Path) -> None:
     assert {*PAPER_SETS, *STAND_INS, *EMBEDDED_SETS, "cifar10", "cifar100", "digits"} == set(TITLES)
     assert set(PAPER_SETS) < set(ARCHIVES)
-    with pytest.raises(ValueError, match=r"^thinkback: unknown set 'mnist'; known sets: cifar10, .*letters$"):
+    with pytest.raises(
+        ValueError, match=r"^thinkback: unknown set 'mnist'; known sets: cifar10, .*letters$"
+    ):
         load("mnist", root=tmp_path)
 
 
-@pytest.mark.parametrize(("name", "split"), [("svhn", "train"), ("letters", "train"), ("cifar10", "val")])
-def test_a_split_that_a_set_lacks_is_an_error_that_names_it(tmp_path: Path, name: str, split: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "split"), [("svhn", "train"), ("letters", "train"), ("cifar10", "val")]
+)
+def test_a_split_that_a_set_lacks_is_an_error_that_names_it(
+    tmp_path: Path, name: str, split: str
+) -> None:
     save(tmp_path / "svhn.npz", images=pixels(1))
-    with pytest.raises(ValueError, match=rf"^thinkback: set '{name}' has no split '{split}'; it has .*test$"):
+    with pytest.raises(
+        ValueError, match=rf"^thinkback: set '{name}' has no split '{split}'; it has .*test$"
+    ):
         load(name, split=split, root=tmp_path)
 
 
@@ -214,11 +255,18 @@ def test_a_stand_in_must_lie_in_the_data_root(tmp_path: Path) -> None:
 def test_offline_the_error_says_what_was_tried_and_what_to_do(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ARCHIVES, "isun", replace(ARCHIVES["isun"], url="http://127.0.0.1:9/iSUN.tar.gz"))
+    monkeypatch.setitem(
+        ARCHIVES, "isun", replace(ARCHIVES["isun"], url="http://127.0.0.1:9/iSUN.tar.gz")
+    )
     with pytest.raises(UnavailableError) as caught:
         load("isun", root=tmp_path / "new", progress=False)
     message = str(caught.value)
-    for part in ("thinkback: set 'isun'", "isun.npz", "http://127.0.0.1:9/iSUN.tar.gz", "THINKBACK_DATA"):
+    for part in (
+        "thinkback: set 'isun'",
+        "isun.npz",
+        "http://127.0.0.1:9/iSUN.tar.gz",
+        "THINKBACK_DATA",
+    ):
         assert part in message
     assert f"{tmp_path / 'new'}" in message
     assert "Put iSUN.tar.gz" in message
@@ -234,7 +282,9 @@ def test_an_address_that_is_gone_leaves_nothing(
     assert stored(tmp_path) == set()
 
 
-def test_a_wrong_checksum_deletes_the_download(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_checksum_deletes_the_download(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = isun()[1]
     offer("isun", body[:-1] + b"?", 12, server, monkeypatch, checksum=md5(body))
     with pytest.raises(UnavailableError, match=rf"'isun'.*md5 .*, not {md5(body)}; it was deleted"):
@@ -243,7 +293,9 @@ def test_a_wrong_checksum_deletes_the_download(tmp_path: Path, server: Server, m
 
 
 def together(count: int, work: Callable[[], object]) -> None:
-    """Run the same work in several threads, which meet at locks as processes do; the first error comes back."""
+    """Run the same work in several threads, which meet at locks as processes do; the first error
+    comes back.
+    """
     with ThreadPoolExecutor(count) as pool:
         for future in [pool.submit(work) for _ in range(count)]:
             future.result()
@@ -277,7 +329,9 @@ def test_of_many_that_go_on_with_a_broken_download_one_appends(
     assert stored(tmp_path) == {"isun.npz"}
 
 
-def test_another_set_need_not_wait(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_set_need_not_wait(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offer("isun", isun()[1], 12, server, monkeypatch)
     with locking(tmp_path / "svhn"):
         assert len(load("isun", root=tmp_path, progress=False)) == 12
@@ -320,18 +374,25 @@ def test_a_set_that_is_there_needs_no_lock(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_data_root_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UnavailableError, match=r"^thinkback: set 'isun'.*nothing can be put there.*THINKBACK_DATA"):
+    with pytest.raises(
+        UnavailableError, match=r"^thinkback: set 'isun'.*nothing can be put there.*THINKBACK_DATA"
+    ):
         load("isun", root=tmp_path / "file", progress=False)
 
 
-def test_a_full_data_root_says_so(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_data_root_says_so(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offer("isun", isun()[1], 12, server, monkeypatch)
 
     def full(archive: data.Archive, path: Path, scratch: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setitem(ARCHIVES, "isun", replace(ARCHIVES["isun"], read=full))
-    with pytest.raises(UnavailableError, match=r"^thinkback: set 'isun'.*could not be unpacked there.*No space left"):
+    with pytest.raises(
+        UnavailableError,
+        match=r"^thinkback: set 'isun'.*could not be unpacked there.*No space left",
+    ):
         load("isun", root=tmp_path, progress=False)
     assert stored(tmp_path) == {"iSUN.tar.gz"}
 
@@ -343,7 +404,9 @@ def test_a_broken_download_goes_on_in_the_next_call(
     images, body = isun()
     offer("isun", body, 12, server, monkeypatch)
     server.break_after, server.ranges = 4000, ranges
-    with pytest.raises(UnavailableError, match=rf"broke after 4,000 of {len(body):,} bytes.*next call"):
+    with pytest.raises(
+        UnavailableError, match=rf"broke after 4,000 of {len(body):,} bytes.*next call"
+    ):
         load("isun", root=tmp_path, progress=False)
     assert stored(tmp_path) == {"iSUN.tar.gz.part"}
     loaded = load("isun", root=tmp_path, progress=False)
@@ -352,16 +415,24 @@ def test_a_broken_download_goes_on_in_the_next_call(
     assert stored(tmp_path) == {"isun.npz"}
 
 
-def test_a_part_that_is_already_whole_is_taken(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_is_already_whole_is_taken(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = isun()[1]
     part = tmp_path / f"{offer('isun', body, 12, server, monkeypatch)}.part"
     part.write_bytes(body)
     assert len(load("isun", root=tmp_path, progress=False)) == 12
 
 
-def test_an_archive_laid_in_the_folder_is_used_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_laid_in_the_folder_is_used_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = isun()[1]
-    monkeypatch.setitem(ARCHIVES, "isun", replace(ARCHIVES["isun"], url="http://127.0.0.1:9", md5=md5(body), size=12))
+    monkeypatch.setitem(
+        ARCHIVES,
+        "isun",
+        replace(ARCHIVES["isun"], url="http://127.0.0.1:9", md5=md5(body), size=12),
+    )
     (tmp_path / "iSUN.tar.gz").write_bytes(body)
     assert len(load("isun", root=tmp_path)) == 12
     assert stored(tmp_path) == {"iSUN.tar.gz", "isun.npz"}
@@ -372,7 +443,9 @@ def test_an_archive_laid_in_the_folder_is_used_and_stays(tmp_path: Path, monkeyp
     assert stored(tmp_path) == {"iSUN.tar.gz"}
 
 
-@pytest.mark.parametrize("name", ["../escaped.png", "iSUN/../../escaped.png", "/escaped.png", "..\\escaped.png"])
+@pytest.mark.parametrize(
+    "name", ["../escaped.png", "iSUN/../../escaped.png", "/escaped.png", "..\\escaped.png"]
+)
 def test_a_path_that_leaves_the_archive_is_refused(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -397,7 +470,9 @@ def test_links_in_an_archive_are_not_followed(tmp_path: Path) -> None:
     assert list(data._files(tmp_path / "links.tar.gz")) == []
 
 
-def test_a_failing_write_leaves_no_cache_file(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_write_leaves_no_cache_file(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offer("isun", isun()[1], 12, server, monkeypatch)
 
     def full_disk(file: io.BufferedWriter, **arrays: np.ndarray) -> None:
@@ -413,17 +488,28 @@ def test_a_failing_write_leaves_no_cache_file(tmp_path: Path, server: Server, mo
     assert len(server.seen) == 1
 
 
-def test_lsun_crop_loses_its_border(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lsun_crop_loses_its_border(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = pixels(3, 36, 36)
     files = {f"LSUN/test/{i}.png": encode(image) for i, image in enumerate(images)}
-    offer("lsun_crop", tar_gz({"LSUN/._0.png": b"?", "LSUN/test/._0.png": b"?", **files}), 3, server, monkeypatch)
+    offer(
+        "lsun_crop",
+        tar_gz({"LSUN/._0.png": b"?", "LSUN/test/._0.png": b"?", **files}),
+        3,
+        server,
+        monkeypatch,
+    )
     loaded = load("lsun_crop", root=tmp_path, progress=False)
     assert np.array_equal(loaded.images.permute(0, 2, 3, 1), images[:, 2:34, 2:34])
     assert loaded.labels is None
 
 
 def test_lsun_resize_comes_in_the_order_of_the_names(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     images = pixels(3)
     files = {f"LSUN_resize/LSUN_resize/{i}.png": encode(images[i]) for i in (2, 0, 1)}
@@ -441,7 +527,9 @@ def test_another_image_size_is_an_error_that_names_the_file(
         load("lsun_resize", root=tmp_path, progress=False)
 
 
-def test_photos_of_16_bits_are_scaled(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_of_16_bits_are_scaled(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ramp = np.linspace(0, 65535, 1024).astype(np.uint16).reshape(32, 32)
     offer("isun", tar_gz({"iSUN/iSUN_patches/0.png": encode(ramp)}), 1, server, monkeypatch)
     loaded = load("isun", root=tmp_path, progress=False)
@@ -451,14 +539,23 @@ def test_photos_of_16_bits_are_scaled(tmp_path: Path, server: Server, monkeypatc
 def test_a_broken_photo_names_itself_and_its_archive(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offer("isun", tar_gz({"iSUN/iSUN_patches/odd.png": encode(pixels(1)[0])[:90]}), 1, server, monkeypatch)
+    offer(
+        "isun",
+        tar_gz({"iSUN/iSUN_patches/odd.png": encode(pixels(1)[0])[:90]}),
+        1,
+        server,
+        monkeypatch,
+    )
     with pytest.raises(
-        ValueError, match=r"^thinkback: .*iSUN\.tar\.gz holds a broken image, iSUN/iSUN_patches/odd\.png: "
+        ValueError,
+        match=r"^thinkback: .*iSUN\.tar\.gz holds a broken image, iSUN/iSUN_patches/odd\.png: ",
     ):
         load("isun", root=tmp_path, progress=False)
 
 
-def test_a_wrong_number_of_images_is_an_error(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_number_of_images_is_an_error(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     offer("isun", tar_gz({"iSUN/other/0.png": encode(pixels(1)[0])}), 12, server, monkeypatch)
     with pytest.raises(ValueError, match="holds 0 test images of isun, not 12"):
         load("isun", root=tmp_path, progress=False)
@@ -468,12 +565,17 @@ def test_a_wrong_number_of_images_is_an_error(tmp_path: Path, server: Server, mo
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     kind = getattr(data.import_torchvision().datasets, ARCHIVES[name].dataset)
-    key, names = ("labels", ["plane", "car"]) if name == "cifar10" else ("fine_labels", ["apple", "bee"])
+    key, names = (
+        ("labels", ["plane", "car"]) if name == "cifar10" else ("fine_labels", ["apple", "bee"])
+    )
     images = pixels(6)
     flat = images.transpose(0, 3, 1, 2).reshape(6, -1)
     labels = [0, 1, 1, 0, 1, 0]
     parts = {"train": slice(0, 4), "test": slice(4, 6)}
-    batches = {part: pickle.dumps({"data": flat[rows], key: labels[rows]}, protocol=2) for part, rows in parts.items()}
+    batches = {
+        part: pickle.dumps({"data": flat[rows], key: labels[rows]}, protocol=2)
+        for part, rows in parts.items()
+    }
     meta = pickle.dumps({kind.meta["key"]: names})
     files = {**batches, kind.meta["filename"]: meta}
     body = tar_gz({f"{kind.base_folder}/{file}": content for file, content in files.items()})
@@ -511,7 +613,9 @@ def test_svhn(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -
     assert stored(tmp_path) == {"svhn.npz"}
 
 
-def test_textures_are_shrunk_and_cropped(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_textures_are_shrunk_and_cropped(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind = data.import_torchvision().datasets.DTD
     flat = np.full((64, 128, 3), 200, np.uint8)
     flat[:, :32] = flat[:, -32:] = 0  # what the centre crop of the wide image leaves out
@@ -520,7 +624,9 @@ def test_textures_are_shrunk_and_cropped(tmp_path: Path, server: Server, monkeyp
         shape = flat if part == "train" else pixels(1, 40, 32 + 8 * int(name))[0]
         for label in ("banded", "woven"):
             files[f"dtd/images/{label}/{label}_{name}.jpg"] = encode(shape, "JPEG")
-        files[f"dtd/labels/{part}1.txt"] = f"banded/banded_{name}.jpg\nwoven/woven_{name}.jpg\n".encode()
+        files[f"dtd/labels/{part}1.txt"] = (
+            f"banded/banded_{name}.jpg\nwoven/woven_{name}.jpg\n".encode()
+        )
     server.files["dtd-r1.0.1.tar.gz"] = body = tar_gz(files)
     monkeypatch.setattr(kind, "_URL", f"{server.address}/dtd-r1.0.1.tar.gz")
     monkeypatch.setattr(kind, "_MD5", md5(body))
@@ -544,14 +650,20 @@ def test_the_addresses_are_those_of_the_original_archives() -> None:
 
 def test_torchvision_is_imported_only_when_needed_and_only_once() -> None:
     tree = ast.parse(Path(data.__file__).read_text(encoding="utf-8"))
-    imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = [
+        ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     assert not any(
-        package in line for line in imports for package in ("torchvision", "sklearn", "skimage", "matplotlib")
+        package in line
+        for line in imports
+        for package in ("torchvision", "sklearn", "skimage", "matplotlib")
     )
     assert data.import_torchvision() is data.import_torchvision()
 
 
-def test_another_error_of_torchvision_gets_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_of_torchvision_gets_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('another reason')")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
@@ -605,7 +717,10 @@ def test_photo_crops_keep_the_pixels_of_the_photo() -> None:
 
 def test_without_scikit_image_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(ImportError, match=r'^thinkback: set \'embedded_textures\'.*pip install "thinkback-utils\[emb'):
+    with pytest.raises(
+        ImportError,
+        match=r'^thinkback: set \'embedded_textures\'.*pip install "thinkback-utils\[emb',
+    ):
         load("embedded_textures")
 
 

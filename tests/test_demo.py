@@ -1,4 +1,6 @@
-"""The live demo: its graph against PyTorch, its runtime as it was released, its page in a real browser."""
+"""The live demo: its graph against PyTorch, its runtime as it was released, its page in a real
+browser.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,14 @@ import numpy as np
 import pytest
 import torch
 
+from bookmaking import demo
 from thinkback_utils.features import extract
-from thinkback_utils.pages import demo
 
 ROOT = Path(__file__).parents[1]
 RESULTS, RUNTIME = ROOT / "results", (ROOT / demo.RUNTIME).parent
 pytestmark = pytest.mark.skipif(
-    not (RESULTS / demo.RUN / "bundle.npz").is_file(), reason=f"no network of a full run in results/{demo.RUN}"
+    not (RESULTS / demo.RUN / "bundle.npz").is_file(),
+    reason=f"no network of a full run in results/{demo.RUN}",
 )
 
 
@@ -54,12 +57,16 @@ def site(tmp_path_factory):
     def included(match):
         return re.search(rf"{match[1]}\s(.+?)<!-- end -->", parts, re.DOTALL)[1]
 
-    include = r'```\{include\} \.\./results/demo\.md\n:start-after: "(.+?)"\n:end-before: "<!-- end -->"\n```'
+    include = (
+        r'```\{include\} \.\./results/demo\.md\n:start-after: "(.+?)"\n:end-before: "<!-- end'
+        r' -->"\n```'
+    )
     page = re.sub(include, included, (ROOT / "book" / "demo.md").read_text("utf-8"))
     raw = re.findall(r"```\{raw\} html\n(.+?)\n```", page, re.DOTALL)
     head = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        '<title>Demo</title><link rel="icon" href="data:,"><script src="../_static/dom.js"></script>'
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport"'
+        ' content="width=device-width"><title>Demo</title><link rel="icon" href="data:,"><script'
+        ' src="../_static/dom.js"></script>'
     )
     (html / "book").mkdir()
     (html / "book" / "demo.html").write_text(f"{head}<main>{''.join(raw)}</main>", encoding="utf-8")
@@ -86,10 +93,14 @@ def served(site):
 
 @pytest.fixture(scope="module", params=[fonts.FIRST])
 def browser(request, tmp_path_factory):
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if chromium is None:
         pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e .[test]")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: pip install -e .[test]"
+    )
     options = {"executable_path": chromium, "args": ["--no-sandbox", "--disable-gpu"]}
     options["env"] = fonts.environment(request.param, tmp_path_factory.mktemp("fonts"))
     with playwright.sync_playwright() as driver:
@@ -103,14 +114,21 @@ def page(browser, served):
     """The page on a phone; at the end nothing has failed and nothing came from elsewhere."""
     page, faults = browser.new_page(viewport={"width": 360, "height": 740}), []
     page.set_default_timeout(120_000)  # a busy machine is no fault of the page
-    page.on("console", lambda message: message.type in ("error", "warning") and faults.append(message.text))
+    page.on(
+        "console",
+        lambda message: message.type in ("error", "warning") and faults.append(message.text),
+    )
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("response", lambda reply: reply.status >= 400 and faults.append((reply.url, reply.status)))
+    page.on(
+        "response", lambda reply: reply.status >= 400 and faults.append((reply.url, reply.status))
+    )
     page.requested = []
     page.on("request", lambda request: page.requested.append(request.url))
     page.goto(served + "book/demo.html")
     yield page
-    foreign = [url for url in page.requested if not url.startswith((served, "data:", f"blob:{served}"))]
+    foreign = [
+        url for url in page.requested if not url.startswith((served, "data:", f"blob:{served}"))
+    ]
     page.close()
     assert faults + foreign == []
 
@@ -124,7 +142,9 @@ def answer(page, act):
     """What the graph said after an action: it must be another picture's."""
     before = page.locator(".tb-answer").get_attribute("data-score")
     act()
-    page.wait_for_function("before => document.querySelector('.tb-answer').dataset.score !== before", arg=before)
+    page.wait_for_function(
+        "before => document.querySelector('.tb-answer').dataset.score !== before", arg=before
+    )
     found = page.locator(".tb-answer").evaluate("node => ({ ...node.dataset })")
     return {name: json.loads(value) for name, value in found.items()}
 
@@ -141,12 +161,23 @@ def test_runtime_is_the_released_one():
 
 
 def test_pictures_and_detector_are_those_of_the_full_run(said, images):
-    """The features that the bundle keeps at a picture's index are the picture's; those of calibration are others'."""
-    sets, pictures = demo.Bundle.load(RESULTS / demo.RUN / "bundle.npz").sets, demo.load_pictures(RESULTS)[1]
+    """The features that the bundle keeps at a picture's index are the picture's; those of
+    calibration are others'.
+    """
+    sets, pictures = (
+        demo.Bundle.load(RESULTS / demo.RUN / "bundle.npz").sets,
+        demo.load_pictures(RESULTS)[1],
+    )
     assert len(images) == len(pictures) == demo.COUNT * len(demo.FIRST)
     kept = torch.stack([sets[picture["set"]].features[picture["index"]] for picture in pictures])
-    np.testing.assert_allclose(extract(said.model, images).features, kept, rtol=2e-3, atol=2e-3)  # float16
-    assert all(picture["index"] >= demo.N_CALIBRATION for picture in pictures if picture["set"] == demo.ID_TEST)
+    np.testing.assert_allclose(
+        extract(said.model, images).features, kept, rtol=2e-3, atol=2e-3
+    )  # float16
+    assert all(
+        picture["index"] >= demo.N_CALIBRATION
+        for picture in pictures
+        if picture["set"] == demo.ID_TEST
+    )
     others = sets[demo.ID_TEST]
     h, z = others.features[demo.N_CALIBRATION :], others.logits[demo.N_CALIBRATION :]
     scores = demo.METHODS[said.method](h, z, said.state, **said.options)
@@ -154,8 +185,12 @@ def test_pictures_and_detector_are_those_of_the_full_run(said, images):
 
 
 def test_graph_in_onnxruntime_on_real_images(site, said, images):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="no onnxruntime: pip install -e .[test]")
-    session = onnxruntime.InferenceSession(gzip.decompress((site / "demo" / "model.onnx.gz").read_bytes()))
+    onnxruntime = pytest.importorskip(
+        "onnxruntime", reason="no onnxruntime: pip install -e .[test]"
+    )
+    session = onnxruntime.InferenceSession(
+        gzip.decompress((site / "demo" / "model.onnx.gz").read_bytes())
+    )
     for batch in (images[:1], images[:7], images[7:8], images[11:]):
         logits, score, p, rejected = session.run(None, {"images": batch.numpy()})
         expected = extract(said.model, batch).logits.numpy()
@@ -179,11 +214,18 @@ def test_page_says_what_pytorch_says(page, said, images):
     for i in (1, 8, 17):  # of each set one
         got = answer(page, lambda i=i: radios.nth(i).check())
         expected = extract(said.model, images[i : i + 1]).logits[0].numpy()
-        np.testing.assert_allclose(got["logits"], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+        np.testing.assert_allclose(
+            got["logits"], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+        )
         np.testing.assert_allclose(got["score"], said.score(images[i : i + 1]).item(), rtol=1e-4)
-        np.testing.assert_allclose(got["p"], said.p_value(images[i : i + 1]).item(), atol=3 / (demo.N_CALIBRATION + 1))
-        assert page.locator("tbody tr").nth(int(expected.argmax())).locator("td").last.inner_text() == max(
-            page.locator(".tb-classes td:last-child").all_inner_texts(), key=lambda text: float(text.rstrip(" %"))
+        np.testing.assert_allclose(
+            got["p"], said.p_value(images[i : i + 1]).item(), atol=3 / (demo.N_CALIBRATION + 1)
+        )
+        assert page.locator("tbody tr").nth(int(expected.argmax())).locator(
+            "td"
+        ).last.inner_text() == max(
+            page.locator(".tb-classes td:last-child").all_inner_texts(),
+            key=lambda text: float(text.rstrip(" %")),
         )
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
@@ -197,13 +239,17 @@ def test_answers_fit_a_phone(page):
 
 
 def test_verdict_follows_the_slider(page, said, images):
-    """A picture whose p-value lies between two places of the slider: accepted at the lower, refused at the higher."""
+    """A picture whose p-value lies between two places of the slider: accepted at the lower, refused
+    at the higher.
+    """
     p = said.p_value(images).numpy()
     i = next(i for i in range(len(p)) if demo.ALPHAS[2] < p[i] < demo.ALPHAS[-3])
     place = int(np.searchsorted(demo.ALPHAS, p[i]))  # the first alpha that is not below
     load(page)
     page.locator("fieldset input[type=radio]").nth(i).check()
-    page.wait_for_function("p => Math.abs(document.querySelector('.tb-answer').dataset.p - p) < 1e-3", arg=float(p[i]))
+    page.wait_for_function(
+        "p => Math.abs(document.querySelector('.tb-answer').dataset.p - p) < 1e-3", arg=float(p[i])
+    )
     slider, verdict = page.get_by_role("slider"), page.locator(".tb-verdict")
     for at, expected in (
         (place - 2, "Accepted"),
@@ -213,7 +259,10 @@ def test_verdict_follows_the_slider(page, said, images):
     ):
         slider.fill(str(at))
         assert verdict.inner_text().startswith(expected)
-        assert f"α = {100 * demo.ALPHAS[at]:g}\N{NO-BREAK SPACE}%" in page.locator(".tb-slider").inner_text()
+        assert (
+            f"α = {100 * demo.ALPHAS[at]:g}\N{NO-BREAK SPACE}%"
+            in page.locator(".tb-slider").inner_text()
+        )
     slider.fill(str(place + 1))
     for _ in range(3):
         slider.press("ArrowLeft")
@@ -222,7 +271,9 @@ def test_verdict_follows_the_slider(page, said, images):
 
 def test_keyboard_walks_the_pictures(page, said, images):
     load(page)
-    got = answer(page, lambda: page.keyboard.press("ArrowRight"))  # the focus went to the first picture
+    got = answer(
+        page, lambda: page.keyboard.press("ArrowRight")
+    )  # the focus went to the first picture
     np.testing.assert_allclose(got["score"], said.score(images[1:2]).item(), rtol=1e-4)
 
 

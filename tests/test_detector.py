@@ -25,7 +25,9 @@ FIT, HELD, NEW = X[:200], X[200:300], X[300:]
 
 
 class Net(nn.Module):
-    """Features are the input, logits its first four entries: every class occurs, no feature is silent."""
+    """Features are the input, logits its first four entries: every class occurs, no feature is
+    silent.
+    """
 
     def __init__(self, classes=4, width=6):
         super().__init__()
@@ -48,22 +50,32 @@ def uniform_draws(n, draws, seed=0):
 
 @pytest.mark.parametrize(("n", "alpha"), [(19, 0.05), (50, 0.1), (200, 0.05)])
 def test_average_rate_of_false_alarms_is_at_most_alpha_and_not_much_less(n, alpha):
-    """Scores are uniform, so a threshold t has the false-alarm rate 1 - t exactly: no inner simulation."""
+    """Scores are uniform, so a threshold t has the false-alarm rate 1 - t exactly: no inner
+    simulation.
+    """
     rates = np.array([1 - conformal_threshold(draw, alpha) for draw in uniform_draws(n, 4000)])
     error = 4 * rates.std() / math.sqrt(len(rates))
     assert alpha - 1 / (n + 1) - error < rates.mean() < alpha + error
 
 
-@pytest.mark.parametrize(("n", "alpha", "delta"), [(100, 0.05, 0.1), (300, 0.05, 0.05), (60, 0.2, 0.3)])
+@pytest.mark.parametrize(
+    ("n", "alpha", "delta"), [(100, 0.05, 0.1), (300, 0.05, 0.05), (60, 0.2, 0.3)]
+)
 def test_with_delta_few_calibration_sets_break_alpha(n, alpha, delta):
-    broken = np.mean([1 - conformal_threshold(draw, alpha, delta) > alpha for draw in uniform_draws(n, 2000)])
+    broken = np.mean(
+        [1 - conformal_threshold(draw, alpha, delta) > alpha for draw in uniform_draws(n, 2000)]
+    )
     assert broken < delta + 4 * math.sqrt(delta / 2000)
-    without = np.mean([1 - conformal_threshold(draw, alpha) > alpha for draw in uniform_draws(n, 2000)])
+    without = np.mean(
+        [1 - conformal_threshold(draw, alpha) > alpha for draw in uniform_draws(n, 2000)]
+    )
     assert without > 0.35  # what delta is for
 
 
 def test_both_promises_hold_with_ties():
-    """Scores 0 to 4, each of probability 1/5: P(score >= t) is exact again; >= the k-th score itself would alarm."""
+    """Scores 0 to 4, each of probability 1/5: P(score >= t) is exact again; >= the k-th score
+    itself would alarm.
+    """
     rates = []
     for draw in (uniform_draws(50, 2000) * 5).floor():
         threshold = conformal_threshold(draw, 0.3)
@@ -86,7 +98,9 @@ def test_too_few_scores_name_the_number_that_is_enough(alpha, delta):
 
 @pytest.mark.parametrize("n", [19, 99, 100])
 def test_predict_is_p_value_at_most_alpha_to_the_last_bit(n):
-    """Alphas at which (n + 1) alpha is whole, where rounding could part the two; scores with and without ties."""
+    """Alphas at which (n + 1) alpha is whole, where rounding could part the two; scores with and
+    without ties.
+    """
     x = torch.rand(n, 6, generator=GENERATOR)
     for images in (x, (3 * x).round()):
         detector = OODDetector(Net(), method="thinkback_eq5")
@@ -97,7 +111,9 @@ def test_predict_is_p_value_at_most_alpha_to_the_last_bit(n):
 
 
 def test_p_values_are_super_uniform_with_ties():
-    """P(p <= u) <= u on average over calibration sets, for every attainable u; scores take about ten values."""
+    """P(p <= u) <= u on average over calibration sets, for every attainable u; scores take about
+    ten values.
+    """
     n, below = 30, []
     for draw in range(150):
         x = torch.randint(2, (n + 100, 6), generator=torch.Generator().manual_seed(draw)).float()
@@ -132,11 +148,15 @@ def oracle(method, x):
     A, B = KroneckerFisher(3.0, bias=True).update(u(g), y).inverse_root(0.1)
     return {
         "thinkback": lambda: scores.thinkback(h, z, DiagonalFisher(5.0).update(g, y).compute()),
-        "thinkback_full": lambda: scores.thinkback_full(h, z, FullFisher(5.0).update(g, y).inverse_root()),
+        "thinkback_full": lambda: scores.thinkback_full(
+            h, z, FullFisher(5.0).update(g, y).inverse_root()
+        ),
         "thinkback_kronecker": lambda: scores.thinkback_kronecker(
             h, z, KroneckerFisher(5.0).update(g, y).inverse_root()
         ),
-        "thinkback_averaged": lambda: scores.thinkback_averaged(u(h), z, (scores.label_distances(A), B), 3.0),
+        "thinkback_averaged": lambda: scores.thinkback_averaged(
+            u(h), z, (scores.label_distances(A), B), 3.0
+        ),
         "thinkback_eq5": lambda: scores.thinkback(h, z),
         "gradnorm": lambda: scores.gradnorm(h, z),
         "energy": lambda: scores.energy(z),
@@ -160,10 +180,20 @@ def test_fit_in_batches_is_the_plain_functions_on_all_data(method, tmp_path):
 
 def test_options_reach_the_score():
     fisher = DiagonalFisher(2.0).update(FIT, FIT[:, :4]).compute()
-    ours = OODDetector(Net(), method="thinkback", temperature=2.0, eps=1e-3, damping=0.1).fit(FIT).score(NEW)
-    np.testing.assert_allclose(ours, scores.thinkback(NEW, NEW[:, :4], fisher, 2.0, 1e-3, 0.1), rtol=1e-9)
+    ours = (
+        OODDetector(Net(), method="thinkback", temperature=2.0, eps=1e-3, damping=0.1)
+        .fit(FIT)
+        .score(NEW)
+    )
+    np.testing.assert_allclose(
+        ours, scores.thinkback(NEW, NEW[:, :4], fisher, 2.0, 1e-3, 0.1), rtol=1e-9
+    )
     root = FullFisher(2.0).update(FIT, FIT[:, :4]).inverse_root(0.1)
-    ours = OODDetector(Net(), method="thinkback_full", temperature=2.0, damping=0.1).fit(FIT).score(NEW)
+    ours = (
+        OODDetector(Net(), method="thinkback_full", temperature=2.0, damping=0.1)
+        .fit(FIT)
+        .score(NEW)
+    )
     np.testing.assert_allclose(ours, scores.thinkback_full(NEW, NEW[:, :4], root, 2.0), rtol=1e-9)
     assert OODDetector(Net(), temperature=None).options == OODDetector(Net()).options
 
@@ -171,7 +201,12 @@ def test_options_reach_the_score():
 def test_every_form_of_images_gives_the_same():
     dataset = TensorDataset(FIT, torch.zeros(200).long())
     expected = OODDetector(Net()).fit(FIT).score(NEW)
-    for images in (FIT.numpy(), DataLoader(dataset, batch_size=64), (x for x in FIT.split(50)), ImageSet(FIT, None)):
+    for images in (
+        FIT.numpy(),
+        DataLoader(dataset, batch_size=64),
+        (x for x in FIT.split(50)),
+        ImageSet(FIT, None),
+    ):
         torch.testing.assert_close(OODDetector(Net()).fit(images).score(NEW), expected)
 
 
@@ -192,12 +227,16 @@ def test_fit_keeps_no_batch():
 
 
 def test_head_is_found_once_and_then_hooked_alone():
-    net = nn.Sequential(nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 5), nn.Linear(5, 3, bias=False))
+    net = nn.Sequential(
+        nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 5), nn.Linear(5, 3, bias=False)
+    )
     detector = OODDetector(net, method="msp")
     detector.score(NEW)
     assert detector.head == "3"
     assert not any(module._forward_hooks for module in net.modules())
-    assert OODDetector(nn.Linear(6, 3), method="msp").calibrate(HELD).head == ""  # the model is its own head
+    assert (
+        OODDetector(nn.Linear(6, 3), method="msp").calibrate(HELD).head == ""
+    )  # the model is its own head
     with pytest.raises(ValueError, match=r"is returned by the model; name the head"):
         OODDetector(nn.Sequential(nn.Linear(6, 3), nn.Tanh()), method="msp").score(NEW)
 
@@ -222,20 +261,26 @@ def test_half_precision_model_scores_in_float64(tmp_path):
     np.testing.assert_allclose(half.score(images[300:]), exact.score(images[300:]), rtol=0.05)
     exact.save(tmp_path / "detector")
     np.testing.assert_allclose(
-        OODDetector.load(tmp_path / "detector", Net().bfloat16()).score(images), exact.score(images), rtol=0.05
+        OODDetector.load(tmp_path / "detector", Net().bfloat16()).score(images),
+        exact.score(images),
+        rtol=0.05,
     )
 
 
 def test_a_class_never_predicted_is_a_warning_and_its_inputs_score_far_out():
     few = FIT.clone()
     few[:, 3] *= 0.01
-    with pytest.warns(UserWarning, match=r"never predicted on the fit data: 3; .*Fit on data of every class") as caught:
+    with pytest.warns(
+        UserWarning, match=r"never predicted on the fit data: 3; .*Fit on data of every class"
+    ) as caught:
         detector = OODDetector(Net(), temperature=0.2).fit(few)
     assert caught[0].filename == __file__
     new = X[200:].clone()
     new[:, 3] *= 0.01
     usual, unseen = detector.score(new), detector.score(X[200:][X[200:, :4].argmax(1) == 3])
-    assert detector.state[0][3].max() < 1e16  # E is not zero there: small probabilities of the class are squared in it
+    assert (
+        detector.state[0][3].max() < 1e16
+    )  # E is not zero there: small probabilities of the class are squared in it
     assert unseen.median() > 5 * usual.quantile(0.95)
     detector.calibrate(X[200:300], alpha=0.1)  # calibration data that holds them keeps the promise
     assert detector.predict(NEW).double().mean() < 0.2
@@ -247,7 +292,9 @@ def test_a_silent_feature_is_a_warning_that_damping_answers():
     with pytest.warns(UserWarning, match=r"features that are 0 in all fit data: 5; .*Set damping"):
         detector = OODDetector(Net(), method="thinkback").fit(silent)
     assert detector.score(NEW).median() > 1e6 * detector.score(silent).median()
-    assert OODDetector(Net(), method="thinkback", damping=1e-3).fit(silent).score(NEW).median() < 1e4
+    assert (
+        OODDetector(Net(), method="thinkback", damping=1e-3).fit(silent).score(NEW).median() < 1e4
+    )
     with pytest.warns(UserWarning, match=r"on the fit data: 1, 2, 3, 4, 5 and 2 more; "):
         OODDetector(eye(8), damping=1e-3).fit(torch.eye(8)[:1] + 0.1)
 
@@ -272,7 +319,11 @@ def test_file_round_trip_is_exact(tmp_path):
     again = OODDetector.load(path, Net())
     for name in ("score", "p_value", "predict"):
         assert torch.equal(getattr(again, name)(NEW), getattr(detector, name)(NEW))
-    assert (again.threshold, again.options, again.head) == (detector.threshold, detector.options, "fc")
+    assert (again.threshold, again.options, again.head) == (
+        detector.threshold,
+        detector.options,
+        "fc",
+    )
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     first = path.read_bytes()
     again.save(path)
@@ -299,13 +350,17 @@ def test_files_and_models_that_do_not_fit_are_named(tmp_path):
     for other, got in ((Net(classes=5), [5, 6]), (Net(width=7), [4, 7])):
         with pytest.raises(ValueError, match=re.escape(f"'weight' has shape {got}, not [4, 6]")):
             OODDetector.load(path, other)
-    with pytest.raises(ValueError, match="1 of its tensors are not in both, 'bias' is in the given model"):
+    with pytest.raises(
+        ValueError, match="1 of its tensors are not in both, 'bias' is in the given model"
+    ):
         OODDetector.load(path, nn.Linear(6, 4))
     retrained = Net()
     nn.init.normal_(retrained.fc.weight)
     with pytest.raises(ValueError, match=r"'weight' has other values; load that one, or fit again"):
         OODDetector.load(path, retrained)
-    with pytest.raises(ValueError, match=r"detector: the detector was fitted on a model; load\(path, model\)"):
+    with pytest.raises(
+        ValueError, match=r"detector: the detector was fitted on a model; load\(path, model\)"
+    ):
         OODDetector.load(path)
 
 
@@ -334,15 +389,23 @@ def test_wrong_use_is_named():
 def test_alpha_and_delta_are_fractions(value):
     for fractions in ({"alpha": value}, {"alpha": 0.1, "delta": value}):
         with pytest.raises(ValueError, match=f"must lie between 0 and 1, got {value}"):
-            OODDetector(Net(), method="msp").calibrate(iter([]), **fractions)  # before any image is read
+            OODDetector(Net(), method="msp").calibrate(
+                iter([]), **fractions
+            )  # before any image is read
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"method": "softmax"}, r"method must be one of \['energy', .*got 'softmax'"),
-        ({"method": "energy", "damping": 0.1}, r"'energy' has the options \['temperature'\], not 'damping'"),
-        ({"temperature": 0}, "temperature must be finite and not negative, a temperature positive; got 0"),
+        (
+            {"method": "energy", "damping": 0.1},
+            r"'energy' has the options \['temperature'\], not 'damping'",
+        ),
+        (
+            {"temperature": 0},
+            "temperature must be finite and not negative, a temperature positive; got 0",
+        ),
         ({"damping": -1.0}, "damping must be finite .* got -1.0"),
         ({"method": "thinkback", "eps": math.nan}, "eps must be finite .* got nan"),
     ],
@@ -352,11 +415,15 @@ def test_bad_arguments_are_named(arguments, message):
         OODDetector(Net(), **arguments)
 
 
-@pytest.mark.filterwarnings("ignore:thinkback. classes never predicted")  # an untrained network has its favorites
+@pytest.mark.filterwarnings(
+    "ignore:thinkback. classes never predicted"
+)  # an untrained network has its favorites
 def test_ten_lines_from_nothing(tmp_path):
     images = torch.randint(256, (120, 3, 32, 32), generator=GENERATOR).byte()
     model = import_torchvision().models.resnet18(num_classes=10)
-    detector = OODDetector(model, damping=1e-3).fit(images[:60]).calibrate(images[60:100], alpha=0.1)
+    detector = (
+        OODDetector(model, damping=1e-3).fit(images[:60]).calibrate(images[60:100], alpha=0.1)
+    )
     detector.save(tmp_path / "detector.safetensors")
     served = OODDetector.load(tmp_path / "detector.safetensors", model)
     alarms = served.predict(images[100:])

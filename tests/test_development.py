@@ -1,4 +1,6 @@
-"""The workshop agrees with the scores that it stands for; the rule chooses as it says, and chose what is on file."""
+"""The workshop agrees with the scores that it stands for; the rule chooses as it says, and chose
+what is on file.
+"""
 
 import re
 from pathlib import Path
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import development, family
+from experiments.family import DAMPINGS, Candidate
 from thinkback_utils import data, evaluation, scores
 from thinkback_utils.data import ImageSet
 from thinkback_utils.features import Bundle, Features, extract
@@ -14,8 +18,6 @@ from thinkback_utils.files import read_json
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
 from thinkback_utils.methods import METHODS
 from thinkback_utils.models import WideResNet
-from thinkback_utils.study import development, family
-from thinkback_utils.study.family import DAMPINGS, Candidate
 from thinkback_utils.train import RECIPES
 
 RESULTS = Path(__file__).parents[1] / "results" / "development"
@@ -45,8 +47,12 @@ def by_hand(candidate, damping):
         fisher = DiagonalFisher(T, labels).update(*fit).compute()
         return scores.thinkback(*new, fisher, T, eps=0.0, damping=damping)
     if candidate.form == "full":
-        return scores.thinkback_full(*new, FullFisher(T, labels).update(*fit).inverse_root(damping), T)
-    return scores.thinkback_kronecker(*new, KroneckerFisher(T, labels).update(*fit).inverse_root(damping), T)
+        return scores.thinkback_full(
+            *new, FullFisher(T, labels).update(*fit).inverse_root(damping), T
+        )
+    return scores.thinkback_kronecker(
+        *new, KroneckerFisher(T, labels).update(*fit).inverse_root(damping), T
+    )
 
 
 @pytest.mark.parametrize("form", ["diagonal", "kronecker", "full"])
@@ -62,7 +68,10 @@ def test_workshop_is_the_scores(form, unit, labels):
 def test_averaged_is_the_mean_over_labels():
     candidate = Candidate("averaged", False, False, "predicted", 2.0, None)
     found = family.statistics(candidate, FIT, {"new": NEW})["new"]
-    roots, p = KroneckerFisher(2.0).update(FIT.features, FIT.logits).inverse_root(1e-2), (NEW.logits / 2).softmax(1)
+    roots, p = (
+        KroneckerFisher(2.0).update(FIT.features, FIT.logits).inverse_root(1e-2),
+        (NEW.logits / 2).softmax(1),
+    )
     total = torch.zeros(len(NEW))
     for label in range(K):
         r = p - torch.eye(K)[label]
@@ -74,7 +83,9 @@ def test_averaged_is_the_mean_over_labels():
 def test_classwise_is_the_distance_to_the_mean_of_the_class():
     candidate = Candidate("classwise", True, True, "predicted", 2.0, None)
     found = family.statistics(candidate, FIT, {"new": NEW})["new"][:, DAMPINGS.index(1e-3)].numpy()
-    unit = [(x.features / x.features.norm(dim=1, keepdim=True)).double().numpy() for x in (FIT, NEW)]
+    unit = [
+        (x.features / x.features.norm(dim=1, keepdim=True)).double().numpy() for x in (FIT, NEW)
+    ]
     given = [x.logits.argmax(1).numpy() for x in (FIT, NEW)]
     means = np.stack([unit[0][given[0] == k].mean(0) for k in range(K)])
     within = np.cov((unit[0] - means[given[0]]).T, bias=True)
@@ -82,13 +93,18 @@ def test_classwise_is_the_distance_to_the_mean_of_the_class():
     away = unit[1] - means[given[1]]
     A = KroneckerFisher(2.0).update(FIT.features, FIT.logits).inverse_root(1e-3)[0]
     first = (scores.residual(NEW.logits, 2.0) @ A).square().sum(1).numpy()
-    np.testing.assert_allclose(found, first * (1 + np.einsum("nd,de,ne->n", away, precision, away)), rtol=1e-6)
+    np.testing.assert_allclose(
+        found, first * (1 + np.einsum("nd,de,ne->n", away, precision, away)), rtol=1e-6
+    )
 
 
 def test_split_keeps_fit_held_out_and_hidden_apart():
     images = torch.arange(200).byte()[:, None, None, None].expand(-1, 3, 32, 32)
     parts = development.split(ImageSet(images, torch.arange(200) % 5, name="numbers"), hidden=(4,))
-    seen = [set(part.images[:, 0, 0, 0].tolist()) for part in (parts.fitted, parts.held_out, parts.hidden)]
+    seen = [
+        set(part.images[:, 0, 0, 0].tolist())
+        for part in (parts.fitted, parts.held_out, parts.hidden)
+    ]
     assert [len(s) for s in seen] == [144, 16, 40]
     assert set.union(*seen) == set(range(200))
     assert int(parts.fitted.labels.max()) == 3
@@ -101,21 +117,33 @@ def record(figure, size, **fields):
 
 
 def test_the_rule_prefers_the_smaller_of_equals_and_then_the_better():
-    best, close, closer = record(0.9, 100), record(0.8995, 10, temperature=2.0), record(0.8996, 10, temperature=3.0)
+    best, close, closer = (
+        record(0.9, 100),
+        record(0.8995, 10, temperature=2.0),
+        record(0.8996, 10, temperature=3.0),
+    )
     assert development.choose([best, close, closer]).temperature == 3.0
     far = record(0.85, 1, temperature=7.0)
     assert development.choose([best, far]).temperature == 5.0
     elsewhere = [record(0.5, 10, temperature=2.0), record(0.9, 100)]
-    assert development.choose([best, close, *elsewhere]).temperature == 5.0, "the mean over networks counts"
+    assert development.choose([best, close, *elsewhere]).temperature == 5.0, (
+        "the mean over networks counts"
+    )
 
 
 def test_the_whole_chain_on_digits(tmp_path, monkeypatch):
     digits = data.load("digits", "train")
     monkeypatch.setattr(development.data, "load", lambda name, split: digits)
     recipe = RECIPES["smoke"].override(epochs=2)
-    networks = {n: development.DevelopmentNetwork(h, recipe) for n, h in (("all", ()), ("some", (8, 9)))}
+    networks = {
+        n: development.DevelopmentNetwork(h, recipe) for n, h in (("all", ()), ("some", (8, 9)))
+    }
     monkeypatch.setattr(development, "NETWORKS", networks)
-    few = [c for c in family.candidates() if c.temperature == 5.0 and c.form in ("diagonal", "kronecker")]
+    few = [
+        c
+        for c in family.candidates()
+        if c.temperature == 5.0 and c.form in ("diagonal", "kronecker")
+    ]
     monkeypatch.setattr(development, "candidates", lambda: iter(few))
     monkeypatch.setattr(development, "COUNT", 50)
     development.main(["--results", str(tmp_path), "--networks", "all", "some", "--device", "cpu"])
@@ -128,14 +156,19 @@ def test_the_whole_chain_on_digits(tmp_path, monkeypatch):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """Results with weights of a small network but without its bundle, and a data root of a few images."""
+    """Results with weights of a small network but without its bundle, and a data root of a few
+    images.
+    """
     generator = np.random.default_rng(0)
     for name, size in (("cifar10-train", 60), ("cifar10-test", 30), ("svhn", 20)):
         images = generator.integers(256, size=(size, 32, 32, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(size) % 10)
     monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
     config = RECIPES["smoke"].override(epochs=1)
-    networks = {"all": development.DevelopmentNetwork((), config), "some": development.DevelopmentNetwork((9,), config)}
+    networks = {
+        "all": development.DevelopmentNetwork((), config),
+        "some": development.DevelopmentNetwork((9,), config),
+    }
     monkeypatch.setattr(development, "NETWORKS", networks)
     folder = tmp_path / "results" / "development" / "all"
     torch.manual_seed(0)
@@ -148,7 +181,9 @@ SUITE = ["--suite", "--sets", "svhn", "--device", "cpu", "--results"]
 
 @pytest.mark.filterwarnings("ignore:thinkback. the AUROC")  # of a network that learnt nothing
 def test_suite_runs_from_a_checkout_and_says_the_same_from_the_bundle(checkout):
-    """Without the bundle, which is not committed, the images it was fitted on run through the network again."""
+    """Without the bundle, which is not committed, the images it was fitted on run through the
+    network again.
+    """
     development.main([*SUITE, str(checkout)])
     folder = checkout / "development" / "all"
     record, scored = read_json(folder / "suite.json"), evaluation.load_scores(folder)
@@ -163,7 +198,9 @@ def test_suite_runs_from_a_checkout_and_says_the_same_from_the_bundle(checkout):
     item = extract(model, data.load("svhn"))
     expected = METHODS["thinkback"](item.features, item.logits, state).numpy()
     np.testing.assert_allclose(scored["svhn"]["thinkback"], expected, rtol=1e-4)
-    Bundle({development.FITTED: fitted}, model.fc.weight.detach(), model.fc.bias.detach()).save(folder / "bundle.npz")
+    Bundle({development.FITTED: fitted}, model.fc.weight.detach(), model.fc.bias.detach()).save(
+        folder / "bundle.npz"
+    )
     development.main([*SUITE, str(checkout)])
     again = evaluation.load_scores(folder)["svhn"]["thinkback"]
     np.testing.assert_allclose(again, expected, rtol=1e-2)  # features of a bundle are float16
@@ -173,11 +210,15 @@ def test_suite_without_weights_names_a_command_that_makes_them(checkout, monkeyp
     weights = checkout / "development" / "all" / "weights.safetensors"
     weights.unlink()
     weights.with_name("candidates.json").write_text("{}")  # as in a checkout
-    with pytest.raises(FileNotFoundError, match=r"thinkback: no weights at .*fetch the repository's results/") as error:
+    with pytest.raises(
+        FileNotFoundError, match=r"thinkback: no weights at .*fetch the repository's results/"
+    ) as error:
         development.main([*SUITE, str(checkout)])
-    command = re.search(r"`python -m thinkback_utils\.study\.development (.*)`", str(error.value))[1]
+    command = re.search(r"`python -m experiments\.development (.*)`", str(error.value))[1]
     monkeypatch.setattr(
-        development, "candidates", lambda: iter([Candidate("diagonal", False, False, "predicted", 5.0, None)])
+        development,
+        "candidates",
+        lambda: iter([Candidate("diagonal", False, False, "predicted", 5.0, None)]),
     )
     monkeypatch.setattr(development, "COUNT", 10)
     development.main([*command.split(), "--device", "cpu"])
@@ -200,4 +241,6 @@ def test_the_method_of_the_package_is_the_choice():
     found = family.statistics(choice, FIT, {"new": NEW})["new"][:, DAMPINGS.index(choice.damping)]
     state = method.fit([(FIT.features, FIT.logits)])
     ratio = method(NEW.features, NEW.logits, state) / found  # the workshop leaves out 1 / T^2
-    torch.testing.assert_close(ratio, torch.full_like(ratio, choice.temperature**-2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        ratio, torch.full_like(ratio, choice.temperature**-2), rtol=1e-6, atol=0
+    )

@@ -38,7 +38,9 @@ def test_each_process_of_a_machine_has_its_gpu(gpus, monkeypatch, environment, n
         monkeypatch.setenv(variable, value)
     assert devices.process_device(name) == train.pick_device(name) == torch.device(device)
     indexed = torch.device(device).index is not None
-    assert gpus == [torch.device(device)] * (2 if indexed else 0), "it must become the current device"
+    assert gpus == [torch.device(device)] * (2 if indexed else 0), (
+        "it must become the current device"
+    )
 
 
 def test_a_machine_without_gpu_computes_on_its_cpu(monkeypatch):
@@ -66,7 +68,9 @@ def test_devices_that_are_not_there_are_named(gpus, monkeypatch, name, rank, mes
 def test_a_gpu_that_torch_does_not_see_is_named(monkeypatch, name, sees):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=f"thinkback: device '{name}' is asked for, and torch sees {sees}"):
+    with pytest.raises(
+        ValueError, match=f"thinkback: device '{name}' is asked for, and torch sees {sees}"
+    ):
         devices.process_device(name)
 
 

@@ -1,4 +1,6 @@
-"""The table's arithmetic on made-up scores: means over the right sets, intervals, paired differences, kept scores."""
+"""The table's arithmetic on made-up scores: means over the right sets, intervals, paired
+differences, kept scores.
+"""
 
 import warnings
 from pathlib import Path
@@ -18,7 +20,9 @@ from thinkback_utils.models import WideResNet
 
 
 def made_up(sets, methods=("msp", "energy", "thinkback"), shift=1.0, n=300):
-    """Scores of two sides one ``shift`` apart; the methods are the same score plus a little noise of their own."""
+    """Scores of two sides one ``shift`` apart; the methods are the same score plus a little noise
+    of their own.
+    """
     generator, out = np.random.default_rng(0), {}
     for name, offset in [(evaluation.ID_TEST, 0.0), *((name, shift) for name in sets)]:
         base = generator.normal(offset, 1, n)
@@ -44,7 +48,9 @@ def test_a_record_is_what_scikit_learn_says():
     scored = made_up(["svhn"])
     record = evaluation.find(evaluation.table(scored), set="svhn", method="msp")
     ids, oods = scored[evaluation.ID_TEST]["msp"], scored["svhn"]["msp"]
-    assert record["auroc"] == pytest.approx(roc_auc_score([0] * 300 + [1] * 300, np.concatenate([ids, oods])))
+    assert record["auroc"] == pytest.approx(
+        roc_auc_score([0] * 300 + [1] * 300, np.concatenate([ids, oods]))
+    )
     assert (record["draws"], record["auroc_std"]) == (1, 0.0)  # the set is smaller than a draw
 
 
@@ -58,7 +64,9 @@ def test_spread_over_draws_shrinks_with_their_size():
 def test_intervals_hold_the_value_and_differences_are_tighter():
     scored = made_up(["svhn", "textures10"])
     records = evaluation.table(scored)
-    records = evaluation.with_intervals([*records, *evaluation.means(records)], scored, resamples=100)
+    records = evaluation.with_intervals(
+        [*records, *evaluation.means(records)], scored, resamples=100
+    )
     for record in records:
         low, high = record["interval95"]["auroc"]
         assert low < record["auroc"] < high
@@ -66,7 +74,9 @@ def test_intervals_hold_the_value_and_differences_are_tighter():
             a, b = record["minus_energy"]["auroc"]
             assert b - a < 0.5 * (high - low)
         assert ("minus_msp" in record) == (record["method"] != "msp")
-    single, mean = (evaluation.find(records, set=name, method="msp")["interval95"] for name in ("svhn", "mean"))
+    single, mean = (
+        evaluation.find(records, set=name, method="msp")["interval95"] for name in ("svhn", "mean")
+    )
     assert np.ptp(mean["auroc"]) < np.ptp(single["auroc"])
 
 
@@ -74,7 +84,11 @@ def test_kept_scores_come_back(tmp_path):
     scored = made_up(["svhn"])
     save_arrays(
         tmp_path / "scores.npz",
-        {f"{name}.{m}": s.astype(np.float32) for name, row in scored.items() for m, s in row.items()},
+        {
+            f"{name}.{m}": s.astype(np.float32)
+            for name, row in scored.items()
+            for m, s in row.items()
+        },
     )
     kept = evaluation.load_scores(tmp_path)
     assert kept["svhn"]["energy"].dtype == np.float64
@@ -102,7 +116,9 @@ def test_spread_is_even_and_without_repeats(total, count):
 
 
 def test_a_threshold_of_kept_scores_lies_above_the_score_it_comes_from(tmp_path):
-    """It is one float64 step above; in float32 they would be equal, and the image that set it an alarm."""
+    """It is one float64 step above; in float32 they would be equal, and the image that set it an
+    alarm.
+    """
     scored = {"a": {"energy": np.random.default_rng(0).normal(size=19)}}
     evaluation.save_scores(tmp_path / "scores.npz", scored)
     kept = evaluation.load_scores(tmp_path)["a"]["energy"]
@@ -117,7 +133,9 @@ def test_a_threshold_of_kept_scores_lies_above_the_score_it_comes_from(tmp_path)
         lambda path: path.write_bytes(b"junk"),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:-30]),
-        lambda path: path.write_bytes(path.read_bytes()[:200] + b"?" * 40 + path.read_bytes()[240:]),
+        lambda path: path.write_bytes(
+            path.read_bytes()[:200] + b"?" * 40 + path.read_bytes()[240:]
+        ),
         lambda path: np.savez(path, scores=np.zeros(3)),
         lambda path: np.savez(path, **{"a.b": np.array(["x"])}),
         lambda path: np.savez(path, **{"a.b": np.array([{}], dtype=object)}),
@@ -133,7 +151,9 @@ def test_damaged_scores_are_named(write, tmp_path):
 
 
 def test_absent_scores_name_the_command():
-    with pytest.raises(FileNotFoundError, match=r"thinkback: no scores at nowhere/scores\.npz; .*reproduce"):
+    with pytest.raises(
+        FileNotFoundError, match=r"thinkback: no scores at nowhere/scores\.npz; .*reproduce"
+    ):
         evaluation.load_scores("nowhere")
 
 
@@ -152,11 +172,16 @@ def test_own_data_of_any_name_and_size_reach_the_table():
         scored = evaluation.score_sets(sets)
         records = evaluation.table(scored)
         assert evaluation.table(scored, id_name="mine-test") == records
-    records = evaluation.with_intervals([*records, *evaluation.means(records)], scored, resamples=20)
+    records = evaluation.with_intervals(
+        [*records, *evaluation.means(records)], scored, resamples=20
+    )
     assert {(r["set"], r["method"]) for r in records} == {
         (name, method) for name in ("dark", "darker", "mean") for method in evaluation.COMPARED
     }
-    truth, energy = np.repeat([0, 1], 40), np.r_[scored["mine-test"]["energy"], scored["dark"]["energy"]]
+    truth, energy = (
+        np.repeat([0, 1], 40),
+        np.r_[scored["mine-test"]["energy"], scored["dark"]["energy"]],
+    )
     record = evaluation.find(records, set="dark", method="energy")
     assert record["auroc"] == pytest.approx(roc_auc_score(truth, energy))
 
@@ -168,7 +193,9 @@ def test_any_set_can_be_the_in_distribution_one():
     ours = evaluation.table(scored)
     assert [row | {"set": "svhn"} for row in records] == ours
     with_ends = evaluation.with_intervals(records, named, resamples=20, id_name="flowers")
-    assert [row | {"set": "svhn"} for row in with_ends] == evaluation.with_intervals(ours, scored, resamples=20)
+    assert [row | {"set": "svhn"} for row in with_ends] == evaluation.with_intervals(
+        ours, scored, resamples=20
+    )
     assert evaluation.means(records, near=("weeds",)) == []
 
 
@@ -182,26 +209,54 @@ ROW = {"energy": np.arange(9.0)}
             lambda: evaluation.table({"a": ROW, "b": ROW}),
             r"cannot tell which .*in-distribution one; give id_name=, one of",
         ),
-        (lambda: evaluation.table({"a-test": ROW, "b-test": ROW}), r"cannot tell which set .*'a-test', 'b-test'"),
+        (
+            lambda: evaluation.table({"a-test": ROW, "b-test": ROW}),
+            r"cannot tell which set .*'a-test', 'b-test'",
+        ),
         (
             lambda: evaluation.table({"a-test": ROW, "b": ROW}, id_name="c"),
             r"no set 'c'; give id_name=, one of 'a-test'",
         ),
         (lambda: evaluation.table({}), r"cannot tell which set"),
-        (lambda: evaluation.table({"a-test": {}, "b": ROW}), r"'b' has scores of 'energy', and 'a-test' has none"),
-        (lambda: evaluation.table({"a-test": ROW, "mean": ROW}), r"cannot be called 'mean'"),
-        (lambda: evaluation.table({"a-test": ROW, "b": ROW}, draws=0), r"count is a whole number from 1 on, got 0"),
-        (lambda: evaluation.table({"a-test": ROW, "b": ROW}, n_ood=0), r"size is a whole number from 1 on, got 0"),
-        (lambda: evaluation.table({"a-test": ROW, "b": ROW}, prevalence=float("nan")), r"prevalence .* got nan"),
-        (lambda: evaluation.score_sets({"a-test": None}), r"cannot tell which .*training one; give train_name="),
-        (lambda: evaluation.score_sets({"a-train": None}, ["enrgy"]), r"no method 'enrgy'; there are msp, energy"),
-        (lambda: evaluation.score_sets({"a-train": None}, names=["b"]), r"no set 'b'; there are a-train"),
         (
-            lambda: evaluation.with_intervals([{"set": "c", "method": "energy"}], {"a-test": ROW, "b": ROW}),
+            lambda: evaluation.table({"a-test": {}, "b": ROW}),
+            r"'b' has scores of 'energy', and 'a-test' has none",
+        ),
+        (lambda: evaluation.table({"a-test": ROW, "mean": ROW}), r"cannot be called 'mean'"),
+        (
+            lambda: evaluation.table({"a-test": ROW, "b": ROW}, draws=0),
+            r"count is a whole number from 1 on, got 0",
+        ),
+        (
+            lambda: evaluation.table({"a-test": ROW, "b": ROW}, n_ood=0),
+            r"size is a whole number from 1 on, got 0",
+        ),
+        (
+            lambda: evaluation.table({"a-test": ROW, "b": ROW}, prevalence=float("nan")),
+            r"prevalence .* got nan",
+        ),
+        (
+            lambda: evaluation.score_sets({"a-test": None}),
+            r"cannot tell which .*training one; give train_name=",
+        ),
+        (
+            lambda: evaluation.score_sets({"a-train": None}, ["enrgy"]),
+            r"no method 'enrgy'; there are msp, energy",
+        ),
+        (
+            lambda: evaluation.score_sets({"a-train": None}, names=["b"]),
+            r"no set 'b'; there are a-train",
+        ),
+        (
+            lambda: evaluation.with_intervals(
+                [{"set": "c", "method": "energy"}], {"a-test": ROW, "b": ROW}
+            ),
             r"a record is of 'energy' on 'c', and there are no such scores",
         ),
         (
-            lambda: evaluation.with_intervals([], {"a-test": ROW | {"msp": np.arange(5.0)}, "b": ROW}),
+            lambda: evaluation.with_intervals(
+                [], {"a-test": ROW | {"msp": np.arange(5.0)}, "b": ROW}
+            ),
             r"methods of set 'a-test' have scores of different numbers of images",
         ),
         (lambda: evaluation.evenly(10, 0), r"cannot spread 0 images over a set of 10"),
@@ -220,7 +275,9 @@ def test_a_turned_sign_is_noticed_with_its_method_and_set():
         evaluation.table(scored)
     for row in scored.values():
         row["energy"] = -row["energy"]
-    with pytest.warns(UserWarning, match=r"0\.\d+ of 'energy' on 'svhn', 0\.\d+ of 'energy' on 'textures10'") as seen:
+    with pytest.warns(
+        UserWarning, match=r"0\.\d+ of 'energy' on 'svhn', 0\.\d+ of 'energy' on 'textures10'"
+    ) as seen:
         evaluation.table(scored)
     assert len(seen) == 1
     assert "'msp'" not in str(seen[0].message)
@@ -237,7 +294,11 @@ def test_openoods_layout_comes_back_from_csv_and_latex(tmp_path):
         for metric in ("FPR@95", "AUROC")
     ]
     assert table.index.tolist() == ["Softmax", "Energy", "Thinkback"]
-    for title, names in (("Near-OOD", ["cifar100"]), ("Far-OOD", ["svhn", "my_set"]), ("my_set", ["my_set"])):
+    for title, names in (
+        ("Near-OOD", ["cifar100"]),
+        ("Far-OOD", ["svhn", "my_set"]),
+        ("my_set", ["my_set"]),
+    ):
         values = [evaluation.find(records, set=name, method="energy")["fpr95"] for name in names]
         assert table.loc["Energy", (title, "FPR@95")] == pytest.approx(100 * np.mean(values))
     table.to_csv(tmp_path / "t.csv")
@@ -247,7 +308,9 @@ def test_openoods_layout_comes_back_from_csv_and_latex(tmp_path):
     assert r"my\_set" in text
     assert f"Energy & {table.loc['Energy'].iloc[0]:.2f} & " in text
     only_far = evaluation.near_far(records, near=(), columns={"aupr": "AUPR"})
-    assert only_far.columns.tolist() == [(n, "AUPR") for n in ("CIFAR-100", "SVHN", "my_set", "Far-OOD")]
+    assert only_far.columns.tolist() == [
+        (n, "AUPR") for n in ("CIFAR-100", "SVHN", "my_set", "Far-OOD")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -267,4 +330,6 @@ def test_records_without_a_layout_are_named(change, message):
 
 def test_committed_table_raises_no_alarm():
     records = read_json(Path(__file__).parents[1] / "results" / "table1.json")
-    assert not any(metrics.looks_reversed(r["auroc"], r["n_id"], r["n_ood"]) for r in records if "n_id" in r)
+    assert not any(
+        metrics.looks_reversed(r["auroc"], r["n_id"], r["n_ood"]) for r in records if "n_id" in r
+    )

@@ -1,4 +1,6 @@
-"""The explorers work by keyboard and show what the metrics say, and without a script nothing is lost."""
+"""The explorers work by keyboard and show what the metrics say, and without a script nothing is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,14 @@ from PIL import Image
 from sklearn.metrics import precision_score
 
 import thinkback_utils as tb
-from thinkback_utils.pages import explorers
+from bookmaking import explorers
 
 ROOT = Path(__file__).parents[1]
 STATIC, GALLERY = ROOT / "book" / "_static", ROOT / "results" / "gallery"
-FIGURE = '<figure id="fig-x"><img alt="the static figure" src="data:,"><figcaption>The caption</figcaption></figure>'
+FIGURE = (
+    '<figure id="fig-x"><img alt="the static figure" src="data:,"><figcaption>The'
+    " caption</figcaption></figure>"
+)
 METHODS = ["msp", "energy", "thinkback"]
 SETS = ["textures", "svhn", "isun", "cifar100"]
 RNG = np.random.default_rng(0)
@@ -29,14 +34,22 @@ PAIRS = {
     "far": (RNG.normal(0, 1, 2_000), RNG.normal(2, 1, 500)),
     "near, with <ties>": (RNG.integers(0, 9, 3_000), RNG.integers(2, 11, 700)),
 }
-STEPS = {T: [10.0 ** RNG.normal(loc, T, n) for loc, n in ((0, 900), (1, 300), (2, 200))] for T in (0.5, 5.0, 50.0)}
-SCORES = {name: {m: RNG.normal(i, 1 + j, 400) for j, m in enumerate(METHODS)} for i, name in enumerate(["id", *SETS])}
+STEPS = {
+    T: [10.0 ** RNG.normal(loc, T, n) for loc, n in ((0, 900), (1, 300), (2, 200))]
+    for T in (0.5, 5.0, 50.0)
+}
+SCORES = {
+    name: {m: RNG.normal(i, 1 + j, 400) for j, m in enumerate(METHODS)}
+    for i, name in enumerate(["id", *SETS])
+}
 
 Open = Callable[..., Any]
 
 
 def records() -> list[dict[str, Any]]:
-    scored = {tb.evaluation.ID_TEST: SCORES["id"]} | {name: SCORES[name] for name in SETS if name != "isun"}
+    scored = {tb.evaluation.ID_TEST: SCORES["id"]} | {
+        name: SCORES[name] for name in SETS if name != "isun"
+    }
     rows = tb.evaluation.table(scored)  # every set is smaller than a draw: drawn once, whole
     return tb.evaluation.with_intervals([*rows, *tb.evaluation.means(rows)], scored, resamples=20)
 
@@ -46,8 +59,12 @@ def results(seeds: int = 1) -> Any:
 
 
 @pytest.fixture(scope="module", params=[fonts.FIRST])
-def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+def browser(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api")
@@ -65,14 +82,27 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
     def show(*outputs: str, script: bool = True, width: int = 1280) -> Any:
         static = shutil.copytree(STATIC, tmp_path / "_static", dirs_exist_ok=True)
         shutil.copytree(GALLERY, static / "gallery", dirs_exist_ok=True)
-        head = "".join(f'<link rel="stylesheet" href="_static/{name}.css">' for name in ("gallery", "explorers"))
-        head += '<script src="_static/dom.js"></script><script defer src="_static/explorers.js"></script>'
+        head = "".join(
+            f'<link rel="stylesheet" href="_static/{name}.css">'
+            for name in ("gallery", "explorers")
+        )
+        head += (
+            '<script src="_static/dom.js"></script><script defer'
+            ' src="_static/explorers.js"></script>'
+        )
         body = f'<main class="bd-content"><div class="cell_output">{"".join(outputs)}</div></main>'
         file = tmp_path / "page.html"
-        file.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8">{head}{body}', encoding="utf-8")
-        page = browser.new_page(java_script_enabled=script, viewport={"width": width, "height": 800})
+        file.write_text(
+            f'<!doctype html><html lang="en"><meta charset="utf-8">{head}{body}', encoding="utf-8"
+        )
+        page = browser.new_page(
+            java_script_enabled=script, viewport={"width": width, "height": 800}
+        )
         page.set_default_timeout(60_000)
-        page.on("console", lambda message: message.type in ("error", "warning") and faults.append(message.text))
+        page.on(
+            "console",
+            lambda message: message.type in ("error", "warning") and faults.append(message.text),
+        )
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.requested = []
         page.on("request", lambda request: page.requested.append(request.url))
@@ -96,34 +126,60 @@ def close(value: float) -> Any:
 
 def test_threshold_and_prevalence(show: Open) -> None:
     page = show(FIGURE, explorers.threshold(PAIRS, "fig-x", prevalence=0.2).data)
-    threshold, prevalence = (page.get_by_role("slider", name=name) for name in ("Threshold", "Prevalence"))
+    threshold, prevalence = (
+        page.get_by_role("slider", name=name) for name in ("Threshold", "Prevalence")
+    )
     seen = set()
     for choice, (ids, ood) in enumerate(PAIRS.values()):
         page.get_by_role("combobox", name="Scores of").select_option(index=choice)
         edges = np.linspace(min(ids.min(), ood.min()), max(ids.max(), ood.max()), 121)
         curve, truth = tb.metrics.roc(ids, ood), np.repeat([0, 1], [len(ids), len(ood)])
         started = edges[int(threshold.input_value())]
-        assert (ood >= started).mean() >= 0.95 > (ood >= edges[int(threshold.input_value()) + 1]).mean()
-        moves = [(threshold, ""), (threshold, "ArrowRight"), (prevalence, "PageDown"), (threshold, "PageDown")]
-        moves += [(prevalence, "Home"), (threshold, "ArrowLeft"), (prevalence, "End"), (threshold, "Home")]
+        assert (
+            (ood >= started).mean()
+            >= 0.95
+            > (ood >= edges[int(threshold.input_value()) + 1]).mean()
+        )
+        moves = [
+            (threshold, ""),
+            (threshold, "ArrowRight"),
+            (prevalence, "PageDown"),
+            (threshold, "PageDown"),
+        ]
+        moves += [
+            (prevalence, "Home"),
+            (threshold, "ArrowLeft"),
+            (prevalence, "End"),
+            (threshold, "Home"),
+        ]
         for slider, key in moves:
             if key:
                 slider.press(key)
             edge = edges[int(threshold.input_value())]
-            pi = float(re.search(r"([\d.]+) %", prevalence.get_attribute("aria-valuetext"))[1]) / 100
+            pi = (
+                float(re.search(r"([\d.]+) %", prevalence.get_attribute("aria-valuetext"))[1]) / 100
+            )
             at = int((curve.threshold >= edge).sum()) - 1
             weight = np.where(truth, pi / len(ood), (1 - pi) / len(ids))
             called = np.concatenate([ids, ood]) >= edge
             assert number(page, "TPR") == close(curve.tpr[at])
             assert number(page, "FPR") == close(curve.fpr[at])
-            assert number(page, "Precision") == close(precision_score(truth, called, sample_weight=weight))
+            assert number(page, "Precision") == close(
+                precision_score(truth, called, sample_weight=weight)
+            )
             assert number(page, "AUPR") == close(tb.metrics.average_precision(curve, pi))
             assert number(page, "AUROC") == close(tb.metrics.ood_metrics(ids, ood)["auroc"])
-            assert page.locator("svg").first.get_attribute("aria-label").count(f"{100 * number(page, 'TPR'):.1f} %")
+            assert (
+                page.locator("svg")
+                .first.get_attribute("aria-label")
+                .count(f"{100 * number(page, 'TPR'):.1f} %")
+            )
             seen.add((choice, number(page, "AUROC"), number(page, "AUPR")))
         assert len({auroc for c, auroc, _ in seen if c == choice}) == 1, "AUROC moved"
         assert len({aupr for c, _, aupr in seen if c == choice}) > 2, "AUPR did not move"
-    assert page.locator("figure .tb-explorer").count() == 1, "the explorer stands in the figure, over its caption"
+    assert page.locator("figure .tb-explorer").count() == 1, (
+        "the explorer stands in the figure, over its caption"
+    )
     assert page.locator("figure img").count() == 0
     assert page.locator("figcaption").is_visible()
 
@@ -147,25 +203,41 @@ def test_temperature(show: Open) -> None:
 
 
 def order(page: Any) -> list[str]:
-    return page.locator("table:visible tbody tr:visible").evaluate_all("rows => rows.map(row => row.dataset.set)")
+    return page.locator("table:visible tbody tr:visible").evaluate_all(
+        "rows => rows.map(row => row.dataset.set)"
+    )
 
 
 def test_results_show_what_was_measured(show: Open) -> None:
     page = show(results().data)
     for metric, title in tb.metrics.TITLES.items():
-        page.get_by_role("combobox", name="Metric").select_option(next(o for o in options(page) if o.startswith(title)))
+        page.get_by_role("combobox", name="Metric").select_option(
+            next(o for o in options(page) if o.startswith(title))
+        )
         assert page.locator("table:visible").get_attribute("data-metric") == metric
         for name in SETS:
             row = page.locator(f'table:visible tr[data-set="{name}"]')
             for column, method in enumerate(METHODS):
                 text = row.locator("td").nth(column).inner_text()
-                measured = tb.metrics.ood_metrics(SCORES["id"][method], SCORES[name][method])[metric]
-                assert text.startswith("not measured" if name == "isun" else f"{100 * measured:.2f}")
+                measured = tb.metrics.ood_metrics(SCORES["id"][method], SCORES[name][method])[
+                    metric
+                ]
+                assert text.startswith(
+                    "not measured" if name == "isun" else f"{100 * measured:.2f}"
+                )
                 printed = tb.evaluation.find(tb.evaluation.paper_table(), set=name, method=method)
                 assert ("paper" in text) == (name != "cifar100")
                 assert printed is None or text.endswith(f"paper {100 * printed[metric]:.2f}")
-            kinds = {"svhn": (3, 3, 3), "textures": (3, 3, 3), "isun": (0, 0, 3), "cifar100": (3, 3, 0)}[name]
-            drawn = [row.locator(f".tb-strip .tb-{kind}").count() for kind in ("dot", "interval", "hollow")]
+            kinds = {
+                "svhn": (3, 3, 3),
+                "textures": (3, 3, 3),
+                "isun": (0, 0, 3),
+                "cifar100": (3, 3, 0),
+            }[name]
+            drawn = [
+                row.locator(f".tb-strip .tb-{kind}").count()
+                for kind in ("dot", "interval", "hollow")
+            ]
             assert tuple(drawn) == kinds
 
 
@@ -180,9 +252,16 @@ def test_results_sort_by_keyboard(show: Open) -> None:
         page.get_by_role("combobox", name="Metric").select_option(
             next(o for o in options(page) if o.startswith(metric.upper()))
         )
-        key = {n: tb.metrics.ood_metrics(SCORES["id"]["energy"], SCORES[n]["energy"])[metric] for n in measured}
+        key = {
+            n: tb.metrics.ood_metrics(SCORES["id"]["energy"], SCORES[n]["energy"])[metric]
+            for n in measured
+        }
         head = page.locator("table:visible th", has_text="Energy")
-        for sign, state in ((best, {1: "ascending", -1: "descending"}[best]), (-best, None), (0, "none")):
+        for sign, state in (
+            (best, {1: "ascending", -1: "descending"}[best]),
+            (-best, None),
+            (0, "none"),
+        ):
             head.get_by_role("button").press("Enter")
             expected = [*sorted(measured, key=lambda n: sign * key[n]), "isun"] if sign else SETS
             assert order(page) == expected
@@ -194,7 +273,9 @@ def test_results_filter_by_keyboard(show: Open) -> None:
     page = show(results().data)
     page.get_by_role("checkbox", name="Softmax").press("Space")
     assert page.locator("table:visible th:visible").filter(has_text="Softmax").count() == 0
-    assert page.locator("table:visible tbody tr").first.locator("td:visible").count() == 3  # two methods, one strip
+    assert (
+        page.locator("table:visible tbody tr").first.locator("td:visible").count() == 3
+    )  # two methods, one strip
     assert page.locator('table:visible tr[data-set="svhn"] .tb-dot').count() == 2
     page.locator("summary").press("Enter")
     page.get_by_role("checkbox", name="SVHN").press("Space")
@@ -222,10 +303,15 @@ def value(text: str) -> float:
 
 def card(page: Any) -> dict[str, Any]:
     """The image on the card, once everything on it was compared with the kept numbers."""
-    title, index = re.fullmatch(r"(.+), image (\d+)", page.locator(".tb-card output b").inner_text()).groups()
+    title, index = re.fullmatch(
+        r"(.+), image (\d+)", page.locator(".tb-card output b").inner_text()
+    ).groups()
     (row,) = [row for row in IMAGES if (TITLES[row["set"]], row["index"]) == (title, int(index))]
     said = page.locator(".tb-card output").inner_text()
-    found = re.search(r"Class: (.+)\s+Answer: (.+)\s+‖h‖² = (.+)\s+‖r‖² = (.+) at T = 5\s+‖r‖² = (.+) at T = 1", said)
+    found = re.search(
+        r"Class: (.+)\s+Answer: (.+)\s+‖h‖² = (.+)\s+‖r‖² = (.+) at T = 5\s+‖r‖² = (.+) at T = 1",
+        said,
+    )
     true, predicted, norm2, residual2, sharp = found.groups()
     assert [true, predicted] == [row["true"], row["predicted"]]
     for text, key in ((norm2, "norm2"), (residual2, "residual2"), (sharp, "residual2_T1")):
@@ -248,7 +334,9 @@ def test_examples_by_keyboard(show: Open) -> None:
     page = show(FIGURE, explorers.examples(BROWSED, "fig-x").data)
     slider = page.get_by_role("slider")
     assert slider.get_attribute("aria-valuetext") == f"none of {len(IMAGES)}"
-    assert not [url for url in page.requested if url.endswith("sprite.png")], "pictures come when they are asked for"
+    assert not [url for url in page.requested if url.endswith("sprite.png")], (
+        "pictures come when they are asked for"
+    )
     assert page.locator("figure .tb-explorer").count() == 1
     assert page.locator("figcaption").is_visible()
     page.locator("select").first.focus()
@@ -258,13 +346,24 @@ def test_examples_by_keyboard(show: Open) -> None:
     for method, title in BROWSED["methods"].items():
         page.get_by_role("combobox", name="Score").select_option(title)
         ranked = sorted(IMAGES, key=lambda row: row["scores"][method])
-        for key, place in (("Home", 0), ("ArrowRight", 1), ("ArrowUp", 2), ("End", -1), ("ArrowLeft", -2)):
+        for key, place in (
+            ("Home", 0),
+            ("ArrowRight", 1),
+            ("ArrowUp", 2),
+            ("End", -1),
+            ("ArrowLeft", -2),
+        ):
             slider.press(key)
             assert card(page) == ranked[place]
-            assert slider.get_attribute("aria-valuetext") == f"{place % len(IMAGES) + 1} of {len(IMAGES)}"
+            assert (
+                slider.get_attribute("aria-valuetext")
+                == f"{place % len(IMAGES) + 1} of {len(IMAGES)}"
+            )
         assert page.locator(".tb-chosen th").inner_text() == title
         assert page.locator(".tb-alarm").count() == sum(row["alarms"][method] for row in IMAGES)
-        assert page.locator(".tb-explorer > svg .tb-hollow").count() == sum(not row["alarms"][method] for row in IMAGES)
+        assert page.locator(".tb-explorer > svg .tb-hollow").count() == sum(
+            not row["alarms"][method] for row in IMAGES
+        )
     assert page.locator(".tb-card output").count() == 1, "what changes is read aloud"
 
 
@@ -274,7 +373,9 @@ def test_examples_of_some_sets_and_mistakes_alone(show: Open) -> None:
     page.get_by_role("checkbox", name="SVHN").press("Space")
     page.get_by_role("checkbox", name="only mistakes").press("Space")
     wrong = [row for row in IMAGES if row["alarms"]["thinkback"] == (row["set"] == "cifar10-test")]
-    expected = sorted((r for r in wrong if r["set"] != "svhn"), key=lambda row: row["scores"]["thinkback"])
+    expected = sorted(
+        (r for r in wrong if r["set"] != "svhn"), key=lambda row: row["scores"]["thinkback"]
+    )
     for place, row in enumerate(expected):
         slider.press("ArrowRight" if place else "Home")
         assert card(page) == row
@@ -286,20 +387,31 @@ def test_examples_of_some_sets_and_mistakes_alone(show: Open) -> None:
 
 
 @fonts.both_font_sets
-@pytest.mark.parametrize(("axis", "key"), [(0, "residual2"), (1, "residual2_T1"), (2, "percentiles")])
+@pytest.mark.parametrize(
+    ("axis", "key"), [(0, "residual2"), (1, "residual2_T1"), (2, "percentiles")]
+)
 def test_examples_by_pointer(show: Open, axis: int, key: str) -> None:
-    """Marks lie where their numbers say, a logarithm or a percentile upward; the one under the pointer is shown."""
+    """Marks lie where their numbers say, a logarithm or a percentile upward; the one under the
+    pointer is shown.
+    """
     page = show(FIGURE, explorers.examples(BROWSED, "fig-x").data, width=360)
     page.get_by_role("combobox", name="Vertical axis").select_option(index=axis)
     marks = page.locator(".tb-explorer > svg path")
-    matrix = "all => all.map(e => [e.transform.baseVal[0].matrix.e, e.transform.baseVal[0].matrix.f])"
+    matrix = (
+        "all => all.map(e => [e.transform.baseVal[0].matrix.e, e.transform.baseVal[0].matrix.f])"
+    )
     places = np.array(marks.evaluate_all(matrix))
     ranked = sorted(IMAGES, key=lambda row: row["scores"]["thinkback"])
-    up = np.array([row[key]["thinkback"] if key == "percentiles" else np.log(row[key]) for row in ranked])
+    up = np.array(
+        [row[key]["thinkback"] if key == "percentiles" else np.log(row[key]) for row in ranked]
+    )
     across = np.log([row["norm2"] for row in ranked])
     for drawn, numbers, sign in ((places[:, 0], across, 1), (places[:, 1], up, -1)):
         assert sign * np.corrcoef(drawn, numbers)[0, 1] > 1 - 1e-6
-    box, size = page.locator(".tb-explorer > svg").bounding_box(), page.locator(".tb-card").bounding_box()
+    box, size = (
+        page.locator(".tb-explorer > svg").bounding_box(),
+        page.locator(".tb-card").bounding_box(),
+    )
     distance = np.linalg.norm(places[:, None] - places[None], axis=-1) + 99 * np.eye(len(places))
     alone = np.flatnonzero(distance.min(1) > 3)
     assert len(alone) > 60
@@ -318,10 +430,15 @@ def test_examples_show_the_picture(show: Open) -> None:
         page.get_by_role("slider").press(key)
         page.wait_for_load_state("networkidle")
         row, tile = card(page), page.locator(".tb-card .tb-tile")
-        assert tile.get_attribute("aria-label") == f"{TITLES[row['set']]}, image {row['index']}: {row['true']}"
+        assert (
+            tile.get_attribute("aria-label")
+            == f"{TITLES[row['set']]}, image {row['index']}: {row['true']}"
+        )
         y, x = (32 * place for place in divmod(row["tile"], BROWSED["columns"]))
         expected = sprite[y : y + 32, x : x + 32].repeat(4, 0).repeat(4, 1)
-        tile.evaluate("e => Object.assign(e.style, { position: 'fixed', top: 0, left: 0 })")  # on whole pixels
+        tile.evaluate(
+            "e => Object.assign(e.style, { position: 'fixed', top: 0, left: 0 })"
+        )  # on whole pixels
         shot = Image.open(io.BytesIO(tile.screenshot())).convert("RGB")
         np.testing.assert_allclose(np.asarray(shot).astype(int), expected.astype(int), atol=2)
 
@@ -370,13 +487,18 @@ def test_a_slider_moves_nothing_of_the_page(show: Open, kind: str) -> None:
 
 def test_without_a_script(show: Open) -> None:
     more = explorers.examples(BROWSED, "fig-x").data
-    page = show(FIGURE, explorers.threshold(PAIRS, "fig-x").data, results().data, more, script=False)
+    page = show(
+        FIGURE, explorers.threshold(PAIRS, "fig-x").data, results().data, more, script=False
+    )
     assert page.get_by_alt_text("the static figure").count() == 1
     assert page.locator("noscript p:visible").count() == 3
     assert page.locator("table:visible").count() == len(tb.metrics.METRICS)
     assert page.locator("input, select, button").count() == 0
     text = page.locator('table[data-metric="auroc"] tr[data-set="svhn"]').inner_text()
-    assert f"{100 * tb.metrics.ood_metrics(SCORES['id']['energy'], SCORES['svhn']['energy'])['auroc']:.2f}" in text
+    assert (
+        f"{100 * tb.metrics.ood_metrics(SCORES['id']['energy'], SCORES['svhn']['energy'])['auroc']:.2f}"
+        in text
+    )
 
 
 @pytest.mark.parametrize("script", [True, False])
@@ -388,12 +510,18 @@ def test_the_table_of_examples_stays(show: Open, script: bool) -> None:
     assert page.locator(".tb-live").count() == script
     page.locator("summary").click()
     assert page.locator("details tbody tr:visible").count() == len(IMAGES)
-    assert page.locator("details .tb-tile").first.evaluate("e => getComputedStyle(e).backgroundImage") != "none"
+    assert (
+        page.locator("details .tb-tile").first.evaluate("e => getComputedStyle(e).backgroundImage")
+        != "none"
+    )
 
 
 def test_other_pages_are_left_alone(show: Open) -> None:
     page = show(FIGURE, "<table><tr><td>1</td></tr></table>")
-    assert page.locator(".cell_output").inner_html() == f"{FIGURE}<table><tbody><tr><td>1</td></tr></tbody></table>"
+    assert (
+        page.locator(".cell_output").inner_html()
+        == f"{FIGURE}<table><tbody><tr><td>1</td></tr></tbody></table>"
+    )
 
 
 def test_outputs_are_small_and_safe() -> None:
@@ -421,5 +549,7 @@ def test_several_training_seeds_share_a_cell() -> None:
 def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(ValueError, match="thinkback: all scores are 1"):
         explorers.threshold({"flat": (np.ones(3), np.ones(2))}, "fig-x")
-    with pytest.raises(ValueError, match="thinkback: T = 1 has scores of 2 OOD sets, the titles name 1"):
+    with pytest.raises(
+        ValueError, match="thinkback: T = 1 has scores of 2 OOD sets, the titles name 1"
+    ):
         explorers.temperature({1.0: [np.ones(3), np.ones(2), np.ones(2)]}, ["one"], "fig-x")

@@ -23,8 +23,12 @@ FIT, HELD = X[:300], X[300:]
 
 
 def net():
-    """Confident, so that residuals span magnitudes; dropout would show a graph captured in training mode."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Softplus(), nn.Dropout(0.5), nn.Linear(6, 4))
+    """Confident, so that residuals span magnitudes; dropout would show a graph captured in training
+    mode.
+    """
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 6), nn.Softplus(), nn.Dropout(0.5), nn.Linear(6, 4)
+    )
     generator = torch.Generator().manual_seed(0)
     for layer in (model[1], model[4]):
         nn.init.normal_(layer.weight, generator=generator)
@@ -45,14 +49,28 @@ def answers(path, images):
 
 
 def agree(out, said, images, tolerance=1e-4):
-    """What a graph gave is what the detector says: relative in the score, up to calibration scores that near."""
-    out, score, n = {name: np.asarray(value) for name, value in out.items()}, said.score(images).numpy(), len(HELD)
-    np.testing.assert_allclose(out["logits"], extract(said.model, images).logits, tolerance, tolerance)
+    """What a graph gave is what the detector says: relative in the score, up to calibration scores
+    that near.
+    """
+    out, score, n = (
+        {name: np.asarray(value) for name, value in out.items()},
+        said.score(images).numpy(),
+        len(HELD),
+    )
+    np.testing.assert_allclose(
+        out["logits"], extract(said.model, images).logits, tolerance, tolerance
+    )
     np.testing.assert_allclose(out["score"], score, tolerance)
     assert out["score"].dtype == np.float64
-    between = np.abs(said.calibration.scores.numpy() - score[:, None]) <= tolerance * np.abs(score[:, None])
-    assert (np.abs(out["p_value"] - said.p_value(images).numpy()) <= between.sum(1) / (n + 1) + 1e-12).all()
-    assert (out["rejected"] == said.predict(images).numpy())[np.abs(score / said.threshold - 1) > tolerance].all()
+    between = np.abs(said.calibration.scores.numpy() - score[:, None]) <= tolerance * np.abs(
+        score[:, None]
+    )
+    assert (
+        np.abs(out["p_value"] - said.p_value(images).numpy()) <= between.sum(1) / (n + 1) + 1e-12
+    ).all()
+    assert (out["rejected"] == said.predict(images).numpy())[
+        np.abs(score / said.threshold - 1) > tolerance
+    ].all()
     assert 0 < out["rejected"].sum() < len(images) or len(images) < 100
 
 
@@ -71,7 +89,9 @@ def test_metadata_say_what_the_file_is(tmp_path):
     said.export(tmp_path / "model.onnx", X)
     model = onnx.load(tmp_path / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    facts = json.loads(next(entry.value for entry in model.metadata_props if entry.key == "thinkback_detector"))
+    facts = json.loads(
+        next(entry.value for entry in model.metadata_props if entry.key == "thinkback_detector")
+    )
     assert facts == {
         "format": 3,
         "head": "4",

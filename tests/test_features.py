@@ -61,14 +61,20 @@ def test_ambiguous_head_lists_candidates_and_a_name_settles_it():
 
 
 def test_a_named_head_that_the_model_does_not_return_is_refused():
-    with pytest.raises(ValueError, match=r"does not return what its head 'second' computes; .*'first' \(6 -> 4\)"):
+    with pytest.raises(
+        ValueError, match=r"does not return what its head 'second' computes; .*'first' \(6 -> 4\)"
+    ):
         extract(Net(), IMAGES, head="second")
 
 
 @pytest.mark.parametrize("returns", ["first", "tuple", "dict"])
 def test_find_head_leaves_the_model_as_it_was(returns):
     net = Net(returns).bfloat16().train()
-    assert find_head(net, IMAGES[:1]) == find_head(net, IMAGES[:2] / torch.tensor(255).bfloat16()) == "first"
+    assert (
+        find_head(net, IMAGES[:1])
+        == find_head(net, IMAGES[:2] / torch.tensor(255).bfloat16())
+        == "first"
+    )
     assert find_head(nn.Linear(192, 4), IMAGES.flatten(1)) == ""  # the model is its own head
     assert net.training
     assert net.trunk[3].training
@@ -76,9 +82,15 @@ def test_find_head_leaves_the_model_as_it_was(returns):
         find_head(net, IMAGES[:, :1])
     assert net.training
     assert not any(module._forward_hooks for module in net.modules())
-    with pytest.raises(ValueError, match=r"no layer's output is returned by the model; .*'first' \(6 -> 4\), 'second'"):
+    with pytest.raises(
+        ValueError,
+        match=r"no layer's output is returned by the model; .*'first' \(6 -> 4\), 'second'",
+    ):
         find_head(Net("tanh"), IMAGES)
-    with pytest.raises(ValueError, match=r"the only one returned by the model; .*among 'first' \(6 -> 4\), 'second'"):
+    with pytest.raises(
+        ValueError,
+        match=r"the only one returned by the model; .*among 'first' \(6 -> 4\), 'second'",
+    ):
         find_head(Net("both"), IMAGES)
 
 
@@ -87,8 +99,17 @@ def test_every_form_of_images_gives_the_same():
     whole = extract(net, IMAGES)
     floats = IMAGES.float() / 255
     unlabelled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(floats), batch_size=3)
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(floats, labels), batch_size=3)
-    for images in (IMAGES.numpy(), floats, [IMAGES[:6], IMAGES[6:]], unlabelled, loader, ImageSet(IMAGES, labels)):
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(floats, labels), batch_size=3
+    )
+    for images in (
+        IMAGES.numpy(),
+        floats,
+        [IMAGES[:6], IMAGES[6:]],
+        unlabelled,
+        loader,
+        ImageSet(IMAGES, labels),
+    ):
         out = extract(net, images)
         torch.testing.assert_close(out.logits, whole.logits)
         if isinstance(images, ImageSet) or images is loader:
@@ -158,7 +179,9 @@ def test_bundle_round_trip_is_exact_but_for_float16(tmp_path):
 
 
 def test_missing_bundle_says_how_to_make_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no feature bundle at .*python -m thinkback_utils.reproduce"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no feature bundle at .*python -m experiments.reproduce"
+    ):
         Bundle.load(tmp_path / "bundle.npz")
 
 
@@ -170,11 +193,22 @@ def test_a_damaged_bundle_is_named(tmp_path):
     path = tmp_path / "bundle.npz"
     for content in (b"junk", b""):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"^thinkback: .*bundle\.npz cannot be read .*reproduce"):
+        with pytest.raises(
+            ValueError, match=r"^thinkback: .*bundle\.npz cannot be read .*reproduce"
+        ):
             Bundle.load(path)
     np.savez(path, a=np.zeros(3))
-    with pytest.raises(ValueError, match=r"bundle\.npz is no feature bundle, it lacks head\.bias, head\.weight"):
+    with pytest.raises(
+        ValueError, match=r"bundle\.npz is no feature bundle, it lacks head\.bias, head\.weight"
+    ):
         Bundle.load(path)
-    np.savez(path, **{"head.weight": np.zeros((2, 3)), "head.bias": np.zeros(2), "svhn.logits": np.zeros((4, 2))})
+    np.savez(
+        path,
+        **{
+            "head.weight": np.zeros((2, 3)),
+            "head.bias": np.zeros(2),
+            "svhn.logits": np.zeros((4, 2)),
+        },
+    )
     with pytest.raises(ValueError, match=r"lacks svhn\.features"):
         Bundle.load(path)

@@ -1,4 +1,6 @@
-"""Files that are whole or not there, locks that a killed process gives back, and damage that names its file."""
+"""Files that are whole or not there, locks that a killed process gives back, and damage that names
+its file.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def test_a_file_has_the_permissions_of_any_new_one(tmp_path: Path, mask: int) ->
     assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o666 & ~mask}
 
 
-def test_the_content_is_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_content_is_on_the_disk_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     fsync, rename = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: calls.append("fsync") or fsync(file))
@@ -89,7 +93,9 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
             temporary.symlink_to("/dev/full")
             write_text(temporary)
 
-    with pytest.raises(OSError, match=r"^thinkback: .*a cannot be written \(No space left.*has space left$") as raised:
+    with pytest.raises(
+        OSError, match=r"^thinkback: .*a cannot be written \(No space left.*has space left$"
+    ) as raised:
         fill()
     assert isinstance(raised.value.__cause__, OSError)
     assert os.listdir(tmp_path) == []
@@ -123,9 +129,14 @@ def test_a_folder_that_cannot_be_is_one_clear_error(tmp_path: Path) -> None:
 def test_a_read_only_folder_is_one_clear_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     for write in (lambda path: write_json(path, 1), WideResNet(10, 1, 3).save):
-        with pytest.raises(OSError, match=r"^thinkback: .*x\.safetensors cannot be written .*ermission"):
+        with pytest.raises(
+            OSError, match=r"^thinkback: .*x\.safetensors cannot be written .*ermission"
+        ):
             write(tmp_path / "x.safetensors")
-    with pytest.raises(PermissionError, match=r"^thinkback: .* cannot be written"), locking(tmp_path / "x"):
+    with (
+        pytest.raises(PermissionError, match=r"^thinkback: .* cannot be written"),
+        locking(tmp_path / "x"),
+    ):
         pass
 
 
@@ -213,7 +224,10 @@ def test_arrays_of_every_writer_are_read(tmp_path: Path) -> None:
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.array([None]), b=np.arange(3))
-    with pytest.raises(ValueError, match=r"a\.npz cannot be read as an \.npz file without pickles .*; make it anew$"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.npz cannot be read as an \.npz file without pickles .*; make it anew$",
+    ):
         read_arrays(tmp_path / "a.npz", "make it anew")
     assert list(read_arrays(tmp_path / "a.npz", "", ["b"])) == ["b"]
 

@@ -28,11 +28,16 @@ def head():
 
 
 def reference(features, weight, bias, labels, temperature, kind):
-    """Mean of squared per-sample gradients (N, K, D + 1) under the labels of that kind, by autograd."""
+    """Mean of squared per-sample gradients (N, K, D + 1) under the labels of that kind, by
+    autograd.
+    """
     logits = features @ weight.T + bias
     if kind == "model":
         p = (logits / temperature).softmax(1)
-        squares = [head_gradients(features, weight, bias, torch.full((N,), k), temperature).square() for k in range(K)]
+        squares = [
+            head_gradients(features, weight, bias, torch.full((N,), k), temperature).square()
+            for k in range(K)
+        ]
         return sum(p[:, k, None, None] * square for k, square in enumerate(squares)).mean(0)
     y = logits.argmax(1) if kind == "predicted" else labels
     return head_gradients(features, weight, bias, y, temperature).square().mean(0)
@@ -58,7 +63,9 @@ def test_equals_mean_of_squared_gradients(head, temperature, kind, bias):
 @pytest.mark.parametrize("kind", ["predicted", "true", "model"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_full_and_factors_equal_means_of_outer_products(head, temperature, kind, bias):
-    """F and A from autograd's gradients g (N, K, D + 1); A from the bias's, which are the residuals."""
+    """F and A from autograd's gradients g (N, K, D + 1); A from the bias's, which are the
+    residuals.
+    """
     features, weight, b, logits, labels = head
     if kind == "model":
         p = (logits / temperature).softmax(1)
@@ -109,7 +116,9 @@ def test_streaming_equals_one_batch(head, kind):
 
 def test_true_fisher_stays_exact_for_confident_samples():
     logits = torch.tensor([[0.0, -60.0]], dtype=torch.float64)
-    ours = DiagonalFisher(1.0, "model").update(torch.ones(1, 1, dtype=torch.float64), logits).compute()
+    ours = (
+        DiagonalFisher(1.0, "model").update(torch.ones(1, 1, dtype=torch.float64), logits).compute()
+    )
     np.testing.assert_allclose(ours[:, 0], [np.exp(-60.0)] * 2, rtol=1e-12)
 
 
@@ -161,9 +170,18 @@ def processes(tmp_path_factory):
     """What three real processes found, of which the second has seen no data."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "process.py").write_text(PROCESS)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--standalone"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "3",
+        "--standalone",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "USE_LIBUV": "0", "PYTHONPATH": str(ROOT)}
-    subprocess.run([*launch, str(folder / "process.py"), str(folder)], check=True, env=environment, timeout=280)
+    subprocess.run(
+        [*launch, str(folder / "process.py"), str(folder)], check=True, env=environment, timeout=280
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(3)]
 
 
@@ -189,8 +207,20 @@ def test_a_number_counts_in_every_place_of_a_sum(processes):
     ("what", "message"),
     [
         ("nobody", "none of 3 processes has seen data; call update(features, logits) first"),
-        ("shapes", "disagree on the shapes of their Fishers: [(4, 6)], [(4, 5)], [(4, 4)]; give all the same model"),
-        ("forms", "disagree on the settings of their Fishers: ('KroneckerFisher', 5.0, 'predicted', False), ('Diag"),
+        (
+            "shapes",
+            (
+                "disagree on the shapes of their Fishers: [(4, 6)], [(4, 5)], [(4, 4)]; give all"
+                " the same model"
+            ),
+        ),
+        (
+            "forms",
+            (
+                "disagree on the settings of their Fishers: ('KroneckerFisher', 5.0, 'predicted',"
+                " False), ('Diag"
+            ),
+        ),
         ("settings", "disagree on the settings of their Fishers: ('DiagonalFisher', 1.0, "),
         ("sums", "disagree on the shapes of what they add: (2,), (3,), (4,); "),
         ("types", "disagree on the types of what they add: torch.int64, torch.float32; "),
@@ -205,10 +235,15 @@ def test_processes_that_disagree_all_say_so_and_none_waits(processes, what, mess
 def test_default_damping_is_one_gradient_spread_over_all_axes(head):
     """(F + trace(F) / (N P) I)^-1, and so per factor of the Kronecker form."""
     features, _, _, logits, _ = head
-    full, factors = FullFisher().update(features, logits), KroneckerFisher().update(features, logits)
+    full, factors = (
+        FullFisher().update(features, logits),
+        KroneckerFisher().update(features, logits),
+    )
     roots = full.inverse_root(), *factors.inverse_root()
     for root, M in zip(roots, (full.compute(), *factors.compute()), strict=True):
-        inverse = torch.linalg.inv(M + M.trace() / (N * len(M)) * torch.eye(len(M), dtype=torch.float64))
+        inverse = torch.linalg.inv(
+            M + M.trace() / (N * len(M)) * torch.eye(len(M), dtype=torch.float64)
+        )
         np.testing.assert_allclose(root @ root.T, inverse, rtol=1e-9, atol=1e-12 * inverse.max())
 
 
@@ -218,32 +253,50 @@ def test_default_damping_is_one_gradient_spread_over_all_axes(head):
         (lambda: DiagonalFisher(labels="guessed"), "labels must be one of"),
         (lambda: DiagonalFisher(temperature=0), "temperature must be positive"),
         (lambda: DiagonalFisher().compute(), "has seen no data"),
-        (lambda: DiagonalFisher(labels="true").update(torch.rand(2, 3), torch.rand(2, 2)), "needs update"),
         (
-            lambda: DiagonalFisher(labels="true").update(torch.rand(2, 3), torch.rand(2, 2), torch.tensor([0, 2])),
+            lambda: DiagonalFisher(labels="true").update(torch.rand(2, 3), torch.rand(2, 2)),
+            "needs update",
+        ),
+        (
+            lambda: DiagonalFisher(labels="true").update(
+                torch.rand(2, 3), torch.rand(2, 2), torch.tensor([0, 2])
+            ),
             r"labels must lie in \[0, 2\), got 0 to 2",
         ),
         (
-            lambda: DiagonalFisher(labels="true").update(torch.rand(2, 3), torch.rand(2, 2), torch.tensor([0])),
+            lambda: DiagonalFisher(labels="true").update(
+                torch.rand(2, 3), torch.rand(2, 2), torch.tensor([0])
+            ),
             r"integers of shape \(2,\)",
         ),
         (
             lambda: (
-                DiagonalFisher().update(torch.rand(2, 3), torch.rand(2, 2)).update(torch.rand(2, 4), torch.rand(2, 2))
+                DiagonalFisher()
+                .update(torch.rand(2, 3), torch.rand(2, 2))
+                .update(torch.rand(2, 4), torch.rand(2, 2))
             ),
             r"holds \(2, 3\), the batch has \(2, 4\)",
         ),
         (lambda: FullFisher(labels="guessed"), "labels must be one of"),
         (lambda: FullFisher().inverse_root(), "has seen no data"),
         (lambda: KroneckerFisher().compute(), "has seen no data"),
-        (lambda: KroneckerFisher(labels="true").update(torch.rand(2, 3), torch.rand(2, 2)), "needs update"),
         (
-            lambda: FullFisher().update(torch.rand(2, 6), torch.rand(2, 2)).update(torch.rand(2, 4), torch.rand(2, 3)),
+            lambda: KroneckerFisher(labels="true").update(torch.rand(2, 3), torch.rand(2, 2)),
+            "needs update",
+        ),
+        (
+            lambda: (
+                FullFisher()
+                .update(torch.rand(2, 6), torch.rand(2, 2))
+                .update(torch.rand(2, 4), torch.rand(2, 3))
+            ),
             r"holds \(2, 6, 2, 6\), the batch has \(3, 4, 3, 4\)",
         ),
         (
             lambda: (
-                KroneckerFisher().update(torch.rand(2, 3), torch.rand(2, 2)).update(torch.rand(2, 4), torch.rand(2, 2))
+                KroneckerFisher()
+                .update(torch.rand(2, 3), torch.rand(2, 2))
+                .update(torch.rand(2, 4), torch.rand(2, 2))
             ),
             r"holds \(3, 3\), the batch has \(4, 4\)",
         ),

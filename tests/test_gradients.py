@@ -25,9 +25,15 @@ def trained(net, size=16):
     generator = torch.Generator().manual_seed(3)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in ((module.running_mean, -0.5), (module.bias.data, -0.5), (module.weight.data, 0.5)):
+            for tensor, low in (
+                (module.running_mean, -0.5),
+                (module.bias.data, -0.5),
+                (module.weight.data, 0.5),
+            ):
                 tensor.copy_(low + torch.rand(tensor.shape, generator=generator))
-            module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
+            module.running_var.copy_(
+                0.5 + torch.rand(module.running_var.shape, generator=generator)
+            )
     return net.double().eval()
 
 
@@ -59,7 +65,9 @@ def assert_close(ours, oracle, rtol=1e-9):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 5.0, 100.0])
-@pytest.mark.parametrize("conv", ["found", "stem", "stages.0.conv2", "stages.1.conv1", "stages.2.shortcut"])
+@pytest.mark.parametrize(
+    "conv", ["found", "stem", "stages.0.conv2", "stages.1.conv1", "stages.2.shortcut"]
+)
 def test_equals_autograd_sample_by_sample(network, images, temperature, conv):
     """Kernels of 3 and 1, strides of 1 and 2, first and last layers."""
     layers = {} if conv == "found" else {"E": conv}
@@ -67,7 +75,9 @@ def test_equals_autograd_sample_by_sample(network, images, temperature, conv):
     name = find_layers(network, images[:2], layers)["E"]
     oracle = by_autograd(network, images, [network.get_submodule(name).weight], temperature)
     assert_close(ours["E"], oracle)
-    assert_close(ours["D"], by_autograd(network, images, [network.bn.weight, network.bn.bias], temperature))
+    assert_close(
+        ours["D"], by_autograd(network, images, [network.bn.weight, network.bn.bias], temperature)
+    )
     assert_close(ours["all"], by_autograd(network, images, list(network.parameters()), temperature))
     h = network.forward_features(images).detach()
     rows = [by_autograd(network.fc, row[None], [row], temperature) for row in h.requires_grad_()]
@@ -76,7 +86,11 @@ def test_equals_autograd_sample_by_sample(network, images, temperature, conv):
 
 def test_closed_form_of_the_activations(network, images):
     out = network(images).detach()
-    assert_close(activation_gradients(out, network.fc.weight.detach()), gradients(network, images, ["C"])["C"], 1e-14)
+    assert_close(
+        activation_gradients(out, network.fc.weight.detach()),
+        gradients(network, images, ["C"])["C"],
+        1e-14,
+    )
 
 
 def test_last_layers_are_found_in_the_order_of_the_forward_pass(network, images):
@@ -103,25 +117,36 @@ def test_last_layers_are_found_in_the_order_of_the_forward_pass(network, images)
     assert_close(ours["all"], by_autograd(net, x, list(net.parameters()), 5.0))
 
 
-@pytest.mark.parametrize("options", [{"dilation": 2}, {"stride": (2, 1), "padding": (0, 2)}, {"bias": False}])
+@pytest.mark.parametrize(
+    "options", [{"dilation": 2}, {"stride": (2, 1), "padding": (0, 2)}, {"bias": False}]
+)
 def test_any_plain_convolution(images, options):
     torch.manual_seed(0)
     net = trained(
-        nn.Sequential(nn.Conv2d(3, 5, (3, 2), **options), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(4))
+        nn.Sequential(
+            nn.Conv2d(3, 5, (3, 2), **options),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.LazyLinear(4),
+        )
     )
     net(images)
     assert_close(gradients(net, images, ["E"])["E"], by_autograd(net, images, [net[0].weight], 5.0))
 
 
 def test_the_head_read_in_this_way_is_the_closed_form(network, images):
-    """Readings A and B from the gradients of all parameters, whose last two are the head's weight and bias."""
+    """Readings A and B from the gradients of all parameters, whose last two are the head's weight
+    and bias.
+    """
     out = extract(network, images)
     h, z = network.forward_features(images).detach(), network(images).detach()
     head = gradients(network, images, ["all"])["all"][:, -650:].square()
     for bias, squares in ((False, head[:, :640]), (True, head)):
         expected = DiagonalFisher(bias=bias).update(h, z).compute()
         columns = torch.cat([expected[:, :64].flatten(), expected[:, 64:].flatten()])
-        np.testing.assert_allclose(MeanSquare().update(squares).compute(), columns, rtol=1e-9, atol=1e-300)
+        np.testing.assert_allclose(
+            MeanSquare().update(squares).compute(), columns, rtol=1e-9, atol=1e-300
+        )
         for damping in (0.0, 1e-3):
             oracle = scores.thinkback(h, z, expected, damping=damping)
             np.testing.assert_allclose(score(squares, columns, damping=damping), oracle, rtol=1e-9)
@@ -185,7 +210,11 @@ class Twice(nn.Module):
     [
         (["A"], {}, r"readings are some of \['C', 'D', 'E', 'all'\], got \['A'\]"),
         ([], {}, "readings are some of"),
-        (["D"], {}, r"needs an nn.BatchNorm2d, but its layer is not in the model; name one in layers=\{'D'"),
+        (
+            ["D"],
+            {},
+            r"needs an nn.BatchNorm2d, but its layer is not in the model; name one in layers=\{'D'",
+        ),
         (["E"], {"E": "nowhere"}, "needs an nn.Conv2d, but its layer is 'nowhere'"),
         (["E"], {"E": "fc"}, "needs an nn.Conv2d, but its layer is 'fc'"),
         (["E"], {"E": "conv"}, "the layer of reading E ran 2 times"),
@@ -197,7 +226,9 @@ def test_errors_name_the_reading_and_the_remedy(readings, layers, message):
         gradients(Twice(), torch.rand(2, 3, 4, 4), readings, layers)
 
 
-@pytest.mark.parametrize("options", [{"groups": 3}, {"padding": "same"}, {"padding": 1, "padding_mode": "circular"}])
+@pytest.mark.parametrize(
+    "options", [{"groups": 3}, {"padding": "same"}, {"padding": 1, "padding_mode": "circular"}]
+)
 def test_other_convolutions_are_refused(options):
     net = nn.Sequential(nn.Conv2d(3, 3, 3, **options), nn.Flatten(), nn.LazyLinear(2))
     net(torch.rand(2, 3, 4, 4))
@@ -214,7 +245,9 @@ def test_errors_of_sums_and_scores():
         score(torch.ones(2, 3), torch.ones(4))
     with pytest.raises(ValueError, match="set one of them"):
         score(torch.ones(2, 3), torch.zeros(3), eps=0.0)
-    with pytest.raises(ValueError, match="needs a BatchNorm with scale, shift and running statistics"):
+    with pytest.raises(
+        ValueError, match="needs a BatchNorm with scale, shift and running statistics"
+    ):
         gradients(
             nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Flatten(), nn.Linear(48, 2)),
             torch.rand(2, 3, 4, 4),

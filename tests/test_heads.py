@@ -1,4 +1,6 @@
-"""Heads of every kind are found by what the model returns, in eager passes and in graphs; others are refused."""
+"""Heads of every kind are found by what the model returns, in eager passes and in graphs; others
+are refused.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ GENERATOR = torch.Generator().manual_seed(0)
 X = torch.rand(40, 6, generator=GENERATOR)
 MAPS = torch.rand(12, 3, 5, 6, generator=GENERATOR)
 IDS = torch.randint(1, 50, (10, 7), generator=GENERATOR)
-pytestmark = pytest.mark.filterwarnings("ignore:thinkback. (the model is hardly|classes|scores of places)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:thinkback. (the model is hardly|classes|scores of places)"
+)
 
 
 class Net(nn.Module):
@@ -33,7 +37,9 @@ class Net(nn.Module):
 
 
 class Cosine(nn.Module):
-    """A head that is no nn.Linear: cosines to the rows of a matrix, as sharp as ``scale`` makes them."""
+    """A head that is no nn.Linear: cosines to the rows of a matrix, as sharp as ``scale`` makes
+    them.
+    """
 
     def __init__(self, scale=16.0):
         super().__init__()
@@ -62,11 +68,22 @@ def in_place(net, h):
     return {"logits": z, "aux": net.aux(h)}  # begins with a ReLU that overwrites h
 
 
-ENDS = {  # what the model returns, the names of its head, its features by h, and whether z = h W^T + b
+# what the model returns, the names of its head, its features by h, and whether z = h W^T + b
+ENDS = {
     "plain": (Net(lambda n, h: n.fc(h), fc=fc()), "fc", lambda h: h, True),
     "twice, the first": (Net(twice, fc=fc()), "fc", lambda h: h, True),
-    "twice, the last": (Net(lambda n, h: (n.fc(0 * h), n.fc(h))[1], fc=fc()), "fc", lambda h: h, True),
-    "mean of two runs": (Net(lambda n, h: (n.fc(h) + n.fc(3 * h)) / 2, fc=fc()), "fc", lambda h: 2 * h, True),
+    "twice, the last": (
+        Net(lambda n, h: (n.fc(0 * h), n.fc(h))[1], fc=fc()),
+        "fc",
+        lambda h: h,
+        True,
+    ),
+    "mean of two runs": (
+        Net(lambda n, h: (n.fc(h) + n.fc(3 * h)) / 2, fc=fc()),
+        "fc",
+        lambda h: 2 * h,
+        True,
+    ),
     "in place after the head": (
         Net(in_place, fc=fc(), aux=nn.Sequential(nn.ReLU(inplace=True), nn.Linear(8, 3))),
         "fc",
@@ -81,7 +98,12 @@ ENDS = {  # what the model returns, the names of its head, its features by h, an
         lambda h: torch.cat([h, h**2], 1) / 2,
         False,
     ),
-    "scaled": (Net(lambda n, h: 10 * n.fc(F.normalize(h)), fc=fc()), "fc", lambda h: F.normalize(h), False),
+    "scaled": (
+        Net(lambda n, h: 10 * n.fc(F.normalize(h)), fc=fc()),
+        "fc",
+        lambda h: F.normalize(h),
+        False,
+    ),
     "scaled in place": (Net(lambda n, h: n.fc(h).mul_(10), fc=fc()), "fc", lambda h: h, False),
     "cosine": (Net(lambda n, h: n.head(h), head=Cosine()), "head", lambda h: h, False),
     "called by keyword": (Net(lambda n, h: n.fc(input=h), fc=fc()), "fc", lambda h: h, True),
@@ -104,10 +126,16 @@ def test_head_is_found_and_what_it_reads_and_the_model_returns_is_kept(ends):
     assert torch.equal(found.logits, named.logits)
     returned = net(X.clone())
     returned = (
-        returned["logits"] if isinstance(returned, dict) else returned[0] if isinstance(returned, tuple) else returned
+        returned["logits"]
+        if isinstance(returned, dict)
+        else returned[0]
+        if isinstance(returned, tuple)
+        else returned
     )
     if "softmax" in ends:
-        torch.testing.assert_close(found.logits.softmax(1), returned.exp() if "log" in ends else returned)
+        torch.testing.assert_close(
+            found.logits.softmax(1), returned.exp() if "log" in ends else returned
+        )
     else:
         assert torch.equal(found.logits, returned)
     if linear:
@@ -147,7 +175,10 @@ def convolutional(*end):
     ("end", "name"),
     [
         ((nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "2"),  # pooled after
-        ((nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 5, 1), nn.Flatten()), "3"),  # and before: the layer is linear
+        (
+            (nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 5, 1), nn.Flatten()),
+            "3",
+        ),  # and before: the layer is linear
     ],
 )
 def test_a_convolution_as_head(end, name):
@@ -157,7 +188,9 @@ def test_a_convolution_as_head(end, name):
     torch.testing.assert_close(out.features, net[1](net[0](MAPS)).mean((2, 3)).detach())
     torch.testing.assert_close(out.logits, net(MAPS).detach())
     said = OODDetector(net).fit(MAPS)
-    np.testing.assert_allclose(said.exported(MAPS[:1]).module()(MAPS)["score"], said.score(MAPS), rtol=1e-4)
+    np.testing.assert_allclose(
+        said.exported(MAPS[:1]).module()(MAPS)["score"], said.score(MAPS), rtol=1e-4
+    )
 
 
 def test_a_class_for_each_pixel():
@@ -176,7 +209,9 @@ def test_a_class_for_each_pixel():
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_a_class_for_each_pixel_of_a_resized_map(align_corners):
-    """As segmentation networks end; what is linear may as well be resized before it, so it is still one layer."""
+    """As segmentation networks end; what is linear may as well be resized before it, so it is still
+    one layer.
+    """
 
     class Net(nn.Sequential):
         def forward(self, x):
@@ -211,7 +246,9 @@ def test_a_class_for_each_token():
 
 def test_the_token_that_is_classified():
     class Last(nn.Module):
-        """As GPT-2 classifies: each token has logits, those of the last one that is no padding (0) count."""
+        """As GPT-2 classifies: each token has logits, those of the last one that is no padding (0)
+        count.
+        """
 
         def __init__(self):
             super().__init__()
@@ -239,8 +276,18 @@ def test_the_token_that_is_classified():
             None,
             r"no layer's output is returned .* among 'body' \(6 -> 8\), 'fc'",
         ),
-        (lambda n, h: -n.fc(h), {"fc": fc()}, "fc", "the model does not return what its head 'fc' computes"),
-        (lambda n, h: n.a(h) + 2 * n.b(h), {"a": fc(), "b": fc()}, "a", "does not return what its head 'a' computes"),
+        (
+            lambda n, h: -n.fc(h),
+            {"fc": fc()},
+            "fc",
+            "the model does not return what its head 'fc' computes",
+        ),
+        (
+            lambda n, h: n.a(h) + 2 * n.b(h),
+            {"a": fc(), "b": fc()},
+            "a",
+            "does not return what its head 'a' computes",
+        ),
         (
             lambda n, h: (n.a(h), n.b(h)),
             {"a": fc(), "b": fc(3)},
@@ -248,9 +295,19 @@ def test_the_token_that_is_classified():
             r"the only one .* among 'a' \(8 -> 4\), 'b' \(8 -> 3\)",
         ),
         (lambda n, h: h, {"fc": fc()}, "fc", "the model did not run its layer 'fc'"),
-        (lambda n, h: n.fc(h) * torch.nan, {"fc": fc()}, None, "what the model returned holds nan at"),
+        (
+            lambda n, h: n.fc(h) * torch.nan,
+            {"fc": fc()},
+            None,
+            "what the model returned holds nan at",
+        ),
         (lambda n, h: {}, {"fc": fc()}, None, "no layer's output is returned"),
-        (lambda n, h: (torch.zeros(len(h), 4), n.fc(h).tanh()), {"fc": fc()}, None, "no layer's output is returned"),
+        (
+            lambda n, h: (torch.zeros(len(h), 4), n.fc(h).tanh()),
+            {"fc": fc()},
+            None,
+            "no layer's output is returned",
+        ),
     ],
 )
 def test_heads_that_are_none_are_refused(ends, layers, head, message):

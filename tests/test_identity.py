@@ -16,7 +16,9 @@ from thinkback_utils.models import WideResNet
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.rand(200, 6, generator=GENERATOR)
-pytestmark = pytest.mark.filterwarnings("ignore:thinkback. (classes|the model is hardly|alpha=0.2 takes|the promise)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:thinkback. (classes|the model is hardly|alpha=0.2 takes|the promise)"
+)
 
 
 def net():
@@ -78,12 +80,16 @@ def test_weights_that_went_through_a_file_are_known(tmp_path):
     OODDetector.load(tmp_path / "d", WideResNet.load(tmp_path / "w"))
 
 
-@pytest.mark.parametrize("name", ["0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var", "3.bias"])
+@pytest.mark.parametrize(
+    "name", ["0.weight", "0.bias", "1.weight", "1.running_mean", "1.running_var", "3.bias"]
+)
 def test_any_other_weight_is_refused(name, path):
     other = net()
     with torch.no_grad():
         other.state_dict()[name].view(-1)[0].add_(0.01)
-    with pytest.raises(ValueError, match=rf"d.safetensors: the model is not the one .*: '{name}' has other values"):
+    with pytest.raises(
+        ValueError, match=rf"d.safetensors: the model is not the one .*: '{name}' has other values"
+    ):
         OODDetector.load(path, other)
 
 
@@ -97,7 +103,9 @@ def test_a_trunk_trained_on_under_a_frozen_head_is_refused(path):
         nn.functional.cross_entropy(other(X), torch.arange(200) % 4).backward()
         optimizer.step()
     assert torch.equal(other[3].weight, net()[3].weight)
-    with pytest.raises(ValueError, match=r"the model is not the one it was fitted on: '0\.weight' has other values"):
+    with pytest.raises(
+        ValueError, match=r"the model is not the one it was fitted on: '0\.weight' has other values"
+    ):
         OODDetector.load(path, other.eval())
 
 
@@ -115,17 +123,38 @@ def parts(path):
 
 
 DAMAGE = {  # what happened to tensors and facts, and what is said
-    "threshold lost": (lambda t, f: (t, {k: v for k, v in f.items() if k != "threshold"}), "lacks 'threshold'"),
+    "threshold lost": (
+        lambda t, f: (t, {k: v for k, v in f.items() if k != "threshold"}),
+        "lacks 'threshold'",
+    ),
     "threshold NaN": (lambda t, f: (t, f | {"threshold": float("nan")}), "threshold"),
-    "threshold moved": (lambda t, f: (t, f | {"threshold": f["threshold"] + 1}), "does not follow from"),
+    "threshold moved": (
+        lambda t, f: (t, f | {"threshold": f["threshold"] + 1}),
+        "does not follow from",
+    ),
     "threshold text": (lambda t, f: (t, f | {"threshold": "high"}), "threshold"),
     "alpha lost": (lambda t, f: (t, {k: v for k, v in f.items() if k != "alpha"}), "lacks 'alpha'"),
-    "scores unsorted": (lambda t, f: (t | {"calibration": t["calibration"].flip(0)}, f), "not ascending"),
-    "scores NaN": (lambda t, f: (t | {"calibration": t["calibration"] * torch.nan}, f), "not finite"),
-    "scores lost": (lambda t, f: ({k: v for k, v in t.items() if k != "calibration"}, f), "lacks 'calibration'"),
+    "scores unsorted": (
+        lambda t, f: (t | {"calibration": t["calibration"].flip(0)}, f),
+        "not ascending",
+    ),
+    "scores NaN": (
+        lambda t, f: (t | {"calibration": t["calibration"] * torch.nan}, f),
+        "not finite",
+    ),
+    "scores lost": (
+        lambda t, f: ({k: v for k, v in t.items() if k != "calibration"}, f),
+        "lacks 'calibration'",
+    ),
     "state lost": (lambda t, f: ({k: v for k, v in t.items() if k != "state.B"}, f), "state.B"),
-    "state NaN": (lambda t, f: (t | {"state.B": t["state.B"] * torch.nan}, f), "state.B is no finite matrix"),
-    "state a vector": (lambda t, f: (t | {"state.B": t["state.B"][0]}, f), "state.B is no finite matrix"),
+    "state NaN": (
+        lambda t, f: (t | {"state.B": t["state.B"] * torch.nan}, f),
+        "state.B is no finite matrix",
+    ),
+    "state a vector": (
+        lambda t, f: (t | {"state.B": t["state.B"][0]}, f),
+        "state.B is no finite matrix",
+    ),
     "more tensors": (lambda t, f: (t | {"strange": torch.ones(1)}, f), "strange"),
     "head lost": (lambda t, f: (t, {k: v for k, v in f.items() if k != "head"}), "'head'"),
     "head of the wrong kind": (lambda t, f: (t, f | {"head": 3}), "damaged"),
@@ -134,10 +163,19 @@ DAMAGE = {  # what happened to tensors and facts, and what is said
     "method unknown": (lambda t, f: (t, f | {"method": "magic"}), "method must be one of"),
     "method of another state": (lambda t, f: (t, f | {"method": "thinkback"}), "state.inverse"),
     "options a list": (lambda t, f: (t, f | {"options": [1]}), "damaged"),
-    "options wrong": (lambda t, f: (t, f | {"options": {"temperature": -1}}), "temperature must be"),
-    "model lost": (lambda t, f: (t, {k: v for k, v in f.items() if k != "model"}), "fitted on arrays"),
+    "options wrong": (
+        lambda t, f: (t, f | {"options": {"temperature": -1}}),
+        "temperature must be",
+    ),
+    "model lost": (
+        lambda t, f: (t, {k: v for k, v in f.items() if k != "model"}),
+        "fitted on arrays",
+    ),
     "model no mapping": (lambda t, f: (t, f | {"model": [1]}), "damaged"),
-    "model cut": (lambda t, f: (t, f | {"model": {"0.weight": ["[8, 6]"]}}), "of its tensors are not in both"),
+    "model cut": (
+        lambda t, f: (t, f | {"model": {"0.weight": ["[8, 6]"]}}),
+        "of its tensors are not in both",
+    ),
     "no JSON": (lambda t, f: (t, "{x"), "no JSON"),
     "null": (lambda t, f: (t, "null"), "format unknown"),
     "a list": (lambda t, f: (t, "[3]"), "format unknown"),
@@ -170,7 +208,9 @@ def test_everything_else_survives_a_file(tmp_path):
     model = WideResNet(10, 1).eval()
     groups = ["a", "b"] * 30
     for by in (None, "predicted", groups):  # groups of which few are predicted raise no alarm
-        said = OODDetector(model, method="energy", **way).calibrate(images, 0.2, by=by, few="accept")
+        said = OODDetector(model, method="energy", **way).calibrate(
+            images, 0.2, by=by, few="accept"
+        )
         said.save(tmp_path / "d")
         again = OODDetector.load(tmp_path / "d", model)
         asked = groups if by is groups else None
@@ -179,7 +219,9 @@ def test_everything_else_survives_a_file(tmp_path):
         assert again.pixels == said.pixels
     with pytest.raises(ValueError, match="calibrated by group; pass the groups of these images"):
         again.predict(images)
-    with pytest.raises(ValueError, match=r"not calibrated by group; calibrate\(images, by=groups\) does"):
+    with pytest.raises(
+        ValueError, match=r"not calibrated by group; calibrate\(images, by=groups\) does"
+    ):
         OODDetector(model, method="energy").calibrate(images, 0.2).predict(images, groups)
 
 
@@ -195,9 +237,13 @@ def test_arrays_without_a_model(tmp_path):
     assert torch.equal(OODDetector.load(tmp_path / "d").score((h, z)), plain.score((h, z)))
     with pytest.raises(ValueError, match="fitted on arrays, without a model"):
         OODDetector.load(tmp_path / "d", model)
-    with pytest.raises(ValueError, match=r"without a model, give a pair \(features, logits\), got Tensor"):
+    with pytest.raises(
+        ValueError, match=r"without a model, give a pair \(features, logits\), got Tensor"
+    ):
         plain.score(h)
-    with pytest.raises(ValueError, match=r"features \(200, 8\) and logits \(100, 4\) disagree on N"):
+    with pytest.raises(
+        ValueError, match=r"features \(200, 8\) and logits \(100, 4\) disagree on N"
+    ):
         plain.score((h, z[:100]))
     with pytest.raises(ValueError, match="a graph holds the model"):
         plain.exported(X)
@@ -226,5 +272,7 @@ def test_thresholds_of_ones_own_and_other_promises(tmp_path):
 
 @pytest.mark.parametrize("alpha", [torch.zeros(3), [0.1], "0.1", None])
 def test_labels_in_the_place_of_alpha_are_named(alpha):
-    with pytest.raises(ValueError, match=r"alpha is a rate of false alarms, got .* by=labels calibrates by group"):
+    with pytest.raises(
+        ValueError, match=r"alpha is a rate of false alarms, got .* by=labels calibrates by group"
+    ):
         OODDetector(net(), method="msp").calibrate(X, alpha)

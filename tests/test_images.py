@@ -1,4 +1,6 @@
-"""Pixels of every kind against ramps that are written here: each kind is scaled by its own range, or refused."""
+"""Pixels of every kind against ramps that are written here: each kind is scaled by its own range,
+or refused.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,26 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def tiff(values: bytes, width: int, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
+def tiff(
+    values: bytes, width: int, bits: int, photometric: int = 1, sample_format: int = 1
+) -> bytes:
     """A little-endian grey TIFF of one row, written by hand."""
-    entries = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 1, 279: len(values)}
+    entries = {
+        256: width,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 0,
+        277: 1,
+        278: 1,
+        279: len(values),
+    }
     entries[339] = sample_format
     entries[273] = 8 + 2 + 12 * len(entries) + 4  # where the values begin
-    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items()))
+    rows = b"".join(
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items())
+    )
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + rows + bytes(4) + values
 
 
@@ -52,7 +68,9 @@ IN_MEMORY: dict[str, Callable[[], Image.Image]] = {
     "RGBA": lambda: Image.merge("RGBA", (GREY, GREY, GREY, GREY)),
     "RGBa": lambda: GREY.convert("RGBA").convert("RGBa"),
     "RGBX": lambda: GREY.convert("RGBX"),
-    "CMYK": lambda: Image.merge("CMYK", [Image.new("L", GREY.size)] * 3 + [Image.fromarray(255 - BYTES)]),
+    "CMYK": lambda: Image.merge(
+        "CMYK", [Image.new("L", GREY.size)] * 3 + [Image.fromarray(255 - BYTES)]
+    ),
     "YCbCr": lambda: Image.merge("YCbCr", [GREY, *[Image.new("L", GREY.size, 128)] * 2]),
     "HSV": lambda: Image.merge("HSV", [*[Image.new("L", GREY.size)] * 2, GREY]),
 }
@@ -76,7 +94,10 @@ def test_lightness_of_lab_is_that_of_srgb() -> None:
     values = np.zeros((1, 5, 3), np.uint8)
     values[0, :, 0] = np.round(lightness * 2.55)
     luminance = np.where(lightness > 8, ((lightness + 16) / 116) ** 3, lightness / 903.3)
-    expected = np.where(luminance > 0.0031308, 1.055 * luminance ** (1 / 2.4) - 0.055, 12.92 * luminance) * 255
+    expected = (
+        np.where(luminance > 0.0031308, 1.055 * luminance ** (1 / 2.4) - 0.055, 12.92 * luminance)
+        * 255
+    )
     found = read_rgb(encoded(Image.frombytes("LAB", (5, 1), values.tobytes()), "TIFF"))
     assert np.abs(found[0].astype(int) - expected[:, None]).max() <= 2
 
@@ -133,7 +154,10 @@ def test_12_bits_and_white_as_zero_of_a_tiff() -> None:
     ],
 )
 def test_pixels_without_a_known_range_are_refused(content: bytes) -> None:
-    with pytest.raises(ImageError, match=r"^thinkback: ramp\.tif: .*no range that the file tells; save it with 8 or"):
+    with pytest.raises(
+        ImageError,
+        match=r"^thinkback: ramp\.tif: .*no range that the file tells; save it with 8 or",
+    ):
         read_rgb(content, "ramp.tif")
 
 
@@ -147,10 +171,17 @@ def test_16_bit_colours_keep_their_upper_8() -> None:
     rows = b"\0" + np.repeat(ramp[:, None], 3, 1).astype(">u2").tobytes()
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", 256, 1, 16, 2, 0, 0, 0)
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    png = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     assert grey_of(read_rgb(png)) == list(range(256))
 
 
@@ -162,7 +193,11 @@ def test_colours_of_a_lossless_file_are_pillows(kind: str) -> None:
 
 
 def test_cmyk_of_a_jpeg_is_not_turned_into_its_negative() -> None:
-    patches = {(255, 255, 255): (0, 0, 0, 0), (0, 0, 0): (0, 0, 0, 255), (255, 0, 0): (0, 255, 255, 0)}
+    patches = {
+        (255, 255, 255): (0, 0, 0, 0),
+        (0, 0, 0): (0, 0, 0, 255),
+        (255, 0, 0): (0, 255, 255, 0),
+    }
     for colour, inks in patches.items():
         content = encoded(Image.new("CMYK", (16, 16), inks), "JPEG", quality=100)
         assert b"Adobe" in content[:64]  # whose inks are stored inverted
@@ -177,7 +212,9 @@ def test_transparency_is_left_out(alpha: int) -> None:
 
 
 @pytest.mark.parametrize("transparency", [7, bytes(range(256))])
-def test_a_palette_with_transparency_keeps_its_colours_without_a_warning(transparency: int | bytes) -> None:
+def test_a_palette_with_transparency_keeps_its_colours_without_a_warning(
+    transparency: int | bytes,
+) -> None:
     content = encoded(GREY.convert("P"), "PNG", transparency=transparency)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -208,7 +245,11 @@ def test_half_a_file_is_an_error(kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "the file is empty"), (b"no image" * 9, "it is no PNG, JPEG"), (b"%!PS-Adobe-3.0 EPSF-3.0", "it is no PNG")],
+    [
+        (b"", "the file is empty"),
+        (b"no image" * 9, "it is no PNG, JPEG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "it is no PNG"),
+    ],
 )
 def test_what_is_no_image_says_so(content: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=rf"^thinkback: photo: {reason}"):
@@ -231,7 +272,10 @@ def test_damage_of_any_kind_is_the_same_kind_of_error() -> None:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(256, size=(12, 12, 3), dtype=np.uint8))
     files = [encoded(image, kind) for kind in FORMATS]
-    files += [encoded(image, "TIFF", compression="tiff_lzw"), encoded(image.convert("P"), "PNG", transparency=3)]
+    files += [
+        encoded(image, "TIFF", compression="tiff_lzw"),
+        encoded(image.convert("P"), "PNG", transparency=3),
+    ]
     for content in itertools.islice(itertools.cycle(files), 400):
         damaged = bytearray(content)
         for place in rng.integers(min(len(damaged), 200), size=3):

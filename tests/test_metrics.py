@@ -6,14 +6,23 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import mannwhitneyu
-from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from sklearn.metrics import (
+    auc,
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
 from thinkback_utils import data, metrics
 
 GENERATOR = np.random.default_rng(0)
 CASES = {
     "continuous": (GENERATOR.normal(0, 1, 1000), GENERATOR.normal(1, 1, 200)),
-    "ties": (GENERATOR.integers(0, 6, 500).astype(float), GENERATOR.integers(2, 8, 200).astype(float)),
+    "ties": (
+        GENERATOR.integers(0, 6, 500).astype(float),
+        GENERATOR.integers(2, 8, 200).astype(float),
+    ),
     "constant": (np.ones(300), np.ones(200)),
     "perfect": (np.arange(100.0), np.arange(200.0) + 100),
     "reversed": (np.arange(100.0) + 200, np.arange(200.0)),
@@ -22,7 +31,10 @@ CASES = {
 
 def counted(ids, oods):
     """The four definitions, straight from the words: every threshold, every pair."""
-    points = [((ids >= t).mean(), (oods >= t).mean()) for t in np.r_[np.inf, np.unique(np.r_[ids, oods])[::-1]]]
+    points = [
+        ((ids >= t).mean(), (oods >= t).mean())
+        for t in np.r_[np.inf, np.unique(np.r_[ids, oods])[::-1]]
+    ]
     pairs = (oods[:, None] > ids).mean() + (oods[:, None] == ids).mean() / 2
     return (
         max(tpr for fpr, tpr in points if fpr <= 0.10),
@@ -38,12 +50,19 @@ def test_against_counting_and_scikit_learn(case):
     labels, values = np.r_[np.zeros(len(ids)), np.ones(len(oods))], np.r_[ids, oods]
     for prevalence in (1 / 6, 0.5):
         ours = metrics.ood_metrics(ids, oods, prevalence)
-        np.testing.assert_allclose([ours["tpr10"], ours["fpr95"], ours["auroc"]], counted(ids, oods), atol=1e-12)
+        np.testing.assert_allclose(
+            [ours["tpr10"], ours["fpr95"], ours["auroc"]], counted(ids, oods), atol=1e-12
+        )
         np.testing.assert_allclose(ours["auroc"], roc_auc_score(labels, values), atol=1e-12)
-        weight = np.r_[np.full(len(ids), (1 - prevalence) / len(ids)), np.full(len(oods), prevalence / len(oods))]
+        weight = np.r_[
+            np.full(len(ids), (1 - prevalence) / len(ids)),
+            np.full(len(oods), prevalence / len(oods)),
+        ]
         oracle = average_precision_score(labels, values, sample_weight=weight)
         np.testing.assert_allclose(ours["aupr"], oracle, atol=1e-12)
-    np.testing.assert_allclose(ours["auroc"], mannwhitneyu(oods, ids).statistic / len(ids) / len(oods), atol=1e-12)
+    np.testing.assert_allclose(
+        ours["auroc"], mannwhitneyu(oods, ids).statistic / len(ids) / len(oods), atol=1e-12
+    )
 
 
 def test_rates_are_exact_at_200_ood():
@@ -55,7 +74,9 @@ def test_rates_are_exact_at_200_ood():
 
 def test_nearest_rule_may_stop_below_95():
     ids, oods = np.array([0.5, 1.5, 1.6]), np.r_[0.0, 1.0, np.full(18, 2.0)]
-    curve = metrics.roc(ids, oods)  # true-positive rate 0.9 at false-positive rates 0, 1/3 and 2/3; 0.95 at 2/3; 1
+    curve = metrics.roc(
+        ids, oods
+    )  # true-positive rate 0.9 at false-positive rates 0, 1/3 and 2/3; 0.95 at 2/3; 1
     assert metrics.fpr_at_tpr(curve) == metrics.fpr_at_tpr(curve, 0.92) == 2 / 3
     assert metrics.fpr_at_tpr(curve, 0.9) == 0
     assert metrics.fpr_at_tpr(curve, 0.9, rule="nearest") == 2 / 3
@@ -73,12 +94,16 @@ def test_draws_are_seeded_subsets():
 
 
 def test_bootstrap_interval_covers_the_truth():
-    """AUROC of two unit normals one apart is Phi(1 / sqrt 2) = 0.7602; 95 % intervals cover it nearly always."""
+    """AUROC of two unit normals one apart is Phi(1 / sqrt 2) = 0.7602; 95 % intervals cover it
+    nearly always.
+    """
     covered = 0
     for seed in range(20):
         generator = np.random.default_rng(seed)
         ids, oods = generator.normal(0, 1, 300), generator.normal(1, 1, 300)
-        low, high = metrics.interval95(metrics.resampled(ids, oods, resamples=100, seed=seed))["auroc"]
+        low, high = metrics.interval95(metrics.resampled(ids, oods, resamples=100, seed=seed))[
+            "auroc"
+        ]
         assert 0.02 < high - low < 0.15
         covered += low <= 0.7602 <= high
     assert covered >= 16
@@ -103,7 +128,9 @@ def test_resamples_are_those_of_copied_images():
 
 
 def test_differences_of_resamples_are_paired():
-    """Two nearly equal scores of the same images: their difference is known far better than either of them."""
+    """Two nearly equal scores of the same images: their difference is known far better than either
+    of them.
+    """
     generator = np.random.default_rng(0)
     ids, oods = generator.normal(0, 1, 400), generator.normal(1, 1, 300)
     first = metrics.resampled(ids, oods, resamples=50)
@@ -111,7 +138,9 @@ def test_differences_of_resamples_are_paired():
     assert np.std(first - second, axis=0)[2] < 0.2 * np.std(first, axis=0)[2]
     assert np.array_equal(first, metrics.resampled(ids, oods, resamples=50))
     other_set = metrics.resampled(ids, generator.normal(1, 1, 200), resamples=50)
-    assert np.corrcoef(first[:, 2], other_set[:, 2])[0, 1] > 0.2  # they share the in-distribution images
+    assert (
+        np.corrcoef(first[:, 2], other_set[:, 2])[0, 1] > 0.2
+    )  # they share the in-distribution images
 
 
 def test_mean_auroc_and_its_interval():
@@ -135,7 +164,9 @@ def test_mean_auroc_and_its_interval():
 
 def test_tensors_of_any_precision_are_scores():
     ids, oods = torch.arange(8.0, requires_grad=True), torch.arange(4, 12).bfloat16()
-    assert metrics.ood_metrics(ids, oods) == metrics.ood_metrics(np.arange(8.0), np.arange(4.0, 12.0))
+    assert metrics.ood_metrics(ids, oods) == metrics.ood_metrics(
+        np.arange(8.0), np.arange(4.0, 12.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +180,10 @@ def test_tensors_of_any_precision_are_scores():
         (([1.0], [1.0], "half"), r"prevalence is a fraction between 0 and 1, got 'half'"),
         ((["0.1"], [1.0]), r"id_scores must be a vector of numbers; its type is <U3"),
         (([0.1], [1j]), r"ood_scores must be a vector of numbers; its type is complex128"),
-        (([0.1], torch.tensor([1j])), r"ood_scores must be a vector of numbers; its type is complex64"),
+        (
+            ([0.1], torch.tensor([1j])),
+            r"ood_scores must be a vector of numbers; its type is complex64",
+        ),
         (([0.1], [{}]), r"ood_scores must be a vector of numbers"),
         (([0.1], [None]), r"ood_scores holds nan at position 0"),
         (([0.1], [[1.0], [1.0, 2.0]]), r"ood_scores must be a vector of numbers"),
@@ -166,7 +200,10 @@ CURVE = metrics.roc([0.1, 0.2, 0.3], [0.15, 0.3])
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (lambda: metrics.fpr_at_tpr(CURVE, rule="neareast"), r"rule is one of \('first', 'nearest'\), got 'neareast'"),
+        (
+            lambda: metrics.fpr_at_tpr(CURVE, rule="neareast"),
+            r"rule is one of \('first', 'nearest'\), got 'neareast'",
+        ),
         (lambda: metrics.fpr_at_tpr(CURVE, 2), r"tpr is a rate in \[0, 1\], got 2"),
         (lambda: metrics.fpr_at_tpr(CURVE, 95, "nearest"), r"tpr is a rate in \[0, 1\], got 95"),
         (lambda: metrics.fpr_at_tpr(CURVE, -0.1), r"tpr is a rate in \[0, 1\], got -0.1"),
@@ -174,31 +211,64 @@ CURVE = metrics.roc([0.1, 0.2, 0.3], [0.15, 0.3])
         (lambda: metrics.fpr_at_tpr(CURVE, None), r"tpr is a rate in \[0, 1\], got None"),
         (lambda: metrics.tpr_at_fpr(CURVE, 10), r"fpr is a rate in \[0, 1\], got 10"),
         (lambda: metrics.tpr_at_fpr(CURVE, np.nan), r"fpr is a rate in \[0, 1\], got nan"),
-        (lambda: metrics.average_precision(CURVE, 0), r"prevalence is a fraction between 0 and 1, got 0"),
+        (
+            lambda: metrics.average_precision(CURVE, 0),
+            r"prevalence is a fraction between 0 and 1, got 0",
+        ),
         (lambda: metrics.average_precision(CURVE, np.nan), r"prevalence .* got nan"),
         (lambda: metrics.summary(CURVE, 1.5), r"prevalence .* got 1.5"),
-        (lambda: metrics.fpr_at_tpr(metrics.Roc(*(part[:-1] for part in CURVE))), r"runs from \(0, 0\) to \(1, 1\)"),
-        (lambda: metrics.tpr_at_fpr(metrics.Roc(*(part[1:] for part in CURVE))), r"runs from \(0, 0\) to \(1, 1\)"),
-        (lambda: metrics.average_precision(metrics.Roc(*[np.zeros(0)] * 3), 0.5), r"runs from \(0, 0\) to \(1, 1\)"),
+        (
+            lambda: metrics.fpr_at_tpr(metrics.Roc(*(part[:-1] for part in CURVE))),
+            r"runs from \(0, 0\) to \(1, 1\)",
+        ),
+        (
+            lambda: metrics.tpr_at_fpr(metrics.Roc(*(part[1:] for part in CURVE))),
+            r"runs from \(0, 0\) to \(1, 1\)",
+        ),
+        (
+            lambda: metrics.average_precision(metrics.Roc(*[np.zeros(0)] * 3), 0.5),
+            r"runs from \(0, 0\) to \(1, 1\)",
+        ),
         (lambda: metrics.draws([1.0, 2.0], size=0), r"size is a whole number from 1 on, got 0"),
         (lambda: metrics.draws([1.0, 2.0], size=1.5), r"size is a whole number from 1 on, got 1.5"),
         (lambda: metrics.draws([1.0, 2.0], count=0), r"count is a whole number from 1 on, got 0"),
         (lambda: metrics.draws([1.0, 2.0], seed=-1), r"seed is a whole number from 0 on, got -1"),
         (lambda: metrics.draws([]), r"ood_scores must be a non-empty vector"),
-        (lambda: metrics.resampled([1.0], [2.0], resamples=0), r"resamples is a whole number from 1 on, got 0"),
-        (lambda: metrics.resampled([1.0], [2.0], resamples=True), r"resamples is a whole number from 1 on, got True"),
-        (lambda: metrics.resampled([1.0], [2.0], seed=-3), r"seed is a whole number from 0 on, got -3"),
+        (
+            lambda: metrics.resampled([1.0], [2.0], resamples=0),
+            r"resamples is a whole number from 1 on, got 0",
+        ),
+        (
+            lambda: metrics.resampled([1.0], [2.0], resamples=True),
+            r"resamples is a whole number from 1 on, got True",
+        ),
+        (
+            lambda: metrics.resampled([1.0], [2.0], seed=-3),
+            r"seed is a whole number from 0 on, got -3",
+        ),
         (lambda: metrics.resampled([1.0], [2.0], np.nan), r"prevalence .* got nan"),
-        (lambda: metrics.interval95(np.zeros((0, 4))), r"shape \(resamples, 4\).*got shape \(0, 4\)"),
+        (
+            lambda: metrics.interval95(np.zeros((0, 4))),
+            r"shape \(resamples, 4\).*got shape \(0, 4\)",
+        ),
         (lambda: metrics.interval95(np.zeros((5, 3))), r"got shape \(5, 3\)"),
         (lambda: metrics.interval95(np.zeros(4)), r"got shape \(4,\)"),
         (lambda: metrics.interval95(np.full((5, 4), np.nan)), r"finite"),
         (lambda: metrics.mean_auroc([0.1, 0.2], []), r"ood_scores holds no OOD set"),
-        (lambda: metrics.mean_auroc([0.1, 0.2], [0.3, 0.4]), r"a set of ood_scores must be a non-empty vector"),
+        (
+            lambda: metrics.mean_auroc([0.1, 0.2], [0.3, 0.4]),
+            r"a set of ood_scores must be a non-empty vector",
+        ),
         (lambda: metrics.mean_auroc([0.1], [[0.3, 0.4]]), r"two scores a side or more, got 1"),
-        (lambda: metrics.mean_auroc([0.1, 0.2], [[0.3, 0.4], [0.5]]), r"two scores a side or more, got 1"),
+        (
+            lambda: metrics.mean_auroc([0.1, 0.2], [[0.3, 0.4], [0.5]]),
+            r"two scores a side or more, got 1",
+        ),
         (lambda: metrics.conventions([0.1], [0.2], prevalence=1), r"prevalence .* got 1"),
-        (lambda: metrics.conventions([0.1], [0.2], area="steps"), r"area is one of .*, got 'steps'"),
+        (
+            lambda: metrics.conventions([0.1], [0.2], area="steps"),
+            r"area is one of .*, got 'steps'",
+        ),
         (lambda: metrics.conventions([], [0.2]), r"id_scores must be a non-empty vector"),
     ],
 )
@@ -216,7 +286,9 @@ def test_the_ends_of_a_range_are_in_it():
 
 
 def other_names(ids, oods):
-    """By scikit-learn alone, as OpenOOD's and Energy's code take them: confidences, and either side as positive."""
+    """By scikit-learn alone, as OpenOOD's and Energy's code take them: confidences, and either side
+    as positive.
+    """
     truth, values = np.r_[np.zeros(len(ids)), np.ones(len(oods))], np.r_[ids, oods]
     found = {}
     for side, labels, confidences in (("out", truth, values), ("in", 1 - truth, -values)):
@@ -246,7 +318,10 @@ def test_other_conventions_are_those_of_pytorch_ood(case):
     data.import_torchvision()  # which pytorch_ood imports plainly
     pytorch_ood = pytest.importorskip("pytorch_ood.metrics")
     ids, oods = CASES[case]
-    scores, labels = torch.from_numpy(np.r_[ids, oods]), torch.from_numpy(np.repeat([0, -1], [len(ids), len(oods)]))
+    scores, labels = (
+        torch.from_numpy(np.r_[ids, oods]),
+        torch.from_numpy(np.repeat([0, -1], [len(ids), len(oods)])),
+    )
     theirs = pytorch_ood.OODMetrics().update(scores, labels).compute()
     ours = metrics.conventions(ids, oods, area="trapezoid")
     for name, key in (("fpr95_out", "FPR95TPR"), ("aupr_in", "AUPR-IN"), ("aupr_out", "AUPR-OUT")):
@@ -255,9 +330,14 @@ def test_other_conventions_are_those_of_pytorch_ood(case):
 
 def test_the_mix_of_other_conventions_is_a_weight():
     ids, oods = CASES["ties"]
-    half, weight = metrics.conventions(ids, oods, 0.5), np.repeat([1 / len(ids), 1 / len(oods)], [len(ids), len(oods)])
+    half, weight = (
+        metrics.conventions(ids, oods, 0.5),
+        np.repeat([1 / len(ids), 1 / len(oods)], [len(ids), len(oods)]),
+    )
     truth, values = np.repeat([0, 1], [len(ids), len(oods)]), np.r_[ids, oods]
-    assert half["aupr_out"] == pytest.approx(average_precision_score(truth, values, sample_weight=weight), abs=1e-12)
+    assert half["aupr_out"] == pytest.approx(
+        average_precision_score(truth, values, sample_weight=weight), abs=1e-12
+    )
     assert half["aupr_in"] == pytest.approx(
         average_precision_score(1 - truth, -values, sample_weight=weight), abs=1e-12
     )
@@ -265,7 +345,10 @@ def test_the_mix_of_other_conventions_is_a_weight():
 
 def test_confidences_given_as_scores_are_noticed():
     ids, oods = GENERATOR.normal(0, 1, 200), GENERATOR.normal(2, 1, 100)
-    with pytest.warns(UserWarning, match=r"AUROC is far below 0\.5; scores must be higher = more OOD: was the sign"):
+    with pytest.warns(
+        UserWarning,
+        match=r"AUROC is far below 0\.5; scores must be higher = more OOD: was the sign",
+    ):
         metrics.ood_metrics(-ids, -oods)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -278,5 +361,9 @@ def test_few_images_never_look_reversed():
     """Under chance the rule speaks less often than it claims, at any size."""
     generator = np.random.default_rng(0)
     for n_id, n_ood in ((2, 2), (3, 20), (30, 30)):
-        aurocs = mannwhitneyu(generator.normal(size=(n_ood, 2000)), generator.normal(size=(n_id, 2000))).statistic
-        assert np.mean([metrics.looks_reversed(u / n_id / n_ood, n_id, n_ood) for u in aurocs]) <= 0.03
+        aurocs = mannwhitneyu(
+            generator.normal(size=(n_ood, 2000)), generator.normal(size=(n_id, 2000))
+        ).statistic
+        assert (
+            np.mean([metrics.looks_reversed(u / n_id / n_ood, n_id, n_ood) for u in aurocs]) <= 0.03
+        )

@@ -17,8 +17,12 @@ def test_parameter_count_is_the_published_one():
 
 def test_depth_counts_convolutions():
     net = WideResNet(16, 2)
-    threes = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
-    assert len(threes) == 16 - 3  # the stem and two for each of six blocks; depth also counts 3 projections
+    threes = [
+        m for m in net.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
+    assert (
+        len(threes) == 16 - 3
+    )  # the stem and two for each of six blocks; depth also counts 3 projections
 
 
 @pytest.mark.parametrize("depth", [4, 12, 41])
@@ -85,12 +89,18 @@ def tensors(tmp_path_factory):
         "[10, 1]",
         "{}",
         '{"depth": "10"}',
-        *(json.dumps(CONFIG | change) for change in ({"extra": 1}, {"width": 2}, {"num_classes": 0})),
+        *(
+            json.dumps(CONFIG | change)
+            for change in ({"extra": 1}, {"width": 2}, {"num_classes": 0})
+        ),
     ],
 )
 def test_weights_of_an_impossible_network_are_named(tensors, metadata, tmp_path):
     save_file(tensors, tmp_path / "w", {"config": metadata})
-    with pytest.raises(ValueError, match=r"thinkback: .*/w holds no weights of the network.*train the network again"):
+    with pytest.raises(
+        ValueError,
+        match=r"thinkback: .*/w holds no weights of the network.*train the network again",
+    ):
         WideResNet.load(tmp_path / "w")
 
 
@@ -117,7 +127,9 @@ def test_weights_cut_short_are_named(tensors, tmp_path):
     content = (tmp_path / "whole").read_bytes()
     for size in (0, 5, 8, 100, len(content) // 2, len(content) - 1):
         (tmp_path / "w").write_bytes(content[:size])
-        with pytest.raises(ValueError, match=r"thinkback: .*/w is cut short or no safetensors file .*fetch it anew"):
+        with pytest.raises(
+            ValueError, match=r"thinkback: .*/w is cut short or no safetensors file .*fetch it anew"
+        ):
             WideResNet.load(tmp_path / "w")
     with pytest.raises(ValueError, match=r"thinkback: .* is cut short or no safetensors file"):
         WideResNet.load(tmp_path)  # a folder
@@ -127,6 +139,9 @@ def test_weights_beyond_float16_are_not_written(tmp_path):
     net = WideResNet(**CONFIG)
     with torch.no_grad():
         net.fc.bias[1] = 1e6
-    with pytest.raises(ValueError, match=r"thinkback: fc.bias holds values that float16 cannot; .*/w is not written"):
+    with pytest.raises(
+        ValueError,
+        match=r"thinkback: fc.bias holds values that float16 cannot; .*/w is not written",
+    ):
         net.save(tmp_path / "w")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""The opening figure: its numbers against autograd, its pictures against the gallery, and that it rests complete."""
+"""The opening figure: its numbers against autograd, its pictures against the gallery, and that it
+rests complete.
+"""
 
 import base64
 import io
@@ -11,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from bookmaking import opening
 from thinkback_utils import data
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, load_scores
 from thinkback_utils.features import Bundle
 from thinkback_utils.files import read_json
-from thinkback_utils.pages import opening
 from thinkback_utils.scores import head_gradients
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -40,7 +42,9 @@ def drawing():
 
 def symmetric_inverse_root(matrix):
     """By eigenvalues, damped by their mean; the residuals' zero direction stays out."""
-    values, vectors = np.linalg.eigh(matrix + DAMPING * np.trace(matrix) / len(matrix) * np.eye(len(matrix)))
+    values, vectors = np.linalg.eigh(
+        matrix + DAMPING * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+    )
     return vectors @ np.diag(values**-0.5) @ vectors.T
 
 
@@ -66,7 +70,9 @@ def test_cells_are_squared_gradients_of_autograd_against_training(story, bundle)
             gradient = head_gradients(x / length, weight, bias, torch.tensor([label]), T)[0].numpy()
             expected = expected + p[label] * (A @ gradient @ B) ** 2
             if label == p.argmax():
-                assert row.r == pytest.approx(gradient[:, -1], rel=1e-3, abs=1e-6)  # float16 features
+                assert row.r == pytest.approx(
+                    gradient[:, -1], rel=1e-3, abs=1e-6
+                )  # float16 features
         assert row.cells == pytest.approx(expected, rel=2e-2, abs=1e-3 * expected.max())
         assert row.cells.sum() == pytest.approx(row.score, rel=1e-9)
 
@@ -75,7 +81,11 @@ def test_the_images_follow_the_rule(story):
     kept = load_scores(RUN)
     for row in story.rows:
         scores = kept[row.name][opening.METHOD]
-        shown = [r["index"] for r in read_json(RESULTS / "gallery" / "examples.json")["images"] if r["set"] == row.name]
+        shown = [
+            r["index"]
+            for r in read_json(RESULTS / "gallery" / "examples.json")["images"]
+            if r["set"] == row.name
+        ]
         away = np.abs(scores - np.median(scores))
         assert row.place in shown
         assert away[row.place] == away[shown].min()
@@ -96,7 +106,7 @@ def test_the_committed_drawing_shows_these_numbers(story, drawing):
             f"adds up to {row.score:,.0f}",
             verdict,
         )
-        assert set(line) <= set(words), "run `python -m thinkback_utils.pages.opening`"
+        assert set(line) <= set(words), "run `python -m bookmaking.opening`"
     assert (RESULTS / "opening.md").read_text(encoding="utf-8") == opening.as_markdown(story)
 
 
@@ -105,10 +115,15 @@ def test_bars_and_lines_have_the_lengths_of_the_numbers(story, drawing):
         paths = [path.get("d") for path in drawing.findall(f".//{{*}}path[@class='{name}']")]
         return [np.array([float(x) for x in re.findall(rf"{letter}(-?[\d.]+)", d)]) for d in paths]
 
-    (strips, bars), longest = (lengths("y", "v"), lengths("x", "h")), max(abs(row.r).max() for row in story.rows)
+    (strips, bars), longest = (
+        (lengths("y", "v"), lengths("x", "h")),
+        max(abs(row.r).max() for row in story.rows),
+    )
     unit = None
     for j, row in enumerate(story.rows):
-        assert -strips[j] == pytest.approx(opening.TALL * row.h / max(r.h.max() for r in story.rows), abs=0.051)
+        assert -strips[j] == pytest.approx(
+            opening.TALL * row.h / max(r.h.max() for r in story.rows), abs=0.051
+        )
         assert bars[j] == pytest.approx(72 * row.p, abs=0.051)
         assert bars[2 + j] == pytest.approx(72 * row.r / longest, abs=0.051)
         unit = unit or bars[4][0] / row.score
@@ -120,21 +135,30 @@ def test_bars_and_lines_have_the_lengths_of_the_numbers(story, drawing):
 
 
 def test_the_committed_pictures_are_the_gallery_and_the_cells(story, drawing):
-    sources = [image.get("href").removeprefix("data:image/png;base64,") for image in drawing.findall(".//{*}image")]
+    sources = [
+        image.get("href").removeprefix("data:image/png;base64,")
+        for image in drawing.findall(".//{*}image")
+    ]
     pictures = [Image.open(io.BytesIO(base64.b64decode(source))) for source in sources]
     sprite = np.asarray(Image.open(RESULTS / "gallery" / "sprite.png"))
     browsed = read_json(RESULTS / "gallery" / "examples.json")
     for row, picture in zip(story.rows, pictures[:2], strict=True):
-        tile = next(r["tile"] for r in browsed["images"] if (r["set"], r["index"]) == (row.name, row.place))
+        tile = next(
+            r["tile"] for r in browsed["images"] if (r["set"], r["index"]) == (row.name, row.place)
+        )
         y, x = (data.SIDE * place for place in divmod(tile, browsed["columns"]))
         assert np.array_equal(np.asarray(picture), sprite[y : y + data.SIDE, x : x + data.SIDE])
     strength = [np.asarray(picture)[..., 3].astype(float) for picture in pictures[2:]]
-    for row, alpha in zip(story.rows, strength, strict=True):  # proportional to the gradient, in one unit for both
+    for row, alpha in zip(
+        story.rows, strength, strict=True
+    ):  # proportional to the gradient, in one unit for both
         free = (alpha > 20) & (alpha < 255)
         unit = alpha[free] / np.sqrt(row.cells[free])
         assert free.sum() > 100
         assert np.ptp(unit) / unit.mean() < 0.06
-        assert unit.mean() == pytest.approx(255 / np.quantile([np.sqrt(r.cells) for r in story.rows], 0.99), rel=1e-2)
+        assert unit.mean() == pytest.approx(
+            255 / np.quantile([np.sqrt(r.cells) for r in story.rows], 0.99), rel=1e-2
+        )
     assert strength[1].mean() > strength[0].mean()
 
 
@@ -145,10 +169,15 @@ def test_the_drawing_rests_complete_within_five_seconds(drawing):
     style = drawing.find("{*}style").text
     still, moving = style.split("@media screen and (prefers-reduced-motion: no-preference) {")
     assert "animation" not in still
-    assert not re.search(r"opacity|scale[XY]|clip-path", still)  # nothing waits, hidden, to be moved in
-    assert all("to" not in frame or "inset(0)" in frame for frame in re.findall(r"@keyframes .*", moving))
+    assert not re.search(
+        r"opacity|scale[XY]|clip-path", still
+    )  # nothing waits, hidden, to be moved in
+    assert all(
+        "to" not in frame or "inset(0)" in frame for frame in re.findall(r"@keyframes .*", moving)
+    )
     delays, durations = (
-        [float(x) for x in re.findall(p, moving)] for p in (r"delay: ([\d.]+)s", r"animation: \w+ ([\d.]+)s")
+        [float(x) for x in re.findall(p, moving)]
+        for p in (r"delay: ([\d.]+)s", r"animation: \w+ ([\d.]+)s")
     )
     assert len(delays) == len(opening.STEPS)
     assert max(delays) + max(durations) <= 5
@@ -162,11 +191,18 @@ def test_one_command_writes_it(story, tmp_path, monkeypatch, capsys):
     opening.main(["--results", str(tmp_path)])
     assert "opening.svg" in capsys.readouterr().out
     facts = read_json(tmp_path / "gallery" / "opening.json")
-    assert {name: pick["index"] for name, pick in facts["images"].items()} == {r.name: r.place for r in story.rows}
+    assert {name: pick["index"] for name, pick in facts["images"].items()} == {
+        r.name: r.place for r in story.rows
+    }
     assert (tmp_path / "gallery" / "opening.svg").read_text(encoding="utf-8") == opening.draw(story)
     page = (Path(__file__).parents[1] / "book" / "intro.md").read_text(encoding="utf-8")
     assert "{include} ../results/opening.md" in page
     assert "#fig-opening" in page
-    style = (Path(__file__).parents[1] / "book" / "_static" / "thinkback.css").read_text(encoding="utf-8")
-    for width, height in (opening.WIDE, opening.NARROW):  # the shape of the box decides how the steps lie
+    style = (Path(__file__).parents[1] / "book" / "_static" / "thinkback.css").read_text(
+        encoding="utf-8"
+    )
+    for width, height in (
+        opening.WIDE,
+        opening.NARROW,
+    ):  # the shape of the box decides how the steps lie
         assert f"aspect-ratio: {width} / {height};" in style

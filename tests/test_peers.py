@@ -1,4 +1,6 @@
-"""Published detectors as they are wrapped here, against small computations of their papers' formulas; then one run."""
+"""Published detectors as they are wrapped here, against small computations of their papers'
+formulas; then one run.
+"""
 
 import hashlib
 import json
@@ -15,19 +17,21 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from experiments import peers
+from experiments.peers import PEERS
 from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, Features
 from thinkback_utils.methods import METHODS
 from thinkback_utils.models import WideResNet
-from thinkback_utils.study import peers
-from thinkback_utils.study.peers import PEERS
 
 N, D, K = 2000, 16, 5
 OF_FEATURES = [name for name, peer in PEERS.items() if peer.reads != "images"]
 
 
 def made_up(layer, n, seed, far=False):
-    """Activations as behind a ReLU around one direction per class; ``far``: short and along none of them."""
+    """Activations as behind a ReLU around one direction per class; ``far``: short and along none of
+    them.
+    """
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % K
     centers = 0.1 if far else 1 + 4 * torch.eye(D)[3 * y] + torch.eye(D)[3 * y + 1]
@@ -37,7 +41,9 @@ def made_up(layer, n, seed, far=False):
 
 @pytest.fixture(scope="module")
 def world():
-    """A last layer that reads these directions, with training data (a few labels wrong), test data and outliers."""
+    """A last layer that reads these directions, with training data (a few labels wrong), test data
+    and outliers.
+    """
     layer = nn.Linear(D, K).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     layer.weight.copy_(torch.eye(D)[::3][:K] + 0.1 * torch.randn(K, D, generator=generator))
@@ -65,7 +71,9 @@ def test_higher_is_more_ood(name, world):
 
 @pytest.mark.parametrize("name", ["msp", "max_logit", "energy", "gradnorm"])
 def test_theirs_and_ours_agree(name, world):
-    """GradNorm too, without a transform: both take the mean over the uniform label's classes, and negate."""
+    """GradNorm too, without a transform: both take the mean over the uniform label's classes, and
+    negate.
+    """
     item = world[2]
     ours = METHODS[name](item.features, item.logits, ()).numpy()
     np.testing.assert_allclose(scored(name, world), ours, rtol=1e-5)
@@ -79,7 +87,9 @@ def test_mahalanobis_is_the_distance_to_the_nearest_mean(name, world):
     means = np.stack([h[y == k].mean(0) for k in range(K)])
     precision = EmpiricalCovariance(assume_centered=True).fit(h - means[y]).precision_
     squared = cdist(x, means, "mahalanobis", VI=precision).min(1) ** 2
-    np.testing.assert_allclose(scored(name, world), squared / 2 / N, rtol=2e-3)  # the package does not divide by N
+    np.testing.assert_allclose(
+        scored(name, world), squared / 2 / N, rtol=2e-3
+    )  # the package does not divide by N
 
 
 def test_mahalanobis_pp_does_not_see_the_length(world):
@@ -91,7 +101,10 @@ def test_mahalanobis_pp_does_not_see_the_length(world):
 
 
 def test_knn_is_the_distance_to_the_fiftieth_neighbour(world):
-    h, x = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (numpy_of(world[i])[0] for i in (1, 2)))
+    h, x = (
+        v / np.linalg.norm(v, axis=1, keepdims=True)
+        for v in (numpy_of(world[i])[0] for i in (1, 2))
+    )
     np.testing.assert_allclose(scored("knn", world), np.sort(cdist(x, h), 1)[:, 49], rtol=1e-4)
 
 
@@ -131,33 +144,45 @@ def test_dice_keeps_the_tenth_of_the_weights_that_contributes_most(world):
     contribution = W * numpy_of(train)[0].mean(0)
     kept = W * (contribution > np.quantile(contribution, 0.9))
     assert (kept != 0).sum() == K * D // 10
-    np.testing.assert_allclose(scored("dice", world), -logsumexp(numpy_of(item)[0] @ kept.T + b, 1), rtol=1e-5)
+    np.testing.assert_allclose(
+        scored("dice", world), -logsumexp(numpy_of(item)[0] @ kept.T + b, 1), rtol=1e-5
+    )
 
 
 def test_she_is_the_product_with_the_mean_of_what_was_classified_right(world):
     (h, z, y), (x, logits, _) = numpy_of(world[1]), numpy_of(world[2])
     means = np.stack([h[(y == k) & (z.argmax(1) == k)].mean(0) for k in range(K)])
-    np.testing.assert_allclose(scored("she", world), -(x * means[logits.argmax(1)]).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(
+        scored("she", world), -(x * means[logits.argmax(1)]).sum(1), rtol=1e-5
+    )
 
 
 def test_gen_and_kl_matching_are_their_formulas(world):
     (_, z, _), (_, logits, _) = numpy_of(world[1]), numpy_of(world[2])
     p, q = softmax(logits, 1).clip(1e-7, 1 - 1e-7), softmax(z, 1)
-    np.testing.assert_allclose(scored("gen", world), (p * (1 - p)) ** 0.1 @ np.full(K, 1 / K), rtol=1e-3)
+    np.testing.assert_allclose(
+        scored("gen", world), (p * (1 - p)) ** 0.1 @ np.full(K, 1 / K), rtol=1e-3
+    )
     typical = [q[q.argmax(1) == k].mean(0) for k in range(K)]
     expected = np.min([entropy(softmax(logits, 1), d, axis=1) for d in typical], axis=0)
     np.testing.assert_allclose(scored("kl_matching", world), expected, atol=1e-5)
 
 
 def test_openmax_fits_the_tail_of_what_was_classified_right(world):
-    """Its activations are lowered by the Weibull probability of their distance, the best class's most."""
+    """Its activations are lowered by the Weibull probability of their distance, the best class's
+    most.
+    """
     (_, z, y), (_, logits, _) = numpy_of(world[1]), numpy_of(world[2])
     outside = []
     for k in range(K):
         own = z[(y == k) & (z.argmax(1) == k)]
         tail = np.sort(np.linalg.norm(own - own.mean(0), axis=1))[-20:]
         shape, _, scale = weibull_min.fit(tail - tail[0] + 1e4, floc=0)
-        outside.append(weibull_min.cdf(np.linalg.norm(logits - own.mean(0), axis=1) - tail[0] + 1e4, shape, 0, scale))
+        outside.append(
+            weibull_min.cdf(
+                np.linalg.norm(logits - own.mean(0), axis=1) - tail[0] + 1e4, shape, 0, scale
+            )
+        )
     rank = (-logits).argsort(1).argsort(1)
     lowered = logits * np.stack(outside, 1) * (1 - rank / K)
     revised = np.column_stack([lowered.sum(1), logits - lowered])
@@ -166,7 +191,9 @@ def test_openmax_fits_the_tail_of_what_was_classified_right(world):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_the_table_says_what_a_peer_is_and_needs(name, world):
-    """Its source is the package's own; without labels or training data that it says it does not need it works too."""
+    """Its source is the package's own; without labels or training data that it says it does not
+    need it works too.
+    """
     peer = PEERS[name]
     net = WideResNet(depth=10, width=1).eval()
     detector = peer.fit(*(world[:2] if peer.reads != "images" else (net, None)))
@@ -176,7 +203,10 @@ def test_the_table_says_what_a_peer_is_and_needs(name, world):
     assert ("images" in peer.needs) == (peer.reads == "images")
     assert detector.requires_fit == ("training data" in peer.needs)
     if detector.requires_fit:
-        with pytest.raises(ValueError, match=f"^thinkback: .{peer.title[1:].replace('+', '.')} is fitted on training"):
+        with pytest.raises(
+            ValueError,
+            match=f"^thinkback: .{peer.title[1:].replace('+', '.')} is fitted on training",
+        ):
             peer.fit(world[0])
     for setting, (value, why) in peer.settings.items():
         assert why
@@ -186,8 +216,13 @@ def test_the_table_says_what_a_peer_is_and_needs(name, world):
 
 def test_odin_takes_one_signed_step_towards_its_own_decision():
     torch.manual_seed(0)
-    net, images = WideResNet(depth=10, width=1).eval(), torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8)
-    net.fc.weight.data *= 1000  # which the temperature takes back, so that the step is far beyond rounding
+    net, images = (
+        WideResNet(depth=10, width=1).eval(),
+        torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8),
+    )
+    net.fc.weight.data *= (
+        1000  # which the temperature takes back, so that the step is far beyond rounding
+    )
     odin = PEERS["odin"]
     found = odin(odin.fit(net), images)
     x = (images.double() / 255).requires_grad_()
@@ -206,14 +241,25 @@ def test_bytes_are_what_a_detector_keeps_beside_the_network(world):
         name: peers.kept_bytes(PEERS[name].fit(layer, train), list(layer.parameters()))
         for name in ("energy", "gradnorm", "react", "dice", "mahalanobis", "knn")
     }
-    floats = {"energy": 0, "gradnorm": 0, "react": 0, "dice": D + K * D, "mahalanobis": K * D + 2 * D * D, "knn": N * D}
+    floats = {
+        "energy": 0,
+        "gradnorm": 0,
+        "react": 0,
+        "dice": D + K * D,
+        "mahalanobis": K * D + 2 * D * D,
+        "knn": N * D,
+    }
     assert kept == {name: 4 * count for name, count in floats.items()}
-    assert peers.kept_bytes([train.features, train.features.numpy()]) == 4 * N * D  # one array, two views
+    assert (
+        peers.kept_bytes([train.features, train.features.numpy()]) == 4 * N * D
+    )  # one array, two views
 
 
 def test_a_missing_package_is_named(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_ood.detector", None)
-    with pytest.raises(ModuleNotFoundError, match=r"thinkback: .* `pip install 'thinkback-utils\[peers\]'`"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"thinkback: .* `pip install 'thinkback-utils\[peers\]'`"
+    ):
         PEERS["energy"].fit(world[0])
 
 
@@ -250,7 +296,9 @@ def folder(tmp_path_factory):
         Bundle(sets, torch.eye(10, 64), -torch.ones(10)).save(folder / "bundle.npz")
         net.save(folder / "weights.safetensors")
         (folder / "provenance.json").write_text(json.dumps({"images_sha256": digests}))
-        peers.main(["--results", str(root / "results"), "--network", "wrn10-1-cifar10", "--seed", "3"])
+        peers.main(
+            ["--results", str(root / "results"), "--network", "wrn10-1-cifar10", "--seed", "3"]
+        )
     return folder
 
 
@@ -259,18 +307,31 @@ def test_one_command_scores_every_peer_on_every_set(folder):
     assert set(kept) == set(SIZES) - {"cifar10-train"}
     for name, row in kept.items():
         assert set(row) == set(PEERS)
-        expected = dict.fromkeys(OF_FEATURES, SIZES[name]) | {"odin": 20 if name == "cifar10-test" else 10}
+        expected = dict.fromkeys(OF_FEATURES, SIZES[name]) | {
+            "odin": 20 if name == "cifar10-test" else 10
+        }
         assert {peer: len(values) for peer, values in row.items()} == expected
         assert {values.dtype.name for values in row.values()} == {"float64"}
     bundle = Bundle.load(folder / "bundle.npz")
     detector = PEERS["knn"].fit(peers.last_layer(bundle), bundle.sets["cifar10-train"])
-    np.testing.assert_allclose(kept["svhn"]["knn"], PEERS["knn"](detector, bundle.sets["svhn"]), rtol=1e-5)
+    np.testing.assert_allclose(
+        kept["svhn"]["knn"], PEERS["knn"](detector, bundle.sets["svhn"]), rtol=1e-5
+    )
     assert record["images"]["count"] == {"cifar10-test": 20, "svhn": 10, "cifar100": 10}
 
 
 def test_the_record_sets_our_costs_beside_theirs(folder):
     record = peers.load(folder)[1]
-    for key in ("command", "commit", "started", "device", "versions", "weights_sha256", "pytorch_ood", "absent"):
+    for key in (
+        "command",
+        "commit",
+        "started",
+        "device",
+        "versions",
+        "weights_sha256",
+        "pytorch_ood",
+        "absent",
+    ):
         assert record[key]
     assert set(record["peers"]) == set(PEERS)
     assert set(record["ours"]) == set(evaluation.COMPARED)
@@ -280,19 +341,25 @@ def test_the_record_sets_our_costs_beside_theirs(folder):
     assert record["ours"]["thinkback"]["bytes"] == 8 * 10 * 64
     assert record["peers"]["knn"]["bytes"] == 4 * 120 * 64
     assert record["peers"]["odin"]["bytes"] == 0
-    assert record["peers"]["knn"]["needs"] == {need: need == "training data" for need in peers.NEEDS}
+    assert record["peers"]["knn"]["needs"] == {
+        need: need == "training data" for need in peers.NEEDS
+    }
     assert record["peers"]["knn"]["settings"]["k"]["value"] == 50
 
 
 def test_the_table_has_every_peer_near_and_far_with_intervals(folder):
     records = json.loads((folder / "peers_table.json").read_text())
-    assert {(r["set"], r["method"]) for r in records} == {(s, p) for s in ("svhn", "cifar100", "mean") for p in PEERS}
+    assert {(r["set"], r["method"]) for r in records} == {
+        (s, p) for s in ("svhn", "cifar100", "mean") for p in PEERS
+    }
     assert {r["set"] for r in records if r["near"]} == {"cifar100"}
     kept = peers.load(folder)[0]
     record = evaluation.find(records, set="svhn", method="odin")
     assert (record["n_id"], record["n_ood"]) == (20, 10)
     ids, oods = kept["cifar10-test"]["odin"], kept["svhn"]["odin"]
-    assert record["auroc"] == pytest.approx(roc_auc_score([0] * 20 + [1] * 10, np.concatenate([ids, oods])))
+    assert record["auroc"] == pytest.approx(
+        roc_auc_score([0] * 20 + [1] * 10, np.concatenate([ids, oods]))
+    )
     for record in records:
         low, high = record["interval95"]["auroc"]
         assert low <= record["auroc"] <= high
@@ -300,7 +367,9 @@ def test_the_table_has_every_peer_near_and_far_with_intervals(folder):
 
 
 def test_odin_is_paired_with_softmax_of_its_own_images(folder, monkeypatch):
-    """Were its scores those of Softmax on these images, the difference would be nothing, whatever the resample."""
+    """Were its scores those of Softmax on these images, the difference would be nothing, whatever
+    the resample.
+    """
     kept, record = peers.load(folder)
     for row in kept.values():
         row["odin"] = row["msp"][evaluation.evenly(len(row["msp"]), len(row["odin"])).numpy()]
@@ -318,17 +387,23 @@ def test_only_the_sets_that_are_asked_for_and_no_images(folder, tmp_path):
     assert set(kept) == {"cifar10-test", "svhn"}
     assert set(kept["svhn"]) == set(OF_FEATURES)
     assert "images" not in record
-    with pytest.raises(ValueError, match=r"^thinkback: no sets \['lsun'\] in .*, only \['cifar10-train'"):
+    with pytest.raises(
+        ValueError, match=r"^thinkback: no sets \['lsun'\] in .*, only \['cifar10-train'"
+    ):
         peers.run(tmp_path, sets=["lsun"], images=False)
 
 
 def test_scores_of_other_weights_are_not_read(folder, tmp_path):
-    command = r"run `python -m thinkback_utils.study.peers --results \S+ --network \S+ --seed 3`"
+    command = r"run `python -m experiments.peers --results \S+ --network \S+ --seed 3`"
     target = tmp_path / "net" / "seed3"
     WideResNet(depth=10, width=1).save(target / "weights.safetensors")
-    with pytest.raises(FileNotFoundError, match=f"^thinkback: no scores of published detectors in .*; {command}"):
+    with pytest.raises(
+        FileNotFoundError, match=f"^thinkback: no scores of published detectors in .*; {command}"
+    ):
         peers.load(target)
     for name in ("peers.npz", "peers.json"):
         (target / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(ValueError, match=f"^thinkback: .* is of other weights than those beside it; {command}"):
+    with pytest.raises(
+        ValueError, match=f"^thinkback: .* is of other weights than those beside it; {command}"
+    ):
         peers.load(target)

@@ -46,7 +46,13 @@ def test_dumbbells_keep_ours_and_the_papers_apart(ax):
 
 
 def test_dumbbells_draw_the_interval_of_their_metric(ax):
-    row = {"set": "svhn", "title": "SVHN", "method": "energy", "auroc": 0.9, "interval95": {"auroc": (0.88, 0.91)}}
+    row = {
+        "set": "svhn",
+        "title": "SVHN",
+        "method": "energy",
+        "auroc": 0.9,
+        "interval95": {"auroc": (0.88, 0.91)},
+    }
     plots.plot_dumbbells([row], [], "auroc", ["svhn"], ax=ax)
     band = ax.lines[-1]
     assert list(band.get_xdata()) == pytest.approx([88, 91])

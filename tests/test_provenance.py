@@ -16,23 +16,40 @@ NETWORK = Path(__file__).parents[1] / "results" / "wrn40-2-cifar10"
 
 
 def keep(folder, seed, accuracy, recipe="reference", device="a GPU"):
-    training = {"config": {"depth": 40, "width": 2}, "history": {"loss": [2.0, 1.0, 0.5]}, "device": device}
-    facts = {"seed": seed, "recipe": recipe, "training": training, "accuracy": {"cifar10-test": accuracy}}
+    training = {
+        "config": {"depth": 40, "width": 2},
+        "history": {"loss": [2.0, 1.0, 0.5]},
+        "device": device,
+    }
+    facts = {
+        "seed": seed,
+        "recipe": recipe,
+        "training": training,
+        "accuracy": {"cifar10-test": accuracy},
+    }
     (folder / f"seed{seed}").mkdir(parents=True)
     (folder / f"seed{seed}" / "provenance.json").write_text(json.dumps(facts))
 
 
 def test_label_of_the_committed_network():
     """training.json is the record of the training itself, provenance.json of all that came after."""
-    run, training = (json.loads((NETWORK / "seed0" / f"{n}.json").read_text()) for n in ("provenance", "training"))
+    run, training = (
+        json.loads((NETWORK / "seed0" / f"{n}.json").read_text())
+        for n in ("provenance", "training")
+    )
     text = label(NETWORK / "seed0")
-    assert f"`{run['recipe']}` recipe ({len(training['history']['accuracy'])} epochs on {training['device']})" in text
+    assert (
+        f"`{run['recipe']}` recipe ({len(training['history']['accuracy'])} epochs on"
+        f" {training['device']})" in text
+    )
     assert text.endswith(f", {100 * run['accuracy']['cifar10-test']:.1f} % test accuracy")
 
 
 def test_label_counts_seeds(tmp_path):
     keep(tmp_path / "net", 0, 0.948)
-    alone = "WRN-40-2, `reference` recipe (3 epochs on a GPU), 1 training seed, 94.8 % test accuracy"
+    alone = (
+        "WRN-40-2, `reference` recipe (3 epochs on a GPU), 1 training seed, 94.8 % test accuracy"
+    )
     assert label(tmp_path / "net" / "seed0") == label(tmp_path / "net") == alone
     keep(tmp_path / "net", 1, 0.9512)
     keep(tmp_path / "net", 2, 0.9395)
@@ -50,7 +67,9 @@ def test_label_names_every_recipe(tmp_path):
 
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"thinkback: no provenance.json in .*has the run finished"):
+    with pytest.raises(
+        ValueError, match=r"thinkback: no provenance.json in .*has the run finished"
+    ):
         label(tmp_path)
 
 
@@ -58,7 +77,11 @@ def git(folder, *arguments):
     who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
-        ["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True, env=environment
+        ["git", "-C", str(folder), *who, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     return done.stdout.strip()
 
@@ -85,7 +108,9 @@ def test_commit_of_a_repository_that_merely_contains_the_package_is_not_ours(rep
     assert f"| Commit | `{unknown}` |" in provenance.Box(seed=0)._repr_markdown_()
 
 
-def test_commit_of_the_repository_that_holds_the_package_is(repository, monkeypatch, tmp_path_factory):
+def test_commit_of_the_repository_that_holds_the_package_is(
+    repository, monkeypatch, tmp_path_factory
+):
     git(repository, "add", ".")
     git(repository, "commit", "-q", "-m", "with the package")
     head = git(repository, "rev-parse", "HEAD")
@@ -102,4 +127,6 @@ def test_commit_of_the_repository_that_holds_the_package_is(repository, monkeypa
 
 def test_without_git_the_version_is_known(repository, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert provenance.describe()["commit"] == f"unknown, thinkback_utils {thinkback_utils.__version__}"
+    assert (
+        provenance.describe()["commit"] == f"unknown, thinkback_utils {thinkback_utils.__version__}"
+    )

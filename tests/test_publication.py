@@ -1,4 +1,6 @@
-"""What is published: one address, a citation, workflows and commands that name what exists, the cell for Colab."""
+"""What is published: one address, a citation, workflows and commands that name what exists, the
+cell for Colab.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ import pytest
 import yaml
 
 import thinkback_utils
-from thinkback_utils import runner
+from bookmaking import runner
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -35,24 +37,35 @@ def test_one_repository_names_the_site_and_the_citation() -> None:
     owner, name = config["repository"]["url"].removeprefix("https://github.com/").split("/")
     assert config["html"]["baseurl"] == f"https://{owner}.github.io/{name}/"
     assert config["sphinx"]["config"]["ogp_site_url"] == config["html"]["baseurl"]
-    assert (citation["repository-code"], citation["url"]) == (config["repository"]["url"], config["html"]["baseurl"])
+    assert (citation["repository-code"], citation["url"]) == (
+        config["repository"]["url"],
+        config["html"]["baseurl"],
+    )
 
 
 def tracked() -> dict[str, str]:
     """The text files under version control, by name, without what others wrote."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("this is no clone, or there is no git")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    paths = [name for name in listed if not name.startswith("book/vendor/") and (ROOT / name).is_file()]
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    paths = [
+        name for name in listed if not name.startswith("book/vendor/") and (ROOT / name).is_file()
+    ]
     texts = {name: (ROOT / name).read_bytes() for name in paths}
-    return {name: content.decode() for name, content in texts.items() if b"\0" not in content[:8000]}
+    return {
+        name: content.decode() for name, content in texts.items() if b"\0" not in content[:8000]
+    }
 
 
 def test_no_other_address_of_the_book_is_named() -> None:
     config = load("_config.yml")
     right = {config["repository"]["url"], config["html"]["baseurl"].rstrip("/")}
     named = r"https://(?:github\.com/[\w-]+|[\w-]+\.github\.io)/thinkback[\w-]*"
-    found = {address: name for name, text in tracked().items() for address in re.findall(named, text)}
+    found = {
+        address: name for name, text in tracked().items() for address in re.findall(named, text)
+    }
     assert set(found) <= right, found
     assert found.keys() & right
 
@@ -68,7 +81,10 @@ def test_citation_names_this_version_and_the_paper() -> None:
     assert citation["version"] == thinkback_utils.__version__
     [paper] = citation["references"]
     assert [author["family-names"] for author in paper["authors"]] == ["Yang", "Rossi"]
-    assert re.search(rf"arXiv:2107\.06668|{re.escape(paper['url'])}", (ROOT / "book" / "references.bib").read_text())
+    assert re.search(
+        rf"arXiv:2107\.06668|{re.escape(paper['url'])}",
+        (ROOT / "book" / "references.bib").read_text(),
+    )
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
@@ -79,25 +95,49 @@ def test_workflow_names_what_exists(path: Path) -> None:
     assert {need for job in jobs.values() for need in job.get("needs", [])} <= set(jobs)
     script = "\n".join(step.get("run", "") for step in steps)
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(
+        r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert set(re.findall(r"\bmake ([\w-]+)", script)) <= set(targets)
-    assert [module for module in re.findall(r"python3? -m ([\w.]+)", script) if not find_spec(module)] == []
+    assert [
+        module for module in re.findall(r"python3? -m ([\w.]+)", script) if not find_spec(module)
+    ] == []
     ours = re.findall(r"\.venv/bin/([\w-]+)", script)
-    assert [program for program in ours if not shutil.which(program, path=os.path.dirname(sys.executable))] == []
-    assert [file for file in re.findall(r"(?<![\w/])\.ci/\w+", script) if not os.access(ROOT / file, os.X_OK)] == []
+    assert [
+        program
+        for program in ours
+        if not shutil.which(program, path=os.path.dirname(sys.executable))
+    ] == []
+    assert [
+        file
+        for file in re.findall(r"(?<![\w/])\.ci/\w+", script)
+        if not os.access(ROOT / file, os.X_OK)
+    ] == []
 
 
 def test_actions_are_pinned_by_commit() -> None:
-    """A tag can be moved to other code, a commit cannot; its comment says which version it is, and all agree."""
-    lines = [line.strip(" -") for path in WORKFLOWS for line in path.read_text().splitlines() if "uses:" in line]
+    """A tag can be moved to other code, a commit cannot; its comment says which version it is, and
+    all agree.
+    """
+    lines = [
+        line.strip(" -")
+        for path in WORKFLOWS
+        for line in path.read_text().splitlines()
+        if "uses:" in line
+    ]
     assert lines
-    assert [line for line in lines if not re.fullmatch(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)] == []
+    assert [
+        line
+        for line in lines
+        if not re.fullmatch(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)
+    ] == []
     pins = {line.split("@")[0]: line for line in lines}
     assert set(pins.values()) == set(lines)
 
 
 TOKEN = r"github\.token|secrets\b|GITHUB_TOKEN|GH_TOKEN"
-FOREIGN = r"\bmake\b|\bpip\b|\.ci/|\.venv|playwright|pytest|jupyter|\bnpm\b|\bapt|\bpython"  # runs what was installed
+# runs what was installed
+FOREIGN = r"\bmake\b|\bpip\b|\.ci/|\.venv|playwright|pytest|jupyter|\bnpm\b|\bapt|\bpython"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
@@ -107,17 +147,30 @@ def test_a_token_reaches_only_the_step_that_needs_it(path: Path) -> None:
     assert not re.search(TOKEN, json.dumps(workflow.get("env", {})))
     for name, job in workflow["jobs"].items():
         writes = {what for what, level in job["permissions"].items() if level != "read"}
-        assert not re.search(TOKEN, json.dumps({key: job[key] for key in job if key != "steps"})), name
+        assert not re.search(TOKEN, json.dumps({key: job[key] for key in job if key != "steps"})), (
+            name
+        )
         for step in job["steps"]:
             runs, uses = step.get("run", ""), step.get("uses", "")
-            assert not uses.startswith("actions/checkout@") or step["with"]["persist-credentials"] is False, name
-            assert not (writes and (re.search(FOREIGN, runs) or uses.startswith("actions/checkout@"))), name
+            assert (
+                not uses.startswith("actions/checkout@")
+                or step["with"]["persist-credentials"] is False
+            ), name
+            assert not (
+                writes and (re.search(FOREIGN, runs) or uses.startswith("actions/checkout@"))
+            ), name
             holds = re.search(TOKEN, json.dumps(step))
-            assert not (holds and (not writes or re.search(FOREIGN, runs) or list(step) != ["env", "run"])), name
+            assert not (
+                holds and (not writes or re.search(FOREIGN, runs) or list(step) != ["env", "run"])
+            ), name
 
 
 def test_issue_forms_ask_something() -> None:
-    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.stem != "config"]
+    forms = [
+        path
+        for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
+        if path.stem != "config"
+    ]
     for form in (load(str(path.relative_to(ROOT))) for path in forms):
         assert {"name", "description", "body"} <= set(form)
         assert all(field["attributes"]["label"] for field in form["body"])
@@ -127,12 +180,16 @@ def commands(program: str) -> list[list[str]]:
     """The command lines of the page on running, and of the sweep, that begin so."""
     blocks = re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     blocks += [SWEEP.replace("\\\n", " ").replace(".venv/bin/", "")]
-    return [shlex.split(line) for line in "".join(blocks).splitlines() if line.strip().startswith(program)]
+    return [
+        shlex.split(line)
+        for line in "".join(blocks).splitlines()
+        if line.strip().startswith(program)
+    ]
 
 
 @pytest.mark.parametrize(
     "words",
-    [*commands("python -m thinkback_utils.runner run"), *commands("papermill ")],
+    [*commands("python -m bookmaking run"), *commands("papermill ")],
     ids=" ".join,
 )
 def test_printed_commands_name_parameters_that_exist(words: list[str]) -> None:
@@ -143,20 +200,27 @@ def test_printed_commands_name_parameters_that_exist(words: list[str]) -> None:
 
 
 def test_bootstrap_cell_fetches_the_book_and_moves_into_it(tmp_path: Path) -> None:
-    """As on Colab, but for the network: git clones this repository, and pip only looks at what it is asked for.
+    """As on Colab, but for the network: git clones this repository, and pip only looks at what it
+    is asked for.
 
-    No .pth file is read (-S), so that the package of this very environment is not found, its libraries are.
+    No .pth file is read (-S), so that the package of this very environment is not found, its
+    libraries are.
     """
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("this is no clone, or there is no git")
     cells = runner.read(next((ROOT / "notebooks").glob("*.ipynb"))).cells
     bootstrap = next(cell.source for cell in cells if runner.tagged(cell, "bootstrap"))
     (tmp_path / "pip.py").write_text(
-        "import sys, pathlib; assert sys.argv[1:4] == ['install', '-q', '--no-deps'] and sys.argv[4] == '-e'\n"
-        "assert (pathlib.Path(sys.argv[5]) / 'pyproject.toml').is_file()"
+        "import sys, pathlib; assert sys.argv[1:4] == ['install', '-q', '--no-deps'] and"
+        " sys.argv[4] == '-e'\nassert (pathlib.Path(sys.argv[5]) / 'pyproject.toml').is_file()"
     )
-    git = {"KEY": f"url.{ROOT.as_uri()}.insteadOf", "VALUE": load("_config.yml")["repository"]["url"]}
-    fake = {"GIT_CONFIG_COUNT": "1"} | {f"GIT_CONFIG_{name}_0": value for name, value in git.items()}
+    git = {
+        "KEY": f"url.{ROOT.as_uri()}.insteadOf",
+        "VALUE": load("_config.yml")["repository"]["url"],
+    }
+    fake = {"GIT_CONFIG_COUNT": "1"} | {
+        f"GIT_CONFIG_{name}_0": value for name, value in git.items()
+    }
     libraries = os.pathsep.join([str(tmp_path), sysconfig.get_path("purelib")])
     content = tmp_path / "content"
     content.mkdir()

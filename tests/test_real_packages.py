@@ -1,4 +1,6 @@
-"""Classifiers as their own packages make them: a few of each kind of head; the whole list is in survey_models.py."""
+"""Classifiers as their own packages make them: a few of each kind of head; the whole list is in
+survey_models.py.
+"""
 
 import functools
 import json
@@ -13,7 +15,9 @@ from thinkback_utils.adapters import ThinkbackDetector
 from thinkback_utils.data import import_torchvision
 
 REASON = "the extra `real` installs timm and transformers, `peers` pytorch-ood"
-pytestmark = pytest.mark.filterwarnings("ignore:thinkback.", "ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:thinkback.", "ignore::DeprecationWarning", "ignore::FutureWarning"
+)
 
 FEW = {
     "torchvision": {"mobilenet_v3_small": "Linear"},
@@ -56,7 +60,9 @@ def small():
 @pytest.mark.parametrize("package", FEW)
 def test_models_of_each_kind_work(package):
     imported(package.replace("-", "_"))
-    cases = {case.name: case for case in survey_models.CASES[package]()} if package != "timm" else {}
+    cases = (
+        {case.name: case for case in survey_models.CASES[package]()} if package != "timm" else {}
+    )
     for name, head in FEW[package].items():
         row = survey_models.survey(cases.get(name) or survey_models.timm_case(name))
         assert (row.works, row.head) == (True, head), row
@@ -70,7 +76,12 @@ def made_small(transformers, name, **options):
     return made(made.config_class(**common, **options)).eval()
 
 
-TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 
 
 def padded(length, n=6):
@@ -101,7 +112,9 @@ def test_bert_scores_do_not_depend_on_padding_and_labels_are_read(small):
     seen = tb.features.extract(model, [{**short, "labels": torch.arange(6) % 5}])
     assert seen.labels.tolist() == [0, 1, 2, 3, 4, 0]
     with torch.no_grad():
-        np.testing.assert_allclose(seen.features, model.bert(**short).pooler_output, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            seen.features, model.bert(**short).pooler_output, rtol=1e-5, atol=1e-7
+        )
 
 
 def test_tokens_are_scored_each(small):
@@ -112,7 +125,9 @@ def test_tokens_are_scored_each(small):
     with torch.no_grad():
         hidden, z = model.bert(**batch).last_hidden_state, model(**batch).logits
     by_hand = tb.detector.OODDetector(damping=1.0).fit([(hidden.flatten(0, 1), z.flatten(0, 1))])
-    np.testing.assert_allclose(scores.flatten(), by_hand.score([(hidden.flatten(0, 1), z.flatten(0, 1))]), rtol=1e-4)
+    np.testing.assert_allclose(
+        scores.flatten(), by_hand.score([(hidden.flatten(0, 1), z.flatten(0, 1))]), rtol=1e-4
+    )
 
 
 def test_deit_averages_two_heads(small):
@@ -121,11 +136,15 @@ def test_deit_averages_two_heads(small):
     seen = tb.features.extract(model, [{"pixel_values": x}])
     with torch.no_grad():
         hidden, out = model.deit(x).last_hidden_state, model(x)
-    np.testing.assert_allclose(seen.logits, (out.cls_logits + out.distillation_logits) / 2, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        seen.logits, (out.cls_logits + out.distillation_logits) / 2, rtol=1e-4, atol=1e-6
+    )
     np.testing.assert_allclose(seen.features, hidden[:, :2].flatten(1) / 2, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "mobilenetv4_conv_small_035", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "convnext_atto", "mobilenetv4_conv_small_035", "vit_tiny_patch16_224"]
+)
 def test_timm_names_the_same_features(timm, name):
     """Its ``forward_head(..., pre_logits=True)`` and ``get_classifier`` are the oracle."""
     torch.manual_seed(0)
@@ -143,9 +162,13 @@ def test_timm_names_the_same_features(timm, name):
 def test_timm_knows_the_mean_and_std_of_its_images(timm):
     model = timm.create_model("resnet10t", num_classes=7).eval()
     images = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8)
-    mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+    mean, std = (
+        torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std")
+    )
     by_hand = tb.features.extract(model, (images / 255 - mean) / std)
-    np.testing.assert_allclose(tb.features.extract(model, images).features, by_hand.features, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        tb.features.extract(model, images).features, by_hand.features, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_pytorch_ood_s_adapter_takes_timm(timm):
@@ -158,12 +181,17 @@ def test_pytorch_ood_s_adapter_takes_timm(timm):
     pooled.forward = lambda x: model.forward_head(model.forward_features(x), pre_logits=True)
     parts = ThinkbackDetector(pooled, model.get_classifier(), damping=1.0).fit(loader)
     np.testing.assert_allclose(whole(x), parts(x), rtol=1e-3)
-    with pytest.raises(ValueError, match=r"thinkback: the encoder gives \(8, 512, 2, 2\), the head reads 512 features"):
+    with pytest.raises(
+        ValueError,
+        match=r"thinkback: the encoder gives \(8, 512, 2, 2\), the head reads 512 features",
+    ):
         ThinkbackDetector(model.forward_features, model.get_classifier()).fit(loader)
 
 
 def test_committed_survey_states_every_reason():
-    """What the book cites: packages and rules as here, a reason for each failure, and the table that follows."""
+    """What the book cites: packages and rules as here, a reason for each failure, and the table
+    that follows.
+    """
     whole = json.loads(survey_models.OUT.read_text())
     assert list(whole) == list(survey_models.CASES)
     for package, part in whole.items():
@@ -175,7 +203,8 @@ def test_committed_survey_states_every_reason():
             assert bool(row["reason"]) == (row["works"] is not True), row
             assert bool(row["head"]) == (row["works"] is True), row
     tried = {
-        package: [row["works"] for row in part["models"] if row["works"] is not None] for package, part in whole.items()
+        package: [row["works"] for row in part["models"] if row["works"] is not None]
+        for package, part in whole.items()
     }
     assert len(tried["torchvision"]) >= 86
     assert len(tried["timm"]) >= 180

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from thinkback_utils import data, evaluation, reproduce, runner
+from bookmaking import runner
+from experiments import reproduce, verdicts
+from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, Features, extract, save_arrays
 from thinkback_utils.files import read_json, write_json
 from thinkback_utils.metrics import METRICS
 from thinkback_utils.models import WideResNet
-from thinkback_utils.study import claims
 from thinkback_utils.train import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,12 @@ def provenance():
 def toy_root(tmp_path, monkeypatch):
     """A data root with sets of a few images, in the layout of the real ones."""
     generator = np.random.default_rng(0)
-    for name, size in (("cifar10-train", 64), ("cifar10-test", 40), ("svhn", 30), ("cifar100-test", 30)):
+    for name, size in (
+        ("cifar10-train", 64),
+        ("cifar10-test", 40),
+        ("svhn", 30),
+        ("cifar100-test", 30),
+    ):
         images = generator.integers(256, size=(size, 32, 32, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(size) % 10)
     monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
@@ -54,11 +60,23 @@ def toy_root(tmp_path, monkeypatch):
 
 
 def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, capsys):
-    command = ["--recipe", "smoke", "--epochs", "1", "--results", str(tmp_path / "results"), "--device", "cpu"]
+    command = [
+        "--recipe",
+        "smoke",
+        "--epochs",
+        "1",
+        "--results",
+        str(tmp_path / "results"),
+        "--device",
+        "cpu",
+    ]
     command += ["--sets", "svhn", "cifar100", "--seeds", "0", "1"]
     reproduce.main(command)
     folder = tmp_path / "results" / "wrn10-1-cifar10" / "seed0"
-    first = {name: (folder / name).read_bytes() for name in ("weights.safetensors", "bundle.npz", "scores.npz")}
+    first = {
+        name: (folder / name).read_bytes()
+        for name in ("weights.safetensors", "bundle.npz", "scores.npz")
+    }
     reproduce.main(command)  # the weights are there: nothing is trained again
     assert {name: (folder / name).read_bytes() for name in first} == first
     records = json.loads((tmp_path / "results" / "table1.json").read_text())
@@ -68,7 +86,9 @@ def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, cap
         for name in ("svhn", "cifar100", "mean")
         for method in evaluation.COMPARED
     )
-    assert (folder.with_name("seed1") / "weights.safetensors").read_bytes() != first["weights.safetensors"]
+    assert (folder.with_name("seed1") / "weights.safetensors").read_bytes() != first[
+        "weights.safetensors"
+    ]
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["recipe"] == "custom"  # one epoch is not the recipe's
     assert set(provenance["images_sha256"]) == {"cifar10-train", "cifar10-test", "svhn", "cifar100"}
@@ -76,7 +96,16 @@ def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, cap
 
 
 def test_processes_share_the_seeds(toy_root, tmp_path, monkeypatch):
-    command = ["--recipe", "smoke", "--epochs", "1", "--results", str(tmp_path / "results"), "--device", "cpu"]
+    command = [
+        "--recipe",
+        "smoke",
+        "--epochs",
+        "1",
+        "--results",
+        str(tmp_path / "results"),
+        "--device",
+        "cpu",
+    ]
     command += ["--sets", "cifar100", "--seeds", "5", "6", "7"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, made in ((1, {6}), (0, {5, 6, 7})):  # as torchrun would, one after the other
@@ -88,31 +117,57 @@ def test_processes_share_the_seeds(toy_root, tmp_path, monkeypatch):
 
 
 def test_sets_are_added_to_a_finished_run_without_training_it_again(toy_root, tmp_path):
-    """Without --recipe the folder's own recipe stands, so the committed network can be asked about more sets."""
+    """Without --recipe the folder's own recipe stands, so the committed network can be asked about
+    more sets.
+    """
     results = ["--results", str(tmp_path / "results"), "--device", "cpu", "--sets"]
     reproduce.main(["--depth", "10", "--width", "1", "--epochs", "1", *results, "svhn"])
     folder = tmp_path / "results" / "wrn10-1-cifar10" / "seed0"
     weights = (folder / "weights.safetensors").read_bytes()
     reproduce.main(["--depth", "10", "--width", "1", *results, "cifar100"])
     assert (folder / "weights.safetensors").read_bytes() == weights
-    assert set(Bundle.load(folder / "bundle.npz").sets) == {"cifar10-train", "cifar10-test", "svhn", "cifar100"}
+    assert set(Bundle.load(folder / "bundle.npz").sets) == {
+        "cifar10-train",
+        "cifar10-test",
+        "svhn",
+        "cifar100",
+    }
     provenance = json.loads((folder / "provenance.json").read_text())
-    assert provenance["sets"] == ["cifar10-train", "cifar10-test", "svhn"]  # the first run keeps its own record
+    assert provenance["sets"] == [
+        "cifar10-train",
+        "cifar10-test",
+        "svhn",
+    ]  # the first run keeps its own record
     assert [addition["sets"] for addition in provenance["additions"]] == [["cifar100"]]
     with pytest.raises(ValueError, match=r"belongs to another recipe \(dropout"):
         reproduce.main(["--recipe", "smoke", *results, "svhn"])
 
 
 def test_a_set_whose_images_were_replaced_is_run_again_and_the_others_are_kept(toy_root, tmp_path):
-    command = ["--recipe", "smoke", "--epochs", "1", "--results", str(tmp_path / "results"), "--device", "cpu"]
+    command = [
+        "--recipe",
+        "smoke",
+        "--epochs",
+        "1",
+        "--results",
+        str(tmp_path / "results"),
+        "--device",
+        "cpu",
+    ]
     reproduce.main([*command, "--sets", "svhn", "cifar100"])
     folder = tmp_path / "results" / "wrn10-1-cifar10" / "seed0"
-    before, hashes = Bundle.load(folder / "bundle.npz").sets, read_json(folder / "provenance.json")["images_sha256"]
+    before, hashes = (
+        Bundle.load(folder / "bundle.npz").sets,
+        read_json(folder / "provenance.json")["images_sha256"],
+    )
     old = read_json(folder / "ablations.json")
     images = np.random.default_rng(9).integers(256, size=(25, 32, 32, 3), dtype=np.uint8)
     np.savez(toy_root / "svhn.npz", images=images)
     reproduce.main([*command, "--sets", "cifar100"])  # also where the set is not named
-    after, provenance = Bundle.load(folder / "bundle.npz").sets, read_json(folder / "provenance.json")
+    after, provenance = (
+        Bundle.load(folder / "bundle.npz").sets,
+        read_json(folder / "provenance.json"),
+    )
     assert len(after["svhn"]) == 25
     assert provenance["images_sha256"]["svhn"] == data.load("svhn").sha256() != hashes["svhn"]
     assert provenance["images_sha256"] | {"svhn": ""} == hashes | {"svhn": ""}
@@ -120,7 +175,10 @@ def test_a_set_whose_images_were_replaced_is_run_again_and_the_others_are_kept(t
     for name in ("cifar10-train", "cifar10-test", "cifar100"):
         assert torch.equal(after[name].features, before[name].features)
     new = read_json(folder / "ablations.json")
-    assert (old["readings"]["E"]["images"]["svhn"], new["readings"]["E"]["images"]["svhn"]) == (30, 25)
+    assert (old["readings"]["E"]["images"]["svhn"], new["readings"]["E"]["images"]["svhn"]) == (
+        30,
+        25,
+    )
     assert new["images_sha256"] == provenance["images_sha256"]
     assert read_json(folder / "variants.json")["sizes"]["svhn@bfloat16"] == 25
 
@@ -129,7 +187,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 import torch
-from thinkback_utils import reproduce
+from experiments import reproduce
 from thinkback_utils.train import RECIPES
 
 torch.set_num_threads(1)
@@ -178,10 +236,15 @@ def test_a_run_killed_at_any_write_ends_as_one_in_peace(toy_root, tmp_path):
     subprocess.run(command, check=True, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
     folders = [path for path in (tmp_path / "results").iterdir() if path.is_dir()]
     for job, count, additions in (("run", 7, []), ("addition", 4, [["cifar100"]])):
-        peace, *killed = sorted((path for path in folders if path.name.startswith(f"{job}-")), reverse=True)
+        peace, *killed = sorted(
+            (path for path in folders if path.name.startswith(f"{job}-")), reverse=True
+        )
         assert peace.name == f"{job}-peace"
         assert len(killed) == count
-        truth = {name: (peace / name).read_bytes() for name in ("weights.safetensors", "bundle.npz", "scores.npz")}
+        truth = {
+            name: (peace / name).read_bytes()
+            for name in ("weights.safetensors", "bundle.npz", "scores.npz")
+        }
         assert lasting(peace)["additions"] == additions
         for folder in killed:
             assert {file: (folder / file).read_bytes() for file in truth} == truth, folder
@@ -189,7 +252,9 @@ def test_a_run_killed_at_any_write_ends_as_one_in_peace(toy_root, tmp_path):
 
 
 def lasting(folder):
-    """What a provenance says but for times and the last command, which may have found nothing left to do."""
+    """What a provenance says but for times and the last command, which may have found nothing left
+    to do.
+    """
     facts = read_json(folder / "provenance.json")
     kept = ("sets", "commit", "recipe", "seed", "accuracy", "float16_metric_error", "images_sha256")
     return {key: facts[key] for key in kept} | {
@@ -198,8 +263,12 @@ def lasting(folder):
     }
 
 
-def test_images_put_back_after_a_kill_are_not_taken_for_those_of_the_new_bundle(toy_root, tmp_path, monkeypatch):
-    """Killed with a bundle of new images and the record of the old ones; then the old images come back."""
+def test_images_put_back_after_a_kill_are_not_taken_for_those_of_the_new_bundle(
+    toy_root, tmp_path, monkeypatch
+):
+    """Killed with a bundle of new images and the record of the old ones; then the old images come
+    back.
+    """
     config, folder = RECIPES["smoke"].override(epochs=1), tmp_path / "run"
     reproduce.run(config, folder, ["svhn"], "cpu")
     record, old = read_json(folder / "provenance.json"), (toy_root / "svhn.npz").read_bytes()
@@ -232,7 +301,12 @@ def test_a_checkout_without_its_bundle_makes_it_again(toy_root, tmp_path):
     assert {key: after[key] for key in ("started", "sets", "images_sha256")} == {
         key: before[key] for key in ("started", "sets", "images_sha256")
     }
-    assert sorted(after["additions"][0]["sets"]) == ["cifar10-test", "cifar10-train", "cifar100", "svhn"]
+    assert sorted(after["additions"][0]["sets"]) == [
+        "cifar10-test",
+        "cifar10-train",
+        "cifar100",
+        "svhn",
+    ]
 
 
 def test_a_record_that_is_none_is_named(toy_root, tmp_path):
@@ -269,20 +343,34 @@ def test_results_are_of_the_promised_size_and_without_pickle(bundle):
         "cifar100": 5_000,
     }
     assert promised.items() <= sizes.items()
-    assert (RUN / "bundle.npz").stat().st_size <= 20e6 * sum(sizes.values()) / sum(promised.values())
+    assert (RUN / "bundle.npz").stat().st_size <= 20e6 * sum(sizes.values()) / sum(
+        promised.values()
+    )
 
 
 def test_logits_are_the_head_of_the_features(bundle):
     for item in bundle.sets.values():
         z = item.features[:500] @ bundle.weight.T + bundle.bias
-        torch.testing.assert_close(z, item.logits[:500], atol=2e-2, rtol=2e-3)  # features are float16
+        torch.testing.assert_close(
+            z, item.logits[:500], atol=2e-2, rtol=2e-3
+        )  # features are float16
 
 
 def test_provenance_reports_what_the_bundle_says(bundle, provenance):
     test = bundle.sets["cifar10-test"]
     accuracy = float((test.logits.argmax(1) == test.labels).double().mean())
     assert provenance["accuracy"]["cifar10-test"] == pytest.approx(accuracy, abs=1e-6)
-    for key in ("recipe", "command", "commit", "seed", "device", "versions", "seconds", "images_sha256", "training"):
+    for key in (
+        "recipe",
+        "command",
+        "commit",
+        "seed",
+        "device",
+        "versions",
+        "seconds",
+        "images_sha256",
+        "training",
+    ):
         assert provenance[key] is not None
     assert set(provenance["images_sha256"]) == set(bundle.sets)
 
@@ -293,14 +381,18 @@ def test_float16_features_keep_the_metrics(provenance):
 
 def test_scores_and_table_follow_from_the_bundle(scored):
     with np.load(RUN / "scores.npz", allow_pickle=False) as kept:
-        assert set(kept.files) == {f"{name}.{method}" for name, row in scored.items() for method in row}
+        assert set(kept.files) == {
+            f"{name}.{method}" for name, row in scored.items() for method in row
+        }
         for name, row in scored.items():
             for method, values in row.items():
                 np.testing.assert_allclose(kept[f"{name}.{method}"], values, rtol=1e-6)
     table = evaluation.table(scored)
     printed = json.loads((ROOT / "results" / "table1.json").read_text())
     for record in [*table, *evaluation.means(table)]:
-        same = next(r for r in printed if (r["set"], r["method"]) == (record["set"], record["method"]))
+        same = next(
+            r for r in printed if (r["set"], r["method"]) == (record["set"], record["method"])
+        )
         for metric in METRICS:
             assert same[metric] == pytest.approx(record[metric], abs=1e-9)
 
@@ -319,23 +411,31 @@ def test_independent_recomputation_agrees(bundle, scored):
     (residuals,) = torch.autograd.grad(loss, leaf)
     gradients = residuals[:, :, None] * item.features.double()[:, None, :]  # (N, K, D)
     ours = scored["textures10"]["thinkback"]
-    np.testing.assert_allclose(ours, (gradients.square() / (1e-16 + expected)).sum((1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(
+        ours, (gradients.square() / (1e-16 + expected)).sum((1, 2)), rtol=1e-6
+    )
 
     ids = scored["cifar10-test"]["thinkback"]
     labels, values = np.repeat([0, 1], [len(ids), len(ours)]), np.concatenate([ids, ours])
     weight = np.where(labels, (1 / 6) / len(ours), (5 / 6) / len(ids))
     record = next(
-        r for r in evaluation.table(scored) if r["set"] == "textures10" and r["method"] == "thinkback"
+        r
+        for r in evaluation.table(scored)
+        if r["set"] == "textures10" and r["method"] == "thinkback"
     )  # 1,200 images: one draw, all of them
     assert record["auroc"] == pytest.approx(roc_auc_score(labels, values), abs=1e-6)
-    assert record["aupr"] == pytest.approx(average_precision_score(labels, values, sample_weight=weight), abs=1e-6)
+    assert record["aupr"] == pytest.approx(
+        average_precision_score(labels, values, sample_weight=weight), abs=1e-6
+    )
 
 
 def test_scores_do_not_read_labels(bundle, scored):
     def relabelled(item):
         return Features(item.features, item.logits, torch.randint(10, (len(item),)))
 
-    again = evaluation.score_sets({name: relabelled(item) for name, item in bundle.sets.items()}, names=["svhn"])
+    again = evaluation.score_sets(
+        {name: relabelled(item) for name, item in bundle.sets.items()}, names=["svhn"]
+    )
     for method, values in again["svhn"].items():
         assert np.array_equal(values, scored["svhn"][method])
 
@@ -344,16 +444,26 @@ def test_in_distribution_against_itself_is_a_coin(scored):
     half = {m: values[::2] for m, values in scored["cifar10-test"].items()}
     other = {m: values[1::2] for m, values in scored["cifar10-test"].items()}
     parts = {"cifar10-test": half, "cifar10 again": other}
-    for record in evaluation.with_intervals(evaluation.table(parts, n_ood=10_000), parts, resamples=60):
+    for record in evaluation.with_intervals(
+        evaluation.table(parts, n_ood=10_000), parts, resamples=60
+    ):
         low, high = record["interval95"]["auroc"]
         assert low < 0.5 < high
 
 
 @pytest.fixture(scope="module")
 def three_seeds(bundle, tmp_path_factory):
-    """A results folder of three training seeds: a thinned copy of the committed run, and two that noise sets apart."""
+    """A results folder of three training seeds: a thinned copy of the committed run, and two that
+    noise sets apart.
+    """
     results, records = tmp_path_factory.mktemp("results"), []
-    sizes = {"cifar10-train": 4000, "cifar10-test": 1500, "svhn": 600, "textures10": 600, "cifar100": 300}
+    sizes = {
+        "cifar10-train": 4000,
+        "cifar10-test": 1500,
+        "svhn": 600,
+        "textures10": 600,
+        "cifar100": 300,
+    }
     sets = {}
     for name, size in sizes.items():
         item, index = bundle.sets[name], evaluation.evenly(len(bundle.sets[name]), size)
@@ -362,10 +472,15 @@ def three_seeds(bundle, tmp_path_factory):
     for seed in range(3):
         folder, noise = results / RUN.parent.name / f"seed{seed}", np.random.default_rng(seed)
         own = {
-            n: {m: (s + seed / 10 * s.std() * noise.normal(size=len(s))).astype(np.float32) for m, s in row.items()}
+            n: {
+                m: (s + seed / 10 * s.std() * noise.normal(size=len(s))).astype(np.float32)
+                for m, s in row.items()
+            }
             for n, row in scored.items()
         }
-        save_arrays(folder / "scores.npz", {f"{n}.{m}": s for n, row in own.items() for m, s in row.items()})
+        save_arrays(
+            folder / "scores.npz", {f"{n}.{m}": s for n, row in own.items() for m, s in row.items()}
+        )
         write_json(folder / "provenance.json", read_json(RUN / "provenance.json") | {"seed": seed})
         table = evaluation.table(own, n_ood=500, draws=3)
         table = evaluation.with_intervals([*table, *evaluation.means(table)], own, resamples=20)
@@ -381,14 +496,19 @@ def three_seeds(bundle, tmp_path_factory):
 
 
 def test_spread_over_training_seeds_on_the_page(three_seeds, tmp_path):
-    """Chapter 08, run on three seeds, shows numpy's means and deviations of the table's records, and its verdicts."""
-    claims.main(["--results", str(three_seeds)])
+    """Chapter 08, run on three seeds, shows numpy's means and deviations of the table's records,
+    and its verdicts.
+    """
+    verdicts.main(["--results", str(three_seeds)])
     runner.use_own_kernel()
     options = {"results_dir": str(three_seeds), "n_ood": 500, "draws": 3, "resamples": 20}
     runner.run(ROOT / "notebooks" / "08_five_datasets.ipynb", tmp_path / "08.ipynb", options)
     cells = nbformat.read(tmp_path / "08.ipynb", 4).cells
     outputs = [out.get("data", {}) for cell in cells for out in cell.get("outputs", [])]
-    shown, html = ("\n".join(out[kind] for out in outputs if kind in out) for kind in ("text/markdown", "text/html"))
+    shown, html = (
+        "\n".join(out[kind] for out in outputs if kind in out)
+        for kind in ("text/markdown", "text/html")
+    )
     assert "training seed 0, one of 3" in shown
 
     def numbers(text):
@@ -400,16 +520,30 @@ def test_spread_over_training_seeds_on_the_page(three_seeds, tmp_path):
         assert re.findall(r'<th scope="col" data-method="(\w+)">', table) == list(THREE)
         for name in ("svhn", "textures10", "cifar100", "mean"):
             row = re.search(rf'<tr data-set="{name}">(.*?)</tr>', table, re.DOTALL)[1]
-            for method, cell in zip(THREE, re.findall(r"<td[^>]*>(.*?)(?:<br>|</td>)", row), strict=True):
+            for method, cell in zip(
+                THREE, re.findall(r"<td[^>]*>(.*?)(?:<br>|</td>)", row), strict=True
+            ):
                 rows = [r for r in records if (r["set"], r["method"]) == (name, method)]
-                over_draws = [r[f"{metric}_std"] for r in rows] if rows[0].get("draws", 1) > 1 else []
+                over_draws = (
+                    [r[f"{metric}_std"] for r in rows] if rows[0].get("draws", 1) > 1 else []
+                )
                 values = [r[metric] for r in rows]
-                expected = [np.mean(values), np.std(values, ddof=1), *([np.mean(over_draws)] if over_draws else [])]
-                assert numbers(cell) == pytest.approx(100 * np.array(expected), abs=0.0051), (metric, name, method)
+                expected = [
+                    np.mean(values),
+                    np.std(values, ddof=1),
+                    *([np.mean(over_draws)] if over_draws else []),
+                ]
+                assert numbers(cell) == pytest.approx(100 * np.array(expected), abs=0.0051), (
+                    metric,
+                    name,
+                    method,
+                )
                 compared += len(expected)
     assert compared == 4 * 3 * (3 + 3 + 2 + 2)
     line = re.search(r"Over 3 training seeds the mean AUROC is (.*) %\.", shown)[1]
-    values = [[r["auroc"] for r in records if (r["set"], r["method"]) == ("mean", m)] for m in THREE]
+    values = [
+        [r["auroc"] for r in records if (r["set"], r["method"]) == ("mean", m)] for m in THREE
+    ]
     expected = [[100 * np.mean(v), 100 * np.std(v, ddof=1)] for v in values]
     assert numbers(line) == pytest.approx(np.ravel(expected), abs=0.0051)
     assert (three_seeds / "verdicts.md").read_text().partition("\n\n")[2].strip() in shown
@@ -420,7 +554,9 @@ def test_weights_make_the_features_of_the_bundle(bundle):
         pytest.skip("textures10.npz is not in the data root (set THINKBACK_DATA)")
     images = data.load("textures10").images[:64]
     out = extract(WideResNet.load(RUN / "weights.safetensors"), images)
-    torch.testing.assert_close(out.logits, bundle.sets["textures10"].logits[:64], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        out.logits, bundle.sets["textures10"].logits[:64], atol=1e-3, rtol=1e-3
+    )
 
 
 def test_readme_examples_run_as_shown(capsys):

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-from thinkback_utils import runner
+from bookmaking import runner
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = """\
@@ -32,8 +32,13 @@ def write(path: Path, *code: str, kernel: str = "python3", tag: str = "parameter
     """A notebook with a title, a parameters cell, and these code cells."""
     v4 = nbformat.v4
     cells = [v4.new_markdown_cell(f"# Chapter {path.stem}")]
-    cells += [v4.new_code_cell(text, metadata={"tags": [tag]} if i == 0 else {}) for i, text in enumerate(code)]
-    notebook = v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": kernel, "display_name": "Python 3"}})
+    cells += [
+        v4.new_code_cell(text, metadata={"tags": [tag]} if i == 0 else {})
+        for i, text in enumerate(code)
+    ]
+    notebook = v4.new_notebook(
+        cells=cells, metadata={"kernelspec": {"name": kernel, "display_name": "Python 3"}}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
     return path
@@ -49,7 +54,9 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
     (tmp_path / "_config.yml").touch()
     (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "intro.md").write_text("# Tiny\n\nOn to [one](../notebooks/01_one.ipynb), $x^2$.\n")
+    (tmp_path / "book" / "intro.md").write_text(
+        "# Tiny\n\nOn to [one](../notebooks/01_one.ipynb), $x^2$.\n"
+    )
     (tmp_path / "profiles").mkdir()
     (tmp_path / "profiles" / "smoke.yml").write_text("profile: smoke\nseed: 3\n")
     monkeypatch.chdir(tmp_path)
@@ -89,7 +96,12 @@ def test_types_that_papermill_cannot_show_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("text", "hint", "value"),
-    [("5", "int", 5), ("1e-16", "float", 1e-16), ("5", "str", "5"), ("[a, b]", "list[str]", ["a", "b"])],
+    [
+        ("5", "int", 5),
+        ("1e-16", "float", 1e-16),
+        ("5", "str", "5"),
+        ("[a, b]", "list[str]", ["a", "b"]),
+    ],
 )
 def test_command_line_values(text: str, hint: str, value: Any) -> None:
     assert runner.parse(text, ast.parse(hint, mode="eval").body) == value
@@ -108,7 +120,9 @@ def test_command_line_values(text: str, hint: str, value: Any) -> None:
         ("seed: int = 0\0", "is no Python"),
     ],
 )
-def test_parameters_cell_holds_typed_literals_alone(tmp_path: Path, cell: str, message: str) -> None:
+def test_parameters_cell_holds_typed_literals_alone(
+    tmp_path: Path, cell: str, message: str
+) -> None:
     with pytest.raises(runner.BookError, match=re.escape(message)):
         runner.declared(write(tmp_path / "a.ipynb", cell))
 
@@ -131,7 +145,9 @@ def test_only_the_python3_kernel(tmp_path: Path) -> None:
 
 def test_common_parameters_reach_only_chapters_that_declare_them(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ipynb", PARAMETERS)
-    values = runner.choose(path, {"profile": "smoke", "seed": 3}, {"eps": 0.1}, {"sets": "[lsun_crop]"})
+    values = runner.choose(
+        path, {"profile": "smoke", "seed": 3}, {"eps": 0.1}, {"sets": "[lsun_crop]"}
+    )
     assert values == {"seed": 3, "eps": 0.1, "sets": ["lsun_crop"]}
     with pytest.raises(runner.BookError, match=r"seed='x' is no int"):
         runner.choose(path, {"seed": "x"}, {}, {})
@@ -150,7 +166,10 @@ def test_common_parameters_reach_only_chapters_that_declare_them(tmp_path: Path)
             ["run", "notebooks/01_one.ipynb", "-o", "out.ipynb", "-p", "sead", "1"],
             "it declares seed, device, eps, sets",
         ),
-        (["run", "notebooks/09_nine.ipynb", "-o", "out.ipynb"], "there is no notebooks/09_nine.ipynb"),
+        (
+            ["run", "notebooks/09_nine.ipynb", "-o", "out.ipynb"],
+            "there is no notebooks/09_nine.ipynb",
+        ),
     ],
 )
 def test_command_line_refuses(
@@ -173,7 +192,10 @@ def test_command_line_refuses(
         ("notebooks: 0", "smoke.yml: notebooks holds 0;"),
         ("notebooks: {two: 3}", "smoke.yml: notebooks: two holds 3;"),
         ("seed: [1", "smoke.yml cannot be read as YAML: line 1: expected"),
-        ("<<<<<<< HEAD\nseed: 0\n=======\nseed: 1\n>>>>>>> other\n", "smoke.yml cannot be read as YAML: line 2: "),
+        (
+            "<<<<<<< HEAD\nseed: 0\n=======\nseed: 1\n>>>>>>> other\n",
+            "smoke.yml cannot be read as YAML: line 2: ",
+        ),
         ("seed: 2020-02-31", "smoke.yml cannot be read as YAML: day is out of range"),
         ("seed: \x07", "smoke.yml cannot be read as YAML: "),
         ("cell_timeout: 0", "cell_timeout=0; a cell may take whole seconds"),
@@ -185,7 +207,9 @@ def test_profiles_are_held_to_the_chapters(
     book: Path, capsys: pytest.CaptureFixture[str], profile: str, message: str
 ) -> None:
     (book / "profiles" / "smoke.yml").write_text(profile)
-    assert message in refusal("execute", "--only", "two", capsys=capsys)  # also for chapters that would not run now
+    assert message in refusal(
+        "execute", "--only", "two", capsys=capsys
+    )  # also for chapters that would not run now
 
 
 GOOD = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
@@ -200,18 +224,38 @@ GOOD = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
             b'{"cells": [\n<<<<<<< HEAD\n',
             "02_two.ipynb is no notebook: Expecting value: line 2",
         ),
-        ("notebooks/02_two.ipynb", GOOD.encode("utf-16"), "02_two.ipynb is no notebook: 'utf-8' codec can't decode"),
+        (
+            "notebooks/02_two.ipynb",
+            GOOD.encode("utf-16"),
+            "02_two.ipynb is no notebook: 'utf-8' codec can't decode",
+        ),
         ("notebooks/02_two.ipynb", b"[1]", "02_two.ipynb is no notebook: "),
         ("notebooks/02_two.ipynb", b"3", "02_two.ipynb is no notebook: "),
-        ("notebooks/02_two.ipynb", GOOD.replace("[]", "3").encode(), "02_two.ipynb is no notebook: "),
-        ("notebooks/02_two.ipynb", GOOD.replace("[]", '[{"cell_type": "code"}]').encode(), "is no notebook: "),
-        ("notebooks/02_two.ipynb", GOOD.replace("4,", '"four",').encode(), "02_two.ipynb is no notebook: "),
+        (
+            "notebooks/02_two.ipynb",
+            GOOD.replace("[]", "3").encode(),
+            "02_two.ipynb is no notebook: ",
+        ),
+        (
+            "notebooks/02_two.ipynb",
+            GOOD.replace("[]", '[{"cell_type": "code"}]').encode(),
+            "is no notebook: ",
+        ),
+        (
+            "notebooks/02_two.ipynb",
+            GOOD.replace("4,", '"four",').encode(),
+            "02_two.ipynb is no notebook: ",
+        ),
         ("notebooks/02_two.ipynb", GOOD.encode(), "02_two.ipynb asks for the kernel None"),
         ("_toc.yml", b"- notebooks/01_one", "_toc.yml holds ['notebooks/01_one'];"),
         ("_toc.yml", b"root: [", "_toc.yml cannot be read as YAML: line 1"),
         ("_toc.yml", b"", "_toc.yml lists no page"),
         ("_toc.yml", b"root: {a: b}", "_toc.yml lists {'a': 'b'}, which exists 0 times"),
-        ("profiles/smoke.yml", "seed: 0 # é".encode("latin-1"), "smoke.yml cannot be read as YAML: "),
+        (
+            "profiles/smoke.yml",
+            "seed: 0 # é".encode("latin-1"),
+            "smoke.yml cannot be read as YAML: ",
+        ),
     ],
 )
 def test_broken_sources_are_refused_in_one_line(
@@ -224,12 +268,19 @@ def test_broken_sources_are_refused_in_one_line(
 
 
 def test_contents_are_read_as_yaml(book: Path) -> None:
-    parts = '[{caption: "file: none", chapters: [{file: "notebooks/02_two"}, {url: https://example.org, title: x}]}]'
-    (book / "_toc.yml").write_text(f"{{root: 'book/intro', parts: {parts}, meta: {{}}}} # file: notebooks/01_one")
+    parts = (
+        '[{caption: "file: none", chapters: [{file: "notebooks/02_two"}, {url: https://example.org,'
+        " title: x}]}]"
+    )
+    (book / "_toc.yml").write_text(
+        f"{{root: 'book/intro', parts: {parts}, meta: {{}}}} # file: notebooks/01_one"
+    )
     assert runner.pages(book) == [Path("book/intro.md"), Path("notebooks/02_two.ipynb")]
 
 
-def test_pages_that_cannot_be_made_are_refused_in_one_line(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pages_that_cannot_be_made_are_refused_in_one_line(
+    book: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (book / "book" / "other.md").write_bytes("# Caf\u00e9".encode("latin-1"))
     assert f"{Path('book/other.md')} is not in UTF-8" in refusal("build", capsys=capsys)
     (book / "book" / "other.md").unlink()
@@ -284,11 +335,21 @@ def test_raising_cell_stops_everything(book: Path, capsys: pytest.CaptureFixture
     cell = nbformat.read(one, as_version=4).cells[3]
     last = refusal(capsys=capsys)
     copy = Path("_build", "executed", "01_one.ipynb")
-    assert last == (
-        f"thinkback: {Path('notebooks/01_one.ipynb')}, cell 4 (id {cell.id}): RuntimeError: no; partial copy: {copy}"
+    assert (
+        last
+        == f"thinkback: {Path('notebooks/01_one.ipynb')}, cell 4 (id {cell.id}): RuntimeError: no;"
+        f" partial copy: {copy}"
     )
-    outputs = [cell.outputs for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
-    assert [len(output) for output in outputs] == [0, 0, 1, 1, 0]  # parameters, injected, printed, raised, not run
+    outputs = [
+        cell.outputs for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"
+    ]
+    assert [len(output) for output in outputs] == [
+        0,
+        0,
+        1,
+        1,
+        0,
+    ]  # parameters, injected, printed, raised, not run
     assert not (book / "_build" / "executed" / "02_two.ipynb").exists()
     assert not (book / "_build" / "html").exists()
     write(book / "notebooks" / "02_two.ipynb", "seed: int = 0")
@@ -313,7 +374,9 @@ def test_a_cell_that_leaves_early_is_refused(
         cell.id = name
     nbformat.write(notebook, path)
     last = refusal("run", str(path), "-o", "out.ipynb", "-p", "seed", "1", capsys=capsys)
-    assert last.startswith(f"thinkback: {path}, cell {named + 1} (id {notebook.cells[named].id}): {message}")
+    assert last.startswith(
+        f"thinkback: {path}, cell {named + 1} (id {notebook.cells[named].id}): {message}"
+    )
     assert len(nbformat.read("out.ipynb", as_version=4).cells) == 5
 
 
@@ -326,21 +389,34 @@ def test_the_last_cell_must_come_to_its_end(book: Path, capsys: pytest.CaptureFi
         "import sys; sys.exit(); print('after')",
     )
     last = refusal("execute", "--only", "two", capsys=capsys)
-    assert re.search(r"02_two\.ipynb, cell 5 \(id \w+\): SystemExit ended it early; partial copy: ", last)
+    assert re.search(
+        r"02_two\.ipynb, cell 5 \(id \w+\): SystemExit ended it early; partial copy: ", last
+    )
 
 
-def test_an_endless_cell_is_stopped_and_named(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(book / "notebooks" / "01_one.ipynb", PARAMETERS, "print('before', flush=True)\nwhile True: pass")
+def test_an_endless_cell_is_stopped_and_named(
+    book: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(
+        book / "notebooks" / "01_one.ipynb",
+        PARAMETERS,
+        "print('before', flush=True)\nwhile True: pass",
+    )
     (book / "profiles" / "smoke.yml").write_text("seed: 3\ncell_timeout: 2\n")
     last = refusal("execute", capsys=capsys)
-    assert re.search(r"01_one\.ipynb, cell 3 \(id \w+\): A cell timed out .* after 2 seconds\..* cell_timeout", last)
+    assert re.search(
+        r"01_one\.ipynb, cell 3 \(id \w+\): A cell timed out .* after 2 seconds\..* cell_timeout",
+        last,
+    )
     cells = nbformat.read(Path("_build", "executed", "01_one.ipynb"), as_version=4).cells
     assert cells[-1].outputs[0].text == "before\n"
     assert cells[-1].execution_count is not None
     assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
 
 
-def test_builds_take_turns(book: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builds_take_turns(
+    book: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two at once: the second says that it waits, and then finds everything done."""
     ran: list[str] = []
 
@@ -365,7 +441,9 @@ def test_builds_take_turns(book: Path, capsys: pytest.CaptureFixture[str], monke
 def test_drawings_say_how_large_they_are(tmp_path: Path) -> None:
     for folder in ("_images", "notebooks"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "_images" / "a.svg").write_text('<svg width="300.2pt" height="150pt" viewBox="0 0 300 150"></svg>')
+    (tmp_path / "_images" / "a.svg").write_text(
+        '<svg width="300.2pt" height="150pt" viewBox="0 0 300 150"></svg>'
+    )
     (tmp_path / "_images" / "b.svg").write_text('<svg viewBox="0 0 8 8"></svg>')
     page = tmp_path / "notebooks" / "01_one.html"
     page.write_text('<img alt="A" src="../_images/a.svg" /><img alt="B" src="../_images/b.svg" />')
@@ -453,26 +531,40 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
 def test_new_prose_stands_around_old_outputs(tmp_path: Path) -> None:
     written = runner.read(write(tmp_path / "a.ipynb", PARAMETERS, "1 + 1"))
     executed = runner.read(tmp_path / "a.ipynb")
-    injected = nbformat.v4.new_code_cell("# Parameters", execution_count=2, metadata={"tags": ["injected-parameters"]})
+    injected = nbformat.v4.new_code_cell(
+        "# Parameters", execution_count=2, metadata={"tags": ["injected-parameters"]}
+    )
     executed.cells[1].execution_count, executed.cells[2].execution_count = 1, 3
     executed.cells[2].outputs = [nbformat.v4.new_output("stream", text="2")]
     executed.cells.insert(2, injected)
     written.cells[0].source = "# New title"
     written.cells.insert(2, nbformat.v4.new_markdown_cell("New paragraph"))
     done = runner.rendered(written, executed)
-    assert [cell.source for cell in done.cells] == ["# New title", PARAMETERS, "# Parameters", "New paragraph", "1 + 1"]
+    assert [cell.source for cell in done.cells] == [
+        "# New title",
+        PARAMETERS,
+        "# Parameters",
+        "New paragraph",
+        "1 + 1",
+    ]
     assert done.cells[-1].outputs[0].text == "2"
     written.cells[-1].source = "1 + 2"
     assert runner.rendered(written, executed) is None
 
 
-def test_run_executes_one_notebook_in_its_own_folder(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_executes_one_notebook_in_its_own_folder(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     foreign = book / "share" / "kernels" / "python3"
     foreign.mkdir(parents=True)
-    (foreign / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "x", "language": "python"}')
+    (foreign / "kernel.json").write_text(
+        '{"argv": ["/bin/false"], "display_name": "x", "language": "python"}'
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(foreign.parents[1]))
     path = write(
-        book / "notebooks" / "01_one.ipynb", PARAMETERS, "import os, sys; print(os.getcwd(), sys.executable, eps)"
+        book / "notebooks" / "01_one.ipynb",
+        PARAMETERS,
+        "import os, sys; print(os.getcwd(), sys.executable, eps)",
     )
     assert runner.main(["run", str(path), "-o", "out/copy.ipynb", "-p", "eps", "1e-3"]) == 0
     printed = nbformat.read(Path("out/copy.ipynb"), as_version=4).cells[-1].outputs[0].text.split()
@@ -482,7 +574,9 @@ def test_run_executes_one_notebook_in_its_own_folder(book: Path, monkeypatch: py
 def test_kernel_of_another_python_is_refused(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = book / "share" / "jupyter" / "kernels" / "python3"
     foreign.mkdir(parents=True)
-    (foreign / "kernel.json").write_text('{"argv": ["/bin/false"], "display_name": "x", "language": "python"}')
+    (foreign / "kernel.json").write_text(
+        '{"argv": ["/bin/false"], "display_name": "x", "language": "python"}'
+    )
     monkeypatch.setenv("JUPYTER_PATH", "")
     monkeypatch.setattr(sys, "prefix", str(book))
     with pytest.raises(runner.BookError, match="the kernel 'python3' starts /bin/false"):
@@ -495,42 +589,73 @@ def test_missing_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("JUPYTER_PATH", "")
     monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", missing)
-    with pytest.raises(runner.BookError, match="there is no kernel 'python3'; install ipykernel for"):
+    with pytest.raises(
+        runner.BookError, match="there is no kernel 'python3'; install ipykernel for"
+    ):
         runner.use_own_kernel()
 
 
 def test_scrub_leaves_no_trace_of_the_machine() -> None:
     v4 = nbformat.v4
-    injected = v4.new_code_cell("# Parameters\nseed = 1\n", metadata={"tags": ["injected-parameters"]})
-    streams = [("stderr", "\r 10%"), ("stderr", "\r100%\n"), ("stderr", "careful\n"), ("stdout", "out\n")]
+    injected = v4.new_code_cell(
+        "# Parameters\nseed = 1\n", metadata={"tags": ["injected-parameters"]}
+    )
+    streams = [
+        ("stderr", "\r 10%"),
+        ("stderr", "\r100%\n"),
+        ("stderr", "careful\n"),
+        ("stdout", "out\n"),
+    ]
     cell = v4.new_code_cell(
-        "f()", metadata={"papermill": {"start_time": "now"}, "execution": {}, "tags": ["hide-input"]}
+        "f()",
+        metadata={"papermill": {"start_time": "now"}, "execution": {}, "tags": ["hide-input"]},
     )
     cell.outputs = [v4.new_output("stream", name=name, text=text) for name, text in streams]
-    notebook = v4.new_notebook(cells=[injected, cell], metadata={"papermill": {"input_path": "/a/b"}, "colab": {}})
+    notebook = v4.new_notebook(
+        cells=[injected, cell], metadata={"papermill": {"input_path": "/a/b"}, "colab": {}}
+    )
     clean = runner.scrub(notebook)
     assert dict(clean.metadata) == {"colab": {}}
     assert clean.cells[0].source.startswith("# This page was rendered with:\nseed = 1")
-    assert clean.cells[0].metadata["mystnb"]["code_prompt_show"] == "This page was rendered with seed = 1"
+    assert (
+        clean.cells[0].metadata["mystnb"]["code_prompt_show"]
+        == "This page was rendered with seed = 1"
+    )
     assert clean.cells[1].metadata == {"tags": ["hide-input"]}
     assert [output.text for output in clean.cells[1].outputs] == ["careful\n", "out\n"]
 
 
 def test_front_page_is_a_moved_copy(tmp_path: Path) -> None:
     (tmp_path / "book").mkdir()
-    page = '<html data-content_root="../"><a href="#a"><a href="../n/x.html#b"><img src="../_images/i.svg">'
-    page += '<a href="https://example.org/x"><a href="limits.html"><script src="../_static/../mathjax/m.js?v=1">'
+    page = (
+        '<html data-content_root="../"><a href="#a"><a href="../n/x.html#b"><img'
+        ' src="../_images/i.svg">'
+    )
+    page += (
+        '<a href="https://example.org/x"><a href="limits.html"><script'
+        ' src="../_static/../mathjax/m.js?v=1">'
+    )
     (tmp_path / "book" / "intro.html").write_text(page)
     runner.front_page(tmp_path, "book/intro.html")
     moved = (tmp_path / "index.html").read_text()
     assert re.findall('="([^"]*)"', moved) == [
-        *("./", "#a", "n/x.html#b", "_images/i.svg", "https://example.org/x", "book/limits.html", "mathjax/m.js?v=1")
+        *(
+            "./",
+            "#a",
+            "n/x.html#b",
+            "_images/i.svg",
+            "https://example.org/x",
+            "book/limits.html",
+            "mathjax/m.js?v=1",
+        )
     ]
 
 
 def test_whole_book(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Execute, stage, build, check; then each thing the check is there for."""
-    config = yaml.safe_load(shutil.copyfile(ROOT / "_config.yml", book / "_config.yml").read_text(encoding="utf-8"))
+    config = yaml.safe_load(
+        shutil.copyfile(ROOT / "_config.yml", book / "_config.yml").read_text(encoding="utf-8")
+    )
     (book / "book" / "references.bib").touch()
     for name in ("_static", "extra", "vendor"):
         shutil.copytree(ROOT / "book" / name, book / "book" / name)

@@ -27,7 +27,9 @@ def close(a, b, rtol=1e-9):
 
 
 def plain_gradients(features, weight, bias, labels, temperature):
-    """Per-sample gradients by torch.func, from log-softmax: independent of the package's own reference."""
+    """Per-sample gradients by torch.func, from log-softmax: independent of the package's own
+    reference.
+    """
 
     def loss(w, b, h, y):
         return F.cross_entropy((w @ h + b)[None] / temperature, y[None])
@@ -41,7 +43,11 @@ def test_logit_scores_equal_scipy(head):
     logits = head[3].numpy()
     for temperature in TEMPERATURES:
         close(scores.msp(logits, temperature), -softmax(logits / temperature, 1).max(1), 1e-12)
-        close(scores.energy(logits, temperature), -temperature * logsumexp(logits / temperature, 1), 1e-12)
+        close(
+            scores.energy(logits, temperature),
+            -temperature * logsumexp(logits / temperature, 1),
+            1e-12,
+        )
     close(scores.max_logit(logits), -logits.max(1), 0)
 
 
@@ -53,11 +59,15 @@ def test_thinkback_equals_autograd_sample_by_sample(head, temperature):
         scores.thinkback_autograd(features, weight, bias, None, temperature),
     )
     for with_bias in (False, True):
-        expected = fisher.DiagonalFisher(temperature, bias=with_bias).update(features, logits).compute()
+        expected = (
+            fisher.DiagonalFisher(temperature, bias=with_bias).update(features, logits).compute()
+        )
         for damping in (0.0, 0.1):
             close(
                 scores.thinkback(features, logits, expected, temperature, damping=damping),
-                scores.thinkback_autograd(features, weight, bias, expected, temperature, damping=damping),
+                scores.thinkback_autograd(
+                    features, weight, bias, expected, temperature, damping=damping
+                ),
             )
 
 
@@ -66,10 +76,19 @@ def test_thinkback_equals_vmap_of_grad(head, temperature):
     features, weight, bias, logits = head
     squared = plain_gradients(features, weight, bias, logits.argmax(1), temperature).square()
     expected = fisher.DiagonalFisher(temperature, bias=True).update(features, logits).compute()
-    # At T = 0.5 log-softmax itself has lost digits of p - 1, so the tolerance is that of the independent oracle.
+    # At T = 0.5 log-softmax itself has lost digits of p - 1, so the tolerance is that of the
+    # independent oracle.
     tolerance = 1e-9 if temperature > 1 else 1e-5
-    close(scores.thinkback(features, logits, None, temperature), squared[:, :, :-1].sum((1, 2)), tolerance)
-    close(scores.thinkback(features, logits, expected, temperature), (squared / expected).sum((1, 2)), tolerance)
+    close(
+        scores.thinkback(features, logits, None, temperature),
+        squared[:, :, :-1].sum((1, 2)),
+        tolerance,
+    )
+    close(
+        scores.thinkback(features, logits, expected, temperature),
+        (squared / expected).sum((1, 2)),
+        tolerance,
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -83,7 +102,9 @@ def test_gradnorm_equals_autograd(head, temperature):
 
 def test_residual_of_a_confident_sample_keeps_its_digits():
     logits = torch.tensor([[0.0, -60.0, -70.0]], dtype=torch.float64)
-    exact = np.exp(-60.0) + np.exp(-70.0)  # p_0 - 1 is minus this, far below float64's grid around 1
+    exact = np.exp(-60.0) + np.exp(
+        -70.0
+    )  # p_0 - 1 is minus this, far below float64's grid around 1
     close(scores.residual(logits, 1.0)[0, 0], -exact, 1e-14)
     assert logits.softmax(1)[0, 0] - 1 == 0
 
@@ -94,7 +115,9 @@ def test_temperature_cancels_outside_the_softmax(head):
     scaled = scores.thinkback(
         features, 3 * logits, fisher.DiagonalFisher(3.0).update(features, 3 * logits).compute(), 3.0
     )
-    plain = scores.thinkback(features, logits, fisher.DiagonalFisher(1.0).update(features, logits).compute(), 1.0)
+    plain = scores.thinkback(
+        features, logits, fisher.DiagonalFisher(1.0).update(features, logits).compute(), 1.0
+    )
     close(scaled, plain)
 
 
@@ -138,19 +161,34 @@ def test_dead_unit_explodes_without_damping_only(head):
         ),
         ({"logits": torch.full((3, K), float("inf"))}, r"logits has 15 values that are not finite"),
         ({"features": torch.zeros(0, D)}, r"features must be a non-empty matrix.*\(0, 7\)"),
-        ({"features": torch.zeros(3, D, dtype=torch.int64)}, r"features must be floating point, got torch.int64"),
-        ({"logits": np.zeros((3, K), dtype=np.int32)}, r"logits must be floating point, got torch.int32"),
+        (
+            {"features": torch.zeros(3, D, dtype=torch.int64)},
+            r"features must be floating point, got torch.int64",
+        ),
+        (
+            {"logits": np.zeros((3, K), dtype=np.int32)},
+            r"logits must be floating point, got torch.int32",
+        ),
         ({"features": torch.zeros(D)}, r"features must be a non-empty matrix"),
         ({"features": torch.zeros(4, D)}, r"features \(4, 7\) and logits \(3, 5\) disagree on N"),
-        ({"fisher": torch.ones(K, D + 2)}, r"features \(3, 7\), logits \(3, 5\) and inverse fisher \(5, 9\) disagree"),
-        ({"fisher": torch.ones(K + 1, D)}, r"logits \(3, 5\) and inverse fisher \(6, 7\) disagree on K"),
+        (
+            {"fisher": torch.ones(K, D + 2)},
+            r"features \(3, 7\), logits \(3, 5\) and inverse fisher \(5, 9\) disagree",
+        ),
+        (
+            {"fisher": torch.ones(K + 1, D)},
+            r"logits \(3, 5\) and inverse fisher \(6, 7\) disagree on K",
+        ),
         ({"fisher": -torch.ones(K, D)}, r"must not be negative.*smallest fisher entry -1"),
         ({"fisher": torch.zeros(K, D), "eps": 0.0}, r"fisher has entries that are 0"),
         ({"logits": torch.zeros(3, 1)}, r"K = 1 class"),
         ({"temperature": -1.0}, r"temperature must be positive and finite, got -1.0"),
         ({"temperature": 0.0}, r"temperature must be positive"),
         ({"temperature": float("nan")}, r"temperature must be positive"),
-        ({"fisher": torch.ones(K, D), "damping": -0.1}, r"must not be negative, got eps=1e-16, damping=-0.1"),
+        (
+            {"fisher": torch.ones(K, D), "damping": -0.1},
+            r"must not be negative, got eps=1e-16, damping=-0.1",
+        ),
     ],
 )
 def test_bad_input_names_what_and_where(change, message):
@@ -177,8 +215,14 @@ def test_full_equals_explicit_inverse_sample_by_sample(temperature, with_bias, d
     g = explicit(features, weight, bias, D + with_bias, temperature)
     F = g.T @ g / len(g)
     floor = damping * F.trace() / len(F) * torch.eye(len(F), dtype=torch.float64)
-    inverse = torch.linalg.inv(F + floor) if damping else torch.linalg.pinv(F, hermitian=True, rtol=1e-12)
-    root = fisher.FullFisher(temperature, bias=with_bias).update(features, logits).inverse_root(damping)
+    inverse = (
+        torch.linalg.inv(F + floor) if damping else torch.linalg.pinv(F, hermitian=True, rtol=1e-12)
+    )
+    root = (
+        fisher.FullFisher(temperature, bias=with_bias)
+        .update(features, logits)
+        .inverse_root(damping)
+    )
     ours = scores.thinkback_full(features, logits, root, temperature)
     close(ours, torch.einsum("np,pq,nq->n", g, inverse, g), 1e-8)
     if not damping:  # the mean is the rank, and a sample's leverage is at most N
@@ -197,7 +241,9 @@ def test_kronecker_equals_explicit_inverses(head, with_bias, damping):
     def quadratic(x):
         M = x.T @ x / N
         damped = M + damping * M.trace() / len(M) * torch.eye(len(M), dtype=torch.float64)
-        return torch.einsum("np,pq,nq->n", x, torch.linalg.pinv(damped, hermitian=True, rtol=1e-12), x)
+        return torch.einsum(
+            "np,pq,nq->n", x, torch.linalg.pinv(damped, hermitian=True, rtol=1e-12), x
+        )
 
     roots = fisher.KroneckerFisher(bias=with_bias).update(features, logits).inverse_root(damping)
     close(scores.thinkback_kronecker(features, logits, roots), quadratic(r) * quadratic(h), 1e-8)
@@ -243,45 +289,63 @@ def both(features, logits, fit_features, fit_logits, damping=0.0, temperature=5.
     full, factors = (kind(temperature) for kind in (fisher.FullFisher, fisher.KroneckerFisher))
     return (
         scores.thinkback_full(
-            features, logits, full.update(fit_features, fit_logits).inverse_root(damping), temperature
+            features,
+            logits,
+            full.update(fit_features, fit_logits).inverse_root(damping),
+            temperature,
         ),
         scores.thinkback_kronecker(
-            features, logits, factors.update(fit_features, fit_logits).inverse_root(damping), temperature
+            features,
+            logits,
+            factors.update(fit_features, fit_logits).inverse_root(damping),
+            temperature,
         ),
     )
 
 
 def test_coordinates_of_features_and_temperature_do_not_matter_undamped(head):
-    """Any invertible map of the features cancels; so does 1 / T^2. Damped, what cancels is a common scale."""
+    """Any invertible map of the features cancels; so does 1 / T^2. Damped, what cancels is a common
+    scale.
+    """
     features, _, _, logits = head
     mixing = torch.eye(D, dtype=torch.float64) + 0.3 * torch.randn(
         D, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64
     )
     mixed = features @ mixing
-    for ours, oracle in zip(both(mixed, logits, mixed, logits), both(features, logits, features, logits), strict=True):
+    for ours, oracle in zip(
+        both(mixed, logits, mixed, logits), both(features, logits, features, logits), strict=True
+    ):
         close(ours, oracle, 1e-7)
     for damping in (0.0, 0.01, None):
         plain = both(features, logits, features, logits, damping, 1.0)
         for ours, oracle in zip(
-            both(10 * features, 3 * logits, 10 * features, 3 * logits, damping, 3.0), plain, strict=True
+            both(10 * features, 3 * logits, 10 * features, 3 * logits, damping, 3.0),
+            plain,
+            strict=True,
         ):
             close(ours, oracle, 1e-8)
 
 
 def test_singular_factors_are_finite_and_continuous_in_the_damping(head):
-    """A is singular always, B through a silent and a doubled feature: damping to 0 meets the pseudo-inverse."""
+    """A is singular always, B through a silent and a doubled feature: damping to 0 meets the
+    pseudo-inverse.
+    """
     features, _, _, logits = head
     features = torch.cat([0 * features[:, :1], features[:, 1:], features[:, 1:2]], 1)
     limit = both(features, logits, features, logits, 0.0)
     for damping, tolerance in ((1e-7, 1e-2), (1e-9, 1e-4), (1e-11, 1e-6)):
-        for ours, oracle in zip(both(features, logits, features, logits, damping), limit, strict=True):
+        for ours, oracle in zip(
+            both(features, logits, features, logits, damping), limit, strict=True
+        ):
             close(ours, oracle, tolerance)
 
 
 def test_a_feature_silent_on_the_fit_data_is_unseen_undamped_and_bounded_damped(head):
     features, _, _, logits = head
     fit = features * (torch.arange(D) > 0)
-    for awake, silent in zip(both(features, logits, fit, logits), both(fit, logits, fit, logits), strict=True):
+    for awake, silent in zip(
+        both(features, logits, fit, logits), both(fit, logits, fit, logits), strict=True
+    ):
         close(awake, silent, 1e-7)
     full, kronecker = both(features, logits, fit, logits, None)
     before = both(fit, logits, fit, logits, None)
@@ -299,7 +363,9 @@ def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind(head):
     close(long, scores.thinkback_full(features, logits, root).repeat(60), 1e-12)
     as_numpy = scores.thinkback_full(features.numpy(), logits.numpy(), root.numpy())
     assert isinstance(as_numpy, np.ndarray)
-    assert isinstance(scores.thinkback_kronecker(features.numpy(), logits.numpy(), roots), np.ndarray)
+    assert isinstance(
+        scores.thinkback_kronecker(features.numpy(), logits.numpy(), roots), np.ndarray
+    )
 
 
 @pytest.mark.parametrize(
@@ -309,9 +375,15 @@ def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind(head):
             lambda h, z: scores.thinkback_full(h, z, torch.ones(K * (D + 2), 3)),
             r"features \(3, 7\), logits \(3, 5\) and root \(45, 3\) disagree; was the Fisher",
         ),
-        (lambda h, z: scores.thinkback_full(h, z, torch.ones(K * D + 1, 3)), r"root \(36, 3\) disagree"),
+        (
+            lambda h, z: scores.thinkback_full(h, z, torch.ones(K * D + 1, 3)),
+            r"root \(36, 3\) disagree",
+        ),
         (lambda h, z: scores.thinkback_full(h, z[:2], torch.ones(K * D, 3)), "disagree on N"),
-        (lambda h, z: scores.thinkback_full(h, z, torch.ones(K * D, 3), 0.0), "temperature must be positive"),
+        (
+            lambda h, z: scores.thinkback_full(h, z, torch.ones(K * D, 3), 0.0),
+            "temperature must be positive",
+        ),
         (
             lambda h, z: scores.thinkback_kronecker(h, z, (torch.ones(K + 1, 2), torch.ones(D, 2))),
             r"logits \(3, 5\) and the root of A \(6, 2\) disagree on K",
@@ -321,11 +393,23 @@ def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind(head):
             r"features \(3, 7\), logits \(3, 5\) and root \(9, 2\) disagree",
         ),
         (lambda h, z: scores.inverse_root(h), r"matrix \(3, 7\) must be square and symmetric"),
-        (lambda h, z: scores.inverse_root(torch.tensor([[1.0, 0.5], [0.0, 1.0]])), "square and symmetric"),
-        (lambda h, z: scores.inverse_root(torch.diag(torch.tensor([1.0, -1.0]))), r"eigenvalues from -1 to 1"),
+        (
+            lambda h, z: scores.inverse_root(torch.tensor([[1.0, 0.5], [0.0, 1.0]])),
+            "square and symmetric",
+        ),
+        (
+            lambda h, z: scores.inverse_root(torch.diag(torch.tensor([1.0, -1.0]))),
+            r"eigenvalues from -1 to 1",
+        ),
         (lambda h, z: scores.inverse_root(torch.zeros(2, 2)), "matrix is zero"),
-        (lambda h, z: scores.inverse_root(torch.eye(2), -0.1), "damping must be finite and not negative, got -0.1"),
-        (lambda h, z: scores.inverse_root(torch.full((2, 2), float("nan"))), "matrix has 4 values that are not finite"),
+        (
+            lambda h, z: scores.inverse_root(torch.eye(2), -0.1),
+            "damping must be finite and not negative, got -0.1",
+        ),
+        (
+            lambda h, z: scores.inverse_root(torch.full((2, 2), float("nan"))),
+            "matrix has 4 values that are not finite",
+        ),
     ],
 )
 def test_bad_roots_and_matrices_are_named(action, message):
@@ -357,7 +441,10 @@ def test_float64_is_made_where_the_device_has_it():
 def test_finite_but_huge_inputs_are_an_error_not_an_infinite_score(huge):
     h, z = np.full((2, 3), huge), np.array([[1.0, 0.0], [huge, 0.0]])
     sure = np.array([[1.0, 0.0], [1.0, 0.0]])
-    for score in (lambda: scores.thinkback(h, sure), lambda: scores.gradnorm(np.full((2, 3), 1e308), sure)):
+    for score in (
+        lambda: scores.thinkback(h, sure),
+        lambda: scores.gradnorm(np.full((2, 3), 1e308), sure),
+    ):
         with pytest.raises(ValueError, match="overflow float64, from finite but huge numbers"):
             score()
     assert np.isfinite(scores.energy(z)).all()

@@ -1,4 +1,6 @@
-"""Many processes see what one sees: the same Fisher, the same scores, nothing lost or repeated after a kill."""
+"""Many processes see what one sees: the same Fisher, the same scores, nothing lost or repeated
+after a kill.
+"""
 
 import io
 import math
@@ -22,7 +24,9 @@ from thinkback_utils.detector import OODDetector
 from thinkback_utils.methods import METHODS
 from thinkback_utils.models import WideResNet
 
-pytestmark = pytest.mark.filterwarnings("ignore:thinkback. the model is hardly sure")  # it is untrained
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:thinkback. the model is hardly sure"
+)  # it is untrained
 SIZES = (37, 23, 5)  # uneven: no number of processes divides their sum
 
 
@@ -32,7 +36,9 @@ def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     rng = np.random.default_rng(0)
     for i, size in enumerate(SIZES):
-        np.savez(folder / f"part{i}.npz", images=rng.integers(256, size=(size, 8, 8, 3), dtype=np.uint8))
+        np.savez(
+            folder / f"part{i}.npz", images=rng.integers(256, size=(size, 8, 8, 3), dtype=np.uint8)
+        )
     torch.manual_seed(0)
     net = WideResNet(10, 1, 3).eval()
     with torch.no_grad():  # every class gets some images, so that nothing warns
@@ -51,7 +57,15 @@ def command(module, job, *arguments):
 
 
 def torchrun(count, arguments):
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone", "-m"]
+    run = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(count),
+        "--standalone",
+        "-m",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "USE_LIBUV": "0"}
     subprocess.run([*run, *arguments], check=True, capture_output=True, env=environment)
 
@@ -65,38 +79,71 @@ def one_process(job, method):
 @pytest.mark.parametrize(("count", "method"), [(2, "thinkback_full"), (4, "thinkback")])
 def test_fit_of_many_processes_is_that_of_one(job, tmp_path, count, method):
     out = tmp_path / "detector.safetensors"
-    torchrun(count, command("thinkback_utils.fit", job, "--method", method, "--damping", 0.1, "--out", out))
-    fit.main(command("", job, "--method", method, "--damping", 0.1, "--out", tmp_path / "alone.safetensors")[1:])
-    images = torch.cat([torch.from_numpy(np.load(path)["images"]) for path in sources(job)]).permute(0, 3, 1, 2)
+    torchrun(
+        count,
+        command("thinkback_utils.fit", job, "--method", method, "--damping", 0.1, "--out", out),
+    )
+    fit.main(
+        command(
+            "", job, "--method", method, "--damping", 0.1, "--out", tmp_path / "alone.safetensors"
+        )[1:]
+    )
+    images = torch.cat(
+        [torch.from_numpy(np.load(path)["images"]) for path in sources(job)]
+    ).permute(0, 3, 1, 2)
     model = WideResNet.load(job / "weights.safetensors")
-    scores = [OODDetector.load(path, model).score(images) for path in (out, tmp_path / "alone.safetensors")]
-    torch.testing.assert_close(scores[0], scores[1], rtol=1e-12, atol=0)  # roots may differ by a sign
+    scores = [
+        OODDetector.load(path, model).score(images)
+        for path in (out, tmp_path / "alone.safetensors")
+    ]
+    torch.testing.assert_close(
+        scores[0], scores[1], rtol=1e-12, atol=0
+    )  # roots may differ by a sign
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_scores_of_many_processes_are_those_of_one(job, tmp_path, count):
     detector = one_process(job, "thinkback")
     together, alone = (
-        command("thinkback_utils.score", job, "--detector", detector, "--block", 9, "--out", tmp_path / name)
+        command(
+            "thinkback_utils.score",
+            job,
+            "--detector",
+            detector,
+            "--block",
+            9,
+            "--out",
+            tmp_path / name,
+        )
         for name in ("together", "alone")
     )
     ranks = [
-        os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"} for rank in range(count)
+        os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+        for rank in range(count)
     ]
-    processes = [subprocess.Popen([sys.executable, "-m", *together], env=environment) for environment in ranks]
+    processes = [
+        subprocess.Popen([sys.executable, "-m", *together], env=environment)
+        for environment in ranks
+    ]
     assert [process.wait() for process in processes] == [0] * count
     score.main(alone[1:])
     many, one = (shards.read_blocks(tmp_path / name)["score"] for name in ("together", "alone"))
     torch.testing.assert_close(many, one, rtol=1e-12, atol=0)
-    images = torch.cat([torch.from_numpy(np.load(path)["images"]) for path in sources(job)]).permute(0, 3, 1, 2)
+    images = torch.cat(
+        [torch.from_numpy(np.load(path)["images"]) for path in sources(job)]
+    ).permute(0, 3, 1, 2)
     direct = OODDetector.load(detector, WideResNet.load(job / "weights.safetensors")).score(images)
     torch.testing.assert_close(one, direct, rtol=1e-4, atol=0)  # in other batches, in float32
 
 
 def test_a_killed_process_loses_and_repeats_nothing(job, tmp_path):
     detector = one_process(job, "thinkback")
-    arguments = command("thinkback_utils.score", job, "--detector", detector, "--block", 1, "--out", tmp_path)
-    process = subprocess.Popen([sys.executable, "-m", *arguments], env=os.environ | {"RANK": "0", "WORLD_SIZE": "2"})
+    arguments = command(
+        "thinkback_utils.score", job, "--detector", detector, "--block", 1, "--out", tmp_path
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", *arguments], env=os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
+    )
     while not list(tmp_path.glob("block-*.npz")) and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -106,9 +153,13 @@ def test_a_killed_process_loses_and_repeats_nothing(job, tmp_path):
     with pytest.raises(FileNotFoundError, match="run the same command again"):
         shards.read_blocks(tmp_path)
     score.main(arguments[1:])
-    assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished block was written again"
+    assert {path: path.stat().st_mtime_ns for path in before} == before, (
+        "a finished block was written again"
+    )
     assert len(shards.read_blocks(tmp_path)["score"]) == sum(SIZES)
-    assert not list(tmp_path.glob(".*.partial")) or len(list(tmp_path.glob(".*.partial"))) == 1  # of the killed one
+    assert (
+        not list(tmp_path.glob(".*.partial")) or len(list(tmp_path.glob(".*.partial"))) == 1
+    )  # of the killed one
 
 
 def test_another_job_in_the_same_folder_is_refused(job, tmp_path):
@@ -121,7 +172,9 @@ def test_another_job_in_the_same_folder_is_refused(job, tmp_path):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7, 100])
 def test_blocks_cover_every_sample_once(world):
-    seen = [i for rank in range(world) for _, block in shards.blocks(65, rank, world, 4) for i in block]
+    seen = [
+        i for rank in range(world) for _, block in shards.blocks(65, rank, world, 4) for i in block
+    ]
     assert sorted(seen) == list(range(65))
 
 
@@ -133,7 +186,9 @@ def test_sources_of_every_kind_hold_the_same_images(tmp_path):
         for i, image in enumerate(images):
             content = io.BytesIO()
             Image.fromarray(image).save(content, "png")
-            (tmp_path / "folder" / ("deep" if i > 1 else ".") / f"z{i}.png").write_bytes(content.getvalue())
+            (tmp_path / "folder" / ("deep" if i > 1 else ".") / f"z{i}.png").write_bytes(
+                content.getvalue()
+            )
             member = tarfile.TarInfo(f"{i}.PNG")
             member.size = content.tell()
             content.seek(0)
@@ -142,7 +197,10 @@ def test_sources_of_every_kind_hold_the_same_images(tmp_path):
     expected = torch.from_numpy(images).permute(0, 3, 1, 2)
     assert torch.equal(torch.stack([dataset[i] for i in range(8)]), torch.cat([expected, expected]))
     folder = shards.open_sources([tmp_path / "folder"], side=4)
-    assert [shards.ImageFiles(tmp_path / "folder").names[i] for i in (0, 2)] == ["deep/z2.png", "z0.png"]
+    assert [shards.ImageFiles(tmp_path / "folder").names[i] for i in (0, 2)] == [
+        "deep/z2.png",
+        "z0.png",
+    ]
     assert folder[0].shape == (3, 4, 4)
 
 
@@ -177,7 +235,14 @@ WRITERS = {"folder": write_folder, "archive.tar": write_tar}
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_hidden_files_and_folders_are_no_images(tmp_path, kind):
-    junk = ("._a.png", "deep/._b.png", "__MACOSX/a.png", "__MACOSX/deep/._a.png", ".cache/c.png", "deep/.x/d.png")
+    junk = (
+        "._a.png",
+        "deep/._b.png",
+        "__MACOSX/a.png",
+        "__MACOSX/deep/._a.png",
+        ".cache/c.png",
+        "deep/.x/d.png",
+    )
     files = {
         "a.png": png(noise()),
         "deep/b.PNG": png(noise()),
@@ -186,7 +251,11 @@ def test_hidden_files_and_folders_are_no_images(tmp_path, kind):
     }
     path = WRITERS[kind](tmp_path / kind, files)
     assert shards.ImageFiles(path).names == ["a.png", "deep/b.PNG"]
-    assert shards.ImageFiles(WRITERS[kind](tmp_path / f".{kind}", {"./a.png": png(noise())})).names[0].endswith("a.png")
+    assert (
+        shards.ImageFiles(WRITERS[kind](tmp_path / f".{kind}", {"./a.png": png(noise())}))
+        .names[0]
+        .endswith("a.png")
+    )
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -200,11 +269,14 @@ def test_16_bit_files_are_scaled_by_their_own_range(tmp_path, kind):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", WRITERS)
 def test_images_of_several_sizes_name_two_and_the_remedy(tmp_path, kind, workers):
-    path = WRITERS[kind](tmp_path / kind, {"a.png": png(noise(30, 40)), "b.png": png(noise(40, 30))})
+    path = WRITERS[kind](
+        tmp_path / kind, {"a.png": png(noise(30, 40)), "b.png": png(noise(40, 30))}
+    )
     sources = shards.open_sources([path])
     for dataset in (sources, sources.datasets[0]):
         with pytest.raises(
-            ValueError, match=r"^thinkback: .*a\.png in .* 3 x 30 x 40 and b\.png in .* 3 x 40 x 30; .*--side"
+            ValueError,
+            match=r"^thinkback: .*a\.png in .* 3 x 30 x 40 and b\.png in .* 3 x 40 x 30; .*--side",
         ):
             next(iter(shards.loader(dataset, [0, 1], 2, workers)))
     [batch] = shards.loader(shards.open_sources([path], side=8), [0, 1], 2)
@@ -215,7 +287,9 @@ def test_arrays_of_several_sizes_too(tmp_path):
     for name, side in (("a", 6), ("b", 8)):
         np.savez(tmp_path / f"{name}.npz", images=noise(side, side)[None])
     paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
-    with pytest.raises(ValueError, match=r"image 0 of .*a\.npz has 3 x 6 x 6 and image 0 of .*b\.npz has 3 x 8 x 8"):
+    with pytest.raises(
+        ValueError, match=r"image 0 of .*a\.npz has 3 x 6 x 6 and image 0 of .*b\.npz has 3 x 8 x 8"
+    ):
         list(shards.loader(shards.open_sources(paths), [0, 1], 2))
     [batch] = shards.loader(shards.open_sources(paths, side=6), [0, 1], 2)
     assert torch.equal(batch[0], torch.from_numpy(noise()).permute(2, 0, 1))
@@ -228,7 +302,9 @@ def test_a_side_without_pixels_is_an_error(tmp_path, side):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("content", [b"", b"no image", png(noise(40, 40))[:-200], png(np.float32([[0, 1]]), "TIFF")])
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", png(noise(40, 40))[:-200], png(np.float32([[0, 1]]), "TIFF")]
+)
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_broken_image_is_named(tmp_path, kind, content, workers):
     path = WRITERS[kind](tmp_path / kind, {"a.png": png(noise()), "b.tif": content})
@@ -248,14 +324,18 @@ def test_a_link_to_nothing_is_a_broken_image(tmp_path):
 
 @pytest.fixture
 def broken(tmp_path):
-    """Nine images in three sources, of which numbers 1, 4, 5 and 6 are broken; the good ones are their numbers."""
+    """Nine images in three sources, of which numbers 1, 4, 5 and 6 are broken; the good ones are
+    their numbers.
+    """
     for part in range(3):
         files = {}
         for k in range(3):
             i = 3 * part + k
             whole = png(np.full((6, 6, 3), i, np.uint8))
             files[f"{k}.png"] = whole[:40] if i in (1, 4, 5, 6) else whole
-        WRITERS["archive.tar" if part == 1 else "folder"](tmp_path / f"{part}{'.tar' if part == 1 else ''}", files)
+        WRITERS["archive.tar" if part == 1 else "folder"](
+            tmp_path / f"{part}{'.tar' if part == 1 else ''}", files
+        )
     return [tmp_path / "0", tmp_path / "1.tar", tmp_path / "2"]
 
 
@@ -265,8 +345,15 @@ def test_broken_images_are_left_out_and_named(broken, workers):
     batches = list(shards.loader(sources, range(9), 2, workers))
     assert [int(image[0, 0, 0]) for batch in batches for image in batch] == [0, 2, 3, 7, 8]
     assert sorted(sources.skipped) == [1, 4, 5, 6]
-    assert re.fullmatch(r"thinkback: .*1\.tar holds a broken image, 2\.png: [^;]*", sources.skipped[5])
-    assert [sources.name(i).partition(" in ")[0] for i in (1, 4, 5, 6)] == ["1.png", "1.png", "2.png", "0.png"]
+    assert re.fullmatch(
+        r"thinkback: .*1\.tar holds a broken image, 2\.png: [^;]*", sources.skipped[5]
+    )
+    assert [sources.name(i).partition(" in ")[0] for i in (1, 4, 5, 6)] == [
+        "1.png",
+        "1.png",
+        "2.png",
+        "0.png",
+    ]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
@@ -324,11 +411,15 @@ def test_one_source_need_not_be_in_a_list(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["npz", "tar"])
-@pytest.mark.parametrize("content", [b"", b"junk", b"junk" * 999, bytes(99), b"PK\3\4" + bytes(600)])
+@pytest.mark.parametrize(
+    "content", [b"", b"junk", b"junk" * 999, bytes(99), b"PK\3\4" + bytes(600)]
+)
 def test_junk_names_its_file(tmp_path, suffix, content):
     path = tmp_path / f"j.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^thinkback: .*j\.{suffix} cannot be read as .*; make it anew") as raised:
+    with pytest.raises(
+        ValueError, match=rf"^thinkback: .*j\.{suffix} cannot be read as .*; make it anew"
+    ) as raised:
         shards.open_sources([path])
     assert raised.value.__cause__ is not None
 
@@ -338,11 +429,15 @@ def test_an_archive_that_is_cut_short_or_damaged_loses_no_image_silently(tmp_pat
     whole = path.read_bytes()
     second = whole.index(b"1.png")
     end = whole.index(b"3.png") + 1024
-    damaged = [whole[:length] for length in (100, second, second + 512, end)]  # also between two members
+    damaged = [
+        whole[:length] for length in (100, second, second + 512, end)
+    ]  # also between two members
     damaged.append(whole[:second] + b"x" + whole[second + 1 :])  # a header that is none
     for content in damaged:
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"^thinkback: .*a\.tar (cannot be read|is damaged or cut short)"):
+        with pytest.raises(
+            ValueError, match=r"^thinkback: .*a\.tar (cannot be read|is damaged or cut short)"
+        ):
             shards.open_sources([path])
 
 
@@ -380,7 +475,8 @@ def test_arrays_of_every_form_are_read(tmp_path, version, order):
 )
 def test_arrays_of_another_kind_say_what_they_are(tmp_path, images):
     words = (
-        rf"a\.npz must be uint8 \(N, H, W, 3\), got {images.dtype} \({images.shape[0]}, .*store pixels from 0 to 255"
+        rf"a\.npz must be uint8 \(N, H, W, 3\), got {images.dtype} \({images.shape[0]}, .*store"
+        r" pixels from 0 to 255"
     )
     with pytest.raises(ValueError, match=words):
         shards.open_sources([write_npy(tmp_path / "a.npz", images)])
@@ -391,7 +487,9 @@ def test_an_array_may_be_replaced_between_two_uses_but_not_in_one(tmp_path):
     path = write_npy(tmp_path / "a.npz", old)
     before = shards.open_sources([path])
     before[0].zero_()
-    assert torch.equal(before[0].permute(1, 2, 0), torch.from_numpy(old[0]))  # what is given may be changed
+    assert torch.equal(
+        before[0].permute(1, 2, 0), torch.from_numpy(old[0])
+    )  # what is given may be changed
     write_npy(path, new)
     assert torch.equal(shards.open_sources([path])[0].permute(1, 2, 0), torch.from_numpy(new[0]))
     with pytest.raises(ValueError, match=r"a\.npz was replaced while it was in use"):
@@ -413,13 +511,19 @@ def test_scores_of_a_replaced_source_are_not_gone_on_with(tmp_path, name):
         replaced(path, 0)
 
     def job():
-        return {"samples": 2, "sources": shards.open_sources([tmp_path / name, tmp_path / "other.npz"]).known_by()}
+        return {
+            "samples": 2,
+            "sources": shards.open_sources([tmp_path / name, tmp_path / "other.npz"]).known_by(),
+        }
 
     shards.start(tmp_path / "scores", job())
     shards.start(tmp_path / "scores", job())  # the same again
     time.sleep(0.02)
     replaced(tmp_path / name, 1)
-    words = rf"^thinkback: .*scores of another job \(the source {tmp_path / name} changed: it was .*\); name another"
+    words = (
+        rf"^thinkback: .*scores of another job \(the source {tmp_path / name} changed: it was .*\);"
+        r" name another"
+    )
     with pytest.raises(ValueError, match=words) as raised:
         shards.start(tmp_path / "scores", job())
     assert "other.npz" not in str(raised.value)
@@ -457,29 +561,41 @@ def test_a_block_that_is_not_whole_is_found_and_made_again(scored):
     for content in (b"", whole[:50], whole[:-1], whole[:70] + b"?" + whole[71:], b"junk" * 99):
         file.write_bytes(content)
         assert not shards.block_done(scored, 1)
-        with pytest.raises(ValueError, match=r"^thinkback: .*block-000001\.npz .*run the same command again, it makes"):
+        with pytest.raises(
+            ValueError,
+            match=r"^thinkback: .*block-000001\.npz .*run the same command again, it makes",
+        ):
             shards.read_blocks(scored)
     file.unlink()
     assert not shards.block_done(scored, 1)
 
 
-@pytest.mark.parametrize("arrays", [{}, {"score": np.zeros(3)}, {"score": np.zeros(5)}, {"score": np.zeros((4, 1))}])
+@pytest.mark.parametrize(
+    "arrays", [{}, {"score": np.zeros(3)}, {"score": np.zeros(5)}, {"score": np.zeros((4, 1))}]
+)
 def test_a_block_of_another_length_is_found(scored, arrays):
     np.savez(shards.block_file(scored, 1), **arrays)
     assert not shards.block_done(scored, 1)
-    with pytest.raises(ValueError, match=r"^thinkback: .*block-000001\.npz is not whole, .*run the same command again"):
+    with pytest.raises(
+        ValueError,
+        match=r"^thinkback: .*block-000001\.npz is not whole, .*run the same command again",
+    ):
         shards.read_blocks(scored)
 
 
 def test_blocks_hold_the_same_arrays(scored):
     np.savez(shards.block_file(scored, 1), score=np.zeros(4), alarm=np.zeros(4))
-    with pytest.raises(ValueError, match=r"block-000001\.npz holds \['alarm', 'score'\], and others \['score'\]"):
+    with pytest.raises(
+        ValueError, match=r"block-000001\.npz holds \['alarm', 'score'\], and others \['score'\]"
+    ):
         shards.read_blocks(scored)
 
 
 @pytest.mark.parametrize(("number", "length"), [(0, 3), (0, 5), (2, 4), (3, 4)])
 def test_a_block_is_written_at_its_length_only(scored, number, length):
-    with pytest.raises(ValueError, match=rf"^thinkback: block {number} of .* samples, and its score \({length},\)"):
+    with pytest.raises(
+        ValueError, match=rf"^thinkback: block {number} of .* samples, and its score \({length},\)"
+    ):
         shards.write_block(scored, number, {"score": torch.zeros(length)})
 
 
@@ -494,15 +610,21 @@ def test_a_damaged_manifest_names_itself(scored, content):
 
 def test_blocks_without_a_manifest_are_of_nobody_knows_what(scored):
     (scored / "manifest.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"^thinkback: .* holds no scores, it lacks manifest\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^thinkback: .* holds no scores, it lacks manifest\.json"
+    ):
         shards.read_blocks(scored)
-    with pytest.raises(ValueError, match=r"^thinkback: .* holds block-000000\.npz but no manifest\.json"):
+    with pytest.raises(
+        ValueError, match=r"^thinkback: .* holds block-000000\.npz but no manifest\.json"
+    ):
         shards.start(scored, {"samples": 10, "block": 4})
 
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_a_block_without_samples_is_an_error_at_once(size):
-    with pytest.raises(ValueError, match=rf"^thinkback: a block must have at least 1 sample, got {size}"):
+    with pytest.raises(
+        ValueError, match=rf"^thinkback: a block must have at least 1 sample, got {size}"
+    ):
         shards.blocks(10, 0, 1, size)
 
 
@@ -523,7 +645,11 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_LOCALID")
 
 @pytest.mark.parametrize(
     ("variables", "place"),
-    [({}, (0, 1)), ({"SLURM_LOCALID": "3"}, (0, 1)), ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8))],
+    [
+        ({}, (0, 1)),
+        ({"SLURM_LOCALID": "3"}, (0, 1)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8)),
+    ],
 )
 def test_the_place_of_a_process(monkeypatch, variables, place):
     for name in VARIABLES:
@@ -597,15 +723,21 @@ def test_a_model_is_a_module_or_what_returns_one(mymodels, name):
     ],
 )
 def test_a_model_that_cannot_be_made_names_itself_and_the_cause(mymodels, name, cause):
-    with pytest.raises(ValueError, match=rf"^thinkback: model '{name}' cannot be made, .*{cause}") as raised:
+    with pytest.raises(
+        ValueError, match=rf"^thinkback: model '{name}' cannot be made, .*{cause}"
+    ) as raised:
         shards.load_model(name)
     assert raised.value.__cause__ is not None
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("mymodels:number", "int"), ("mymodels:nothing", "NoneType")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("mymodels:number", "int"), ("mymodels:nothing", "NoneType")]
+)
 def test_what_is_no_model_says_what_it_is(mymodels, name, kind):
-    with pytest.raises(ValueError, match=rf"^thinkback: {name} returned {kind}, not a torch\.nn\.Module"):
+    with pytest.raises(
+        ValueError, match=rf"^thinkback: {name} returned {kind}, not a torch\.nn\.Module"
+    ):
         shards.load_model(name)
 
 
@@ -614,11 +746,14 @@ def test_weights_that_are_cut_short_name_their_file(job, tmp_path):
     path = tmp_path / "w.safetensors"
     for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"^thinkback: .*w\.safetensors is cut short or no safetensors file"):
+        with pytest.raises(
+            ValueError, match=r"^thinkback: .*w\.safetensors is cut short or no safetensors file"
+        ):
             shards.load_model(str(path))
     save_file({"x": torch.zeros(2)}, path, {"config": '{"depth": 10}'})
     with pytest.raises(
-        ValueError, match=r"^thinkback: .*w\.safetensors holds no weights of the network that it names"
+        ValueError,
+        match=r"^thinkback: .*w\.safetensors holds no weights of the network that it names",
     ) as raised:
         shards.load_model(str(path))
     assert "\n" not in str(raised.value)

@@ -10,7 +10,7 @@ import pydata_sphinx_theme
 import pytest
 from fontTools.ttLib import TTFont
 
-from thinkback_utils.pages import slim
+from bookmaking import slim
 
 PAGE = """<link rel="preload" as="font" href="fa-solid-900.woff2" />
 <link rel="stylesheet" href="_static/explorers.css?v=1" /><script defer="defer" src="_static/explorers.js?v=1"></script>
@@ -37,7 +37,9 @@ def test_icons_in_use_are_left(site: Path) -> None:
     assert ".fa-bars:before" in style
     assert ".fa-rocket" not in style
     assert "Font Awesome Free" in style.partition("*/")[0]  # its licence
-    assert {path.name for path in (icons / "webfonts").iterdir()} == set(re.findall(r"webfonts/([\w.-]+)\)", style))
+    assert {path.name for path in (icons / "webfonts").iterdir()} == set(
+        re.findall(r"webfonts/([\w.-]+)\)", style)
+    )
     glyphs = TTFont(icons / "webfonts" / "fa-solid-900.ttf").getBestCmap()
     assert 0xF0C9 in glyphs  # the bars
     assert 0xF135 not in glyphs  # the rocket

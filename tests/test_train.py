@@ -27,7 +27,9 @@ TINY = RECIPES["smoke"].override(
 def images(n=200):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % 4
-    pixels = torch.randint(60, (n, 3, 32, 32), generator=generator) + 60 * labels[:, None, None, None]
+    pixels = (
+        torch.randint(60, (n, 3, 32, 32), generator=generator) + 60 * labels[:, None, None, None]
+    )
     return ImageSet(pixels.clamp(0, 255).byte(), labels)
 
 
@@ -54,13 +56,19 @@ def test_one_cycle_climbs_then_falls_linearly():
 
 
 def test_augmentation_only_shifts_and_mirrors():
-    """Every batch image is a window of the zero-padded original or of its mirror image; each image comes once."""
+    """Every batch image is a window of the zero-padded original or of its mirror image; each image
+    comes once.
+    """
     data = images(50)
     config = TrainConfig(batch_size=20)
     padded = torch.nn.functional.pad(data.images, [4] * 4)
     windows = [
         {
-            (source[:, i : i + 32, j : j + 32].flip(2) if mirror else source[:, i : i + 32, j : j + 32])
+            (
+                source[:, i : i + 32, j : j + 32].flip(2)
+                if mirror
+                else source[:, i : i + 32, j : j + 32]
+            )
             .numpy()
             .tobytes()
             for i in range(9)
@@ -85,7 +93,8 @@ def test_training_learns_and_repeats_exactly():
     fit(second, images(), TINY, progress=False, device="cpu")
     assert history.loss[-1] < history.loss[0]
     assert all(
-        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
 
 
@@ -97,9 +106,29 @@ def test_other_seed_gives_other_weights():
 
 
 def test_run_killed_by_sigkill_ends_in_the_same_weights(tmp_path):
-    """Kill the process as soon as its first checkpoint is there, start it again, compare with a run in peace."""
-    command = [sys.executable, "-m", "thinkback_utils.train", "--dataset", "digits", "--recipe", "smoke"]
-    command += ["--epochs", "3", "--batch-size", "256", "--dropout", "0.2", "--device", "cpu", "--out"]
+    """Kill the process as soon as its first checkpoint is there, start it again, compare with a run
+    in peace.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "thinkback_utils.train",
+        "--dataset",
+        "digits",
+        "--recipe",
+        "smoke",
+    ]
+    command += [
+        "--epochs",
+        "3",
+        "--batch-size",
+        "256",
+        "--dropout",
+        "0.2",
+        "--device",
+        "cpu",
+        "--out",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed, peace = tmp_path / "killed", tmp_path / "peace"
     process = subprocess.Popen([*command, str(killed)], env=environment, stderr=subprocess.DEVNULL)
@@ -110,7 +139,9 @@ def test_run_killed_by_sigkill_ends_in_the_same_weights(tmp_path):
     process.wait()
     assert not (killed / "weights.safetensors").exists()
     for folder in (killed, peace):
-        done = subprocess.run([*command, str(folder)], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [*command, str(folder)], env=environment, capture_output=True, text=True, check=True
+        )
         assert "test accuracy" in done.stdout
     a, b = (load_file(folder / "checkpoint.safetensors") for folder in (killed, peace))
     assert a.keys() == b.keys()
@@ -126,7 +157,13 @@ def test_checkpoint_of_another_recipe_is_refused(tmp_path):
 
 def test_divergence_stops_with_the_place():
     with pytest.raises(FloatingPointError, match=r"training loss is (nan|inf) in epoch"):
-        fit(network(), images(), dataclasses.replace(TINY, peak_lr=1e12), progress=False, device="cpu")
+        fit(
+            network(),
+            images(),
+            dataclasses.replace(TINY, peak_lr=1e12),
+            progress=False,
+            device="cpu",
+        )
 
 
 @pytest.mark.parametrize(
@@ -226,14 +263,32 @@ def moon(pixels=(20, 3, 32, 32), labels=20, kind=torch.uint8, label_kind=torch.i
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (moon(labels=8), r"labels of the set 'moon' .* shape \(20,\), one for each image, got torch.int64 \(8,\)"),
-        (moon(labels=torch.zeros(20, 4)), r"must be integers of shape \(20,\).*got torch.float32 \(20, 4\)"),
+        (
+            moon(labels=8),
+            (
+                r"labels of the set 'moon' .* shape \(20,\), one for each image, got torch.int64"
+                r" \(8,\)"
+            ),
+        ),
+        (
+            moon(labels=torch.zeros(20, 4)),
+            r"must be integers of shape \(20,\).*got torch.float32 \(20, 4\)",
+        ),
         (moon(label_kind=torch.float32), r"must be integers .*got torch.float32 \(20,\)"),
         (moon(labels=torch.full((20,), -100)), "must not be negative, got -100"),
-        (moon(labels=torch.arange(20)), "has label 19, and the model has logits for labels 0 to 3 only"),
-        (moon((0, 3, 32, 32), 0), r"'moon' has no image to train on, its shape is \(0, 3, 32, 32\)"),
+        (
+            moon(labels=torch.arange(20)),
+            "has label 19, and the model has logits for labels 0 to 3 only",
+        ),
+        (
+            moon((0, 3, 32, 32), 0),
+            r"'moon' has no image to train on, its shape is \(0, 3, 32, 32\)",
+        ),
         (moon((20, 3, 0, 0)), "has no image to train on"),
-        (moon(kind=torch.float32), r"uint8 \(N, C, H, H\), and the set 'moon' has torch.float32 \(20, 3, 32, 32\)"),
+        (
+            moon(kind=torch.float32),
+            r"uint8 \(N, C, H, H\), and the set 'moon' has torch.float32 \(20, 3, 32, 32\)",
+        ),
         (moon(kind=torch.int64), "has torch.int64"),
         (moon((20, 3, 32, 24)), r"square images.* has torch.uint8 \(20, 3, 32, 24\)"),
         (moon((20, 3, 32)), r"has torch.uint8 \(20, 3, 32\)"),
@@ -258,7 +313,13 @@ def test_labels_of_any_kind_of_integer_train_alike():
     first, second = network(), network()
     data, config = images(40), TINY.override(epochs=1)
     fit(first, data, config, progress=False, device="cpu")
-    fit(second, dataclasses.replace(data, labels=data.labels.to(torch.uint8)), config, progress=False, device="cpu")
+    fit(
+        second,
+        dataclasses.replace(data, labels=data.labels.to(torch.uint8)),
+        config,
+        progress=False,
+        device="cpu",
+    )
     assert torch.equal(first.fc.weight, second.fc.weight)
 
 
@@ -275,13 +336,30 @@ def test_checkpoint_of_other_images_or_labels_is_refused(checkpoint, tmp_path):
     pixels, labels = data.images.clone(), data.labels.clone()
     pixels[3, 0, 0, 0] += 1
     labels[3] = (labels[3] + 1) % 4
-    for other in ({"images": pixels}, {"labels": labels}, {"images": data.images[:36], "labels": data.labels[:36]}):
-        with pytest.raises(ValueError, match=r"c\.safetensors was trained on other images or labels; .*delete it"):
-            fit(network(), dataclasses.replace(data, **other), TINY, path, progress=False, device="cpu")
+    for other in (
+        {"images": pixels},
+        {"labels": labels},
+        {"images": data.images[:36], "labels": data.labels[:36]},
+    ):
+        with pytest.raises(
+            ValueError, match=r"c\.safetensors was trained on other images or labels; .*delete it"
+        ):
+            fit(
+                network(),
+                dataclasses.replace(data, **other),
+                TINY,
+                path,
+                progress=False,
+                device="cpu",
+            )
     copy = tmp_path / "c.safetensors"
     copy.write_bytes(path.read_bytes())
-    again = dataclasses.replace(data, labels=data.labels.to(torch.int32), name="renamed")  # the same pixels and labels
-    assert len(fit(network(), again, TINY, copy, progress=False, device="cpu", stop_after=2).loss) == 2
+    again = dataclasses.replace(
+        data, labels=data.labels.to(torch.int32), name="renamed"
+    )  # the same pixels and labels
+    assert (
+        len(fit(network(), again, TINY, copy, progress=False, device="cpu", stop_after=2).loss) == 2
+    )
 
 
 def rewritten(path, where, change=lambda metadata: metadata, tensors=lambda tensors: tensors):
@@ -293,29 +371,53 @@ def rewritten(path, where, change=lambda metadata: metadata, tensors=lambda tens
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path, to: to.write_bytes(b"cut"), "is cut short or no safetensors file .*delete it to start again"),
-        (lambda path, to: to.write_bytes(path.read_bytes()[:-9]), "is cut short or no safetensors file"),
-        (lambda path, to: network().save(to), "is no checkpoint of a training .*delete it"),  # a weights file
+        (
+            lambda path, to: to.write_bytes(b"cut"),
+            "is cut short or no safetensors file .*delete it to start again",
+        ),
+        (
+            lambda path, to: to.write_bytes(path.read_bytes()[:-9]),
+            "is cut short or no safetensors file",
+        ),
+        (
+            lambda path, to: network().save(to),
+            "is no checkpoint of a training .*delete it",
+        ),  # a weights file
         (lambda path, to: save_file({"a": torch.zeros(1)}, to), "is no checkpoint of a training"),
-        (lambda path, to: rewritten(path, to, lambda m: m | {"history": "{"}), "is no checkpoint of a training"),
-        (lambda path, to: rewritten(path, to, lambda m: m | {"history": '{"loss": [1]}'}), "is no checkpoint"),
+        (
+            lambda path, to: rewritten(path, to, lambda m: m | {"history": "{"}),
+            "is no checkpoint of a training",
+        ),
+        (
+            lambda path, to: rewritten(path, to, lambda m: m | {"history": '{"loss": [1]}'}),
+            "is no checkpoint",
+        ),
         (
             lambda path, to: rewritten(
                 path, to, lambda m: m | {"history": '{"loss": [1], "accuracy": [], "seconds": []}'}
             ),
             "is no checkpoint of a training .*different lengths",
         ),
-        (lambda path, to: rewritten(path, to, lambda m: m | {"config": "[]"}), "is no checkpoint of a training"),
         (
-            lambda path, to: rewritten(path, to, lambda m: {k: v for k, v in m.items() if k != "data_sha256"}),
+            lambda path, to: rewritten(path, to, lambda m: m | {"config": "[]"}),
+            "is no checkpoint of a training",
+        ),
+        (
+            lambda path, to: rewritten(
+                path, to, lambda m: {k: v for k, v in m.items() if k != "data_sha256"}
+            ),
             "does not say what it was trained on; .*delete it to start again",
         ),
         (
-            lambda path, to: rewritten(path, to, tensors=lambda t: t | {"model.fc.bias": torch.zeros(9)}),
+            lambda path, to: rewritten(
+                path, to, tensors=lambda t: t | {"model.fc.bias": torch.zeros(9)}
+            ),
             "is of another network .*size mismatch for fc.bias.*delete it",
         ),
         (
-            lambda path, to: rewritten(path, to, tensors=lambda t: t | {"momentum.fc.bias": torch.zeros(9)}),
+            lambda path, to: rewritten(
+                path, to, tensors=lambda t: t | {"momentum.fc.bias": torch.zeros(9)}
+            ),
             "is of another network",
         ),
     ],
@@ -333,7 +435,15 @@ def test_training_without_momentum_resumes_too(tmp_path):
     whole, parts = network(), network()
     fit(whole, data, config, progress=False, device="cpu")
     for epoch in (1, 3):
-        fit(parts, data, config, tmp_path / "c.safetensors", progress=False, device="cpu", stop_after=epoch)
+        fit(
+            parts,
+            data,
+            config,
+            tmp_path / "c.safetensors",
+            progress=False,
+            device="cpu",
+            stop_after=epoch,
+        )
     assert torch.equal(whole.fc.weight, parts.fc.weight)
 
 
@@ -347,7 +457,10 @@ def test_no_epoch_is_not_all_of_them():
     [
         ("{}", r"training\.json is no record of a training"),
         ('{"dataset": "digits", "config": 3}', r"training\.json is no record of a training"),
-        ('{"dataset": "digits", "config": {"width": 1}}', r"training\.json holds no recipe of this version"),
+        (
+            '{"dataset": "digits", "config": {"width": 1}}',
+            r"training\.json holds no recipe of this version",
+        ),
     ],
 )
 def test_a_record_that_is_none_is_named(text, message, tmp_path):

@@ -1,4 +1,6 @@
-"""Augmented images and a bfloat16 backbone on a tiny network, the entry point, and the committed file."""
+"""Augmented images and a bfloat16 backbone on a tiny network, the entry point, and the committed
+file.
+"""
 
 import dataclasses
 import json
@@ -8,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import variants
 from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, extract
 from thinkback_utils.models import WideResNet
-from thinkback_utils.study import variants
 
 RUN = Path(__file__).parents[1] / "results" / "wrn40-2-cifar10" / "seed0"
 
@@ -33,7 +35,9 @@ def test_augmented_images_are_moved_and_mirrored_images(digits):
     assert [len(x) for x, _ in batches] == [16, 16, 8]
     x, y = (torch.cat(part) for part in zip(*batches, strict=True))
     padded = torch.nn.functional.pad(digits.images.float() / 255, [4] * 4)
-    windows = padded.unfold(2, 32, 1).unfold(3, 32, 1).permute(2, 3, 0, 1, 4, 5).flatten(0, 2)  # every crop
+    windows = (
+        padded.unfold(2, 32, 1).unfold(3, 32, 1).permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
+    )  # every crop
     same = torch.cat([windows, windows.flip(-1)]).flatten(1)
     used = [int((same == image.flatten()).all(1).nonzero()[0]) for image in x]
     assert sorted(i % 40 for i in used) == list(range(40))  # each image once
@@ -61,7 +65,9 @@ def test_bfloat16_features_are_rounded_and_close(network, digits):
 
 def test_variants_take_rows_that_the_bundle_has_too(network, digits):
     unlabelled = dataclasses.replace(digits, labels=None)
-    made = variants.variants(network, digits, {"a": digits, "b": unlabelled}, augmented=24, bfloat16=10)
+    made = variants.variants(
+        network, digits, {"a": digits, "b": unlabelled}, augmented=24, bfloat16=10
+    )
     assert {name: len(item) for name, item in made.items()} == {
         variants.AUGMENTED: 24,
         "a@bfloat16": 10,
@@ -73,7 +79,9 @@ def test_variants_take_rows_that_the_bundle_has_too(network, digits):
     torch.testing.assert_close(
         made["b@bfloat16"].features, extract(network, digits).features[rows], atol=0.05, rtol=0.05
     )
-    assert sorted(made[variants.AUGMENTED].labels.tolist()) == sorted(digits.labels[evaluation.evenly(40, 24)].tolist())
+    assert sorted(made[variants.AUGMENTED].labels.tolist()) == sorted(
+        digits.labels[evaluation.evenly(40, 24)].tolist()
+    )
 
 
 def test_one_command_writes_file_and_provenance(network, digits, tmp_path, monkeypatch, capsys):
@@ -82,16 +90,34 @@ def test_one_command_writes_file_and_provenance(network, digits, tmp_path, monke
     folder.mkdir(parents=True)
     network.save(folder / "weights.safetensors")
     head = network.get_classifier()
-    sets = {name: extract(network, digits) for name in ("cifar10-train", "cifar10-test", "digits", "cifar100")}
+    sets = {
+        name: extract(network, digits)
+        for name in ("cifar10-train", "cifar10-test", "digits", "cifar100")
+    }
     Bundle(sets, head.weight.detach(), head.bias.detach()).save(folder / "bundle.npz")
-    (folder / "provenance.json").write_text(json.dumps({"images_sha256": dict.fromkeys(sets, digits.sha256())}))
-    command = ["--results", str(tmp_path), "--network", "tiny", "--augmented", "16", "--bfloat16", "8"]
+    (folder / "provenance.json").write_text(
+        json.dumps({"images_sha256": dict.fromkeys(sets, digits.sha256())})
+    )
+    command = [
+        "--results",
+        str(tmp_path),
+        "--network",
+        "tiny",
+        "--augmented",
+        "16",
+        "--bfloat16",
+        "8",
+    ]
     variants.main([*command, "--device", "cpu"])
     first = (folder / "variants.npz").read_bytes()
     variants.main([*command, "--device", "cpu"])
     assert (folder / "variants.npz").read_bytes() == first
     record = json.loads((folder / "variants.json").read_text())
-    assert record["sizes"] == {variants.AUGMENTED: 16, "cifar10-test@bfloat16": 8, "digits@bfloat16": 8}
+    assert record["sizes"] == {
+        variants.AUGMENTED: 16,
+        "cifar10-test@bfloat16": 8,
+        "digits@bfloat16": 8,
+    }
     assert {"command", "commit", "device", "seconds", "seed", "started", "versions"} <= set(record)
     assert "variants.npz" in capsys.readouterr().out
 
@@ -111,5 +137,10 @@ def test_scores_of_both_precisions_are_of_the_same_images():
     assert exact.keys() == low.keys()
     for name, row in exact.items():
         for method, scores in row.items():
-            assert np.corrcoef(np.argsort(np.argsort(scores)), np.argsort(np.argsort(low[name][method])))[0, 1] > 0.99
+            assert (
+                np.corrcoef(
+                    np.argsort(np.argsort(scores)), np.argsort(np.argsort(low[name][method]))
+                )[0, 1]
+                > 0.99
+            )
             assert not np.array_equal(scores, low[name][method])

@@ -6,9 +6,6 @@
 >>> fisher = tb.fisher.DiagonalFisher().update(features, logits).compute()
 >>> tb.scores.thinkback(features, logits, fisher).shape
 torch.Size([100])
-
-Two rooms stand apart, imported by name: :mod:`thinkback_utils.study`, the experiments of the book, and
-:mod:`thinkback_utils.pages`, what its built site is made of.
 """
 
 from importlib import import_module
@@ -43,7 +40,6 @@ if TYPE_CHECKING:
         passes,
         plots,
         provenance,
-        reproduce,
         score,
         scores,
         shards,
@@ -78,7 +74,6 @@ __all__ = [
     "passes",
     "plots",
     "provenance",
-    "reproduce",
     "score",
     "scores",
     "shards",
@@ -87,7 +82,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import a module when it is first named: a score needs no plotting, and ``python -m`` must run a module once."""
+    """Import a module when it is first named: a score needs no plotting, and ``python -m`` must run
+    a module once.
+    """
     if name in __all__:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,6 @@
-"""The detector in the clothes of other libraries: pytorch-ood, OpenOOD and scikit-learn call it as one of their own."""
+"""The detector in the clothes of other libraries: pytorch-ood, OpenOOD and scikit-learn call it as
+one of their own.
+"""
 
 from __future__ import annotations
 
@@ -31,24 +33,27 @@ except ImportError:  # the other two do without it
 
 
 class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
-    """For pytorch-ood: an :class:`OODDetector` that its benchmark, metrics and ``GridSearch`` take as their own.
+    """For pytorch-ood: an :class:`OODDetector` that its benchmark, metrics and ``GridSearch`` take
+    as their own.
 
-    Of any classifier, ``ThinkbackDetector(model)`` finds the head itself. Beside it stands the form of that library's
-    own detectors of features, ``ThinkbackDetector(encoder, head)``, where its tools run the encoder once for several
-    detectors. As there, scores are higher = more OOD and samples with labels < 0 are not fitted on. A whole classifier
-    runs in evaluation mode; an encoder runs as it is, so call ``model.eval()`` first.
+    Of any classifier, ``ThinkbackDetector(model)`` finds the head itself. Beside it stands the form
+    of that library's own detectors of features, ``ThinkbackDetector(encoder, head)``, where its
+    tools run the encoder once for several detectors. As there, scores are higher = more OOD and
+    samples with labels < 0 are not fitted on. A whole classifier runs in evaluation mode; an
+    encoder runs as it is, so call ``model.eval()`` first.
 
     Args:
-        encoder: without ``head``, the whole classifier; with it, what makes features (B, D) of images, as
-            ``model.features`` does; None where features alone come in.
-        head: the last layer, from features to logits (B, K); or its name in the whole classifier; found when None.
+        encoder: without ``head``, the whole classifier; with it, what makes features (B, D) of
+            images, as ``model.features`` does; None where features alone come in.
+        head: the last layer, from features to logits (B, K); or its name in the whole classifier;
+            found when None.
         method, options: as in :class:`OODDetector`.
 
     Raises:
         ImportError: without pytorch-ood.
         ModelNotSetException: of that library, a ValueError, without both encoder and head.
-        ValueError: if there is no head and the encoder is no ``nn.Module``; on an unknown method or option, as
-            :class:`OODDetector` does.
+        ValueError: if there is no head and the encoder is no ``nn.Module``; on an unknown method or
+            option, as :class:`OODDetector` does.
 
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False))
     >>> _ = nn.init.eye_(model[1].weight)  # so that each class is predicted
@@ -69,9 +74,13 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         if FeaturesDetector is object:
-            raise ImportError("thinkback: ThinkbackDetector needs pytorch-ood; pip install 'thinkback-utils[peers]'")
+            raise ImportError(
+                "thinkback: ThinkbackDetector needs pytorch-ood; pip install"
+                " 'thinkback-utils[peers]'"
+            )
         super().__init__()
-        # the library moves what is here to a device, and may run the encoder once for several detectors
+        # the library moves what is here to a device, and may run the encoder once for several
+        # detectors
         self.model: nn.Module | None = None
         self.encoder: Callable[[Tensor], Tensor] | None = None
         self.head: nn.Module | None = None
@@ -79,22 +88,27 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
             self.encoder, self.head = encoder, head
             self._new = partial(OODDetector, head, method=method, **options)
         elif encoder is None:
-            raise ModelNotSetException("thinkback: there is neither encoder nor head; pass a classifier, or its head")
+            raise ModelNotSetException(
+                "thinkback: there is neither encoder nor head; pass a classifier, or its head"
+            )
         elif isinstance(encoder, nn.Module):
             self.model = encoder
             self._new = partial(OODDetector, encoder, head, method=method, **options)
         else:
             raise ValueError(
-                f"thinkback: without its head, a whole classifier is needed, an nn.Module; got {encoder!r}. "
-                "Pass the layer that makes logits of its features, too"
+                "thinkback: without its head, a whole classifier is needed, an nn.Module; got"
+                f" {encoder!r}. Pass the layer that makes logits of its features, too"
             )
         self.detector = self._new()
         self.requires_fit = self.detector.state is None
         if "temperature" in self.detector.options:
             self.hyperparameter_space = {"temperature": [0.5, 1.0, 2.0, 3.0, 5.0, 10.0]}
 
-    def fit(self, data_loader: Iterable[tuple[Any, Tensor]], device: str | None = None) -> ThinkbackDetector:
-        """Fit on batches (images, labels), which stream; ``device``: where the networks go first, if given.
+    def fit(
+        self, data_loader: Iterable[tuple[Any, Tensor]], device: str | None = None
+    ) -> ThinkbackDetector:
+        """Fit on batches (images, labels), which stream; ``device``: where the networks go first,
+        if given.
 
         Where labels are maps, of pixels, an image with a label < 0 in it is left out.
         """
@@ -132,29 +146,40 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
 
     def _score(self, x: Any) -> Tensor:
         if self.detector.state is None:
-            raise RequiresFittingException("thinkback: the detector is not fitted; call fit or fit_features first")
+            raise RequiresFittingException(
+                "thinkback: the detector is not fitted; call fit or fit_features first"
+            )
         return self.detector.score(x).to(getattr(x, "device", "cpu"))
 
     def _needs_head(self) -> None:
         if self.head is None:
-            raise ModelNotSetException("thinkback: for features alone, make it as ThinkbackDetector(None, head)")
+            raise ModelNotSetException(
+                "thinkback: for features alone, make it as ThinkbackDetector(None, head)"
+            )
 
     @torch.no_grad()
     def _encode(self, x: Tensor) -> Tensor:
         if self.encoder is None:
-            raise ModelNotSetException("thinkback: there is no encoder; call fit_features and predict_features")
+            raise ModelNotSetException(
+                "thinkback: there is no encoder; call fit_features and predict_features"
+            )
         h = self.encoder(x.to(self.device))
         wanted = getattr(self.head, "in_features", None)
         if wanted is not None and h.flatten(1).shape[1] != wanted:
             raise ValueError(
-                f"thinkback: the encoder gives {tuple(h.shape)}, the head reads {wanted} features of each image; pool "
-                "them in the encoder, or pass the whole classifier alone: ThinkbackDetector(model)"
+                f"thinkback: the encoder gives {tuple(h.shape)}, the head reads {wanted} features"
+                " of each image; pool them in the encoder, or pass the whole classifier alone:"
+                " ThinkbackDetector(model)"
             )
         return h.flatten(1)
 
 
-def _known(batches: Iterable[tuple[Any, Tensor]], encode: Callable[[Tensor], Tensor] | None = None) -> Iterator[Any]:
-    """What is not marked as OOD, by a label < 0: the inputs of the model and, where there is one each, their labels."""
+def _known(
+    batches: Iterable[tuple[Any, Tensor]], encode: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[Any]:
+    """What is not marked as OOD, by a label < 0: the inputs of the model and, where there is one
+    each, their labels.
+    """
     for x, y in batches:
         labels = torch.as_tensor(y)
         known = (labels >= 0).reshape(len(labels), -1).all(1)
@@ -167,21 +192,25 @@ def _known(batches: Iterable[tuple[Any, Tensor]], encode: Callable[[Tensor], Ten
 
 
 class ThinkbackPostprocessor:
-    """For OpenOOD: what :class:`OODDetector` does, on the logits and features that an OpenOOD network returns.
+    """For OpenOOD: what :class:`OODDetector` does, on the logits and features that an OpenOOD
+    network returns.
 
-    It has all that OpenOOD 1.5 asks of a post-processor: ``setup``, ``postprocess`` and ``inference`` with the
-    arguments of ``BasePostprocessor``, and ``APS_mode``, ``args_dict``, ``set_hyperparam``, ``get_hyperparam`` and
-    ``hyperparam_search_done`` for the automatic parameter search. Its ``OODEvaluator`` takes any such class. Its
-    ``Evaluator`` asks for OpenOOD's own base class as well:
+    It has all that OpenOOD 1.5 asks of a post-processor: ``setup``, ``postprocess`` and
+    ``inference`` with the arguments of ``BasePostprocessor``, and ``APS_mode``, ``args_dict``,
+    ``set_hyperparam``, ``get_hyperparam`` and ``hyperparam_search_done`` for the automatic
+    parameter search. Its ``OODEvaluator`` takes any such class. Its ``Evaluator`` asks for
+    OpenOOD's own base class as well:
     ``class Thinkback(ThinkbackPostprocessor, BasePostprocessor): pass``.
 
     Args:
-        config: OpenOOD's; None: defaults. In ``config.postprocessor``, ``postprocessor_args`` holds ``method``
-            and its options, or nothing; ``postprocessor_sweep`` lists values of options that the search tries, such as
-            ``{"temperature_list": [1, 3, 5]}``; ``APS_mode`` switches the search on.
+        config: OpenOOD's; None: defaults. In ``config.postprocessor``, ``postprocessor_args`` holds
+            ``method`` and its options, or nothing; ``postprocessor_sweep`` lists values of options
+            that the search tries, such as ``{"temperature_list": [1, 3, 5]}``; ``APS_mode``
+            switches the search on.
 
     Raises:
-        ValueError: on an unknown method or option, as :class:`OODDetector` does; on a search without a sweep.
+        ValueError: on an unknown method or option, as :class:`OODDetector` does; on a search
+            without a sweep.
 
     >>> from types import SimpleNamespace
     >>> config = SimpleNamespace(postprocessor=SimpleNamespace(postprocessor_args={"method": "energy"}))
@@ -203,15 +232,21 @@ class ThinkbackPostprocessor:
         self.APS_mode = bool(_entry(part, "APS_mode"))
         self.args_dict: Mapping[str, list[Any]] = _entry(part, "postprocessor_sweep") or {}
         if self.APS_mode and not self.args_dict:
-            raise ValueError("thinkback: APS_mode searches the values in postprocessor_sweep, and there are none")
+            raise ValueError(
+                "thinkback: APS_mode searches the values in postprocessor_sweep, and there are none"
+            )
         for name, values in self.args_dict.items():
             for value in values:  # checked now, not after an hour of scoring
                 checked_options(self.method, {_option(name): value})
-        self._fishers: dict[float, Any] = {}  # by temperature: the other options need no further pass
+        self._fishers: dict[
+            float, Any
+        ] = {}  # by temperature: the other options need no further pass
         if METHODS[self.method].fisher is None:
             self._choose()
 
-    def setup(self, net: nn.Module, id_loader_dict: Mapping[str, Any], ood_loader_dict: Mapping[str, Any]) -> None:
+    def setup(
+        self, net: nn.Module, id_loader_dict: Mapping[str, Any], ood_loader_dict: Mapping[str, Any]
+    ) -> None:
         """Fit on ``id_loader_dict["train"]``, batches of which stream; OOD data are not looked at.
 
         Warns:
@@ -223,7 +258,10 @@ class ThinkbackPostprocessor:
             return
         sweep = {_option(name): values for name, values in self.args_dict.items()}
         temperatures = {self.options["temperature"], *sweep.get("temperature", [])}
-        self._fishers, seen = {temperature: method.fisher(temperature) for temperature in temperatures}, FitData()
+        self._fishers, seen = (
+            {temperature: method.fisher(temperature) for temperature in temperatures},
+            FitData(),
+        )
         for batch in id_loader_dict["train"]:
             features, logits = _pass(net, batch["data"])
             seen.update(features, logits, batch.get("label"))
@@ -235,9 +273,14 @@ class ThinkbackPostprocessor:
         warn(seen.all_reduce().remarks(silent=self.options["damping"] == 0), stacklevel=2)
 
     def postprocess(self, net: nn.Module, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted classes int64 (B,) and confidences float64 (B,): minus the score, *lower* = more OOD."""
+        """Predicted classes int64 (B,) and confidences float64 (B,): minus the score, *lower* =
+        more OOD.
+        """
         if self.state is None:
-            raise ValueError("thinkback: the post-processor is not fitted; call setup(net, id_loader_dict, ...) first")
+            raise ValueError(
+                "thinkback: the post-processor is not fitted; call setup(net, id_loader_dict, ...)"
+                " first"
+            )
         features, logits = _pass(net, data)
         return logits.argmax(1), -METHODS[self.method](features, logits, self.state, **self.options)
 
@@ -248,8 +291,12 @@ class ThinkbackPostprocessor:
         batches = tqdm(data_loader, disable=not progress)
         rows = [(*self.postprocess(net, batch["data"]), batch["label"]) for batch in batches]
         if not rows:
-            raise ValueError("thinkback: there is no image, data_loader is empty; was a generator read before?")
-        preds, confs, labels = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
+            raise ValueError(
+                "thinkback: there is no image, data_loader is empty; was a generator read before?"
+            )
+        preds, confs, labels = (
+            torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True)
+        )
         return preds, confs, labels.astype(int)
 
     def set_hyperparam(self, hyperparam: list[Any]) -> None:
@@ -259,8 +306,12 @@ class ThinkbackPostprocessor:
             ValueError: on another number of values.
         """
         if len(hyperparam) != len(self.args_dict):
-            raise ValueError(f"thinkback: a value is needed for each of {list(self.args_dict)}, got {hyperparam}")
-        self.options |= {_option(name): value for name, value in zip(self.args_dict, hyperparam, strict=True)}
+            raise ValueError(
+                f"thinkback: a value is needed for each of {list(self.args_dict)}, got {hyperparam}"
+            )
+        self.options |= {
+            _option(name): value for name, value in zip(self.args_dict, hyperparam, strict=True)
+        }
         self._choose()
 
     def get_hyperparam(self) -> list[Any]:
@@ -272,7 +323,9 @@ class ThinkbackPostprocessor:
         if method.fisher is None:
             self.state = method.state(None, self.options)
             return
-        fisher = self._fishers.get(self.options["temperature"])  # of a temperature that was not swept: set up again
+        fisher = self._fishers.get(
+            self.options["temperature"]
+        )  # of a temperature that was not swept: set up again
         self.state = None if fisher is None else method.state(fisher, self.options)
 
 
@@ -282,7 +335,9 @@ def _option(name: str) -> str:
 
 
 def _entry(config: Any, name: str) -> Any:
-    """A value of OpenOOD's configuration, which raises KeyError where other objects raise AttributeError."""
+    """A value of OpenOOD's configuration, which raises KeyError where other objects raise
+    AttributeError.
+    """
     try:
         return getattr(config, name, None)
     except KeyError:
@@ -298,30 +353,33 @@ def _pass(net: nn.Module, data: Tensor) -> tuple[Tensor, Tensor]:
 class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """For scikit-learn: what :class:`OODDetector` does, on a matrix instead of images.
 
-    A row is ``np.hstack([features, logits])``, or the logits alone. One random half of X is fitted on, the other
-    calibrates, so rows like those of X are called outliers at a rate of at most ``alpha``: the promise of
-    :func:`conformal_threshold`. It is about new data only if the network was not trained on X; where it was,
-    :meth:`calibrate` on other rows afterwards. There is no ``contamination``, because X is taken as in-distribution:
-    ``alpha`` is a rate of false alarms among such rows, not a fraction of outliers in X.
+    A row is ``np.hstack([features, logits])``, or the logits alone. One random half of X is fitted
+    on, the other calibrates, so rows like those of X are called outliers at a rate of at most
+    ``alpha``: the promise of :func:`conformal_threshold`. It is about new data only if the network
+    was not trained on X; where it was, :meth:`calibrate` on other rows afterwards. There is no
+    ``contamination``, because X is taken as in-distribution: ``alpha`` is a rate of false alarms
+    among such rows, not a fraction of outliers in X.
 
     Args:
-        n_classes: the last so many columns are logits; None: all are, and they serve as the features, too. One column
-            of logits is the logit z of a sigmoid, which counts as logits (0, z).
+        n_classes: the last so many columns are logits; None: all are, and they serve as the
+            features, too. One column of logits is the logit z of a sigmoid, which counts as logits
+            (0, z).
         method: a key of ``methods.METHODS``.
         alpha: largest rate of false alarms, in (0, 1).
         temperature, eps, damping: options of the method; its defaults when None.
 
     Attributes:
-        offset_: rows with ``score_samples < offset_`` are outliers; the same as ``-score_samples >=`` the threshold.
-            ``-inf`` where there were too few rows for alpha: then nothing is an outlier.
+        offset_: rows with ``score_samples < offset_`` are outliers; the same as
+            ``-score_samples >=`` the threshold. ``-inf`` where there were too few rows for alpha:
+            then nothing is an outlier.
 
     Raises:
-        ValueError: of scikit-learn on a bad X; if n_classes leaves no feature; on an unknown method or option, or an
-            alpha out of range.
+        ValueError: of scikit-learn on a bad X; if n_classes leaves no feature; on an unknown method
+            or option, or an alpha out of range.
 
     Warns:
-        UserWarning: if there are too few rows for alpha, and how many it takes; and as :class:`OODDetector` does, which
-            fits and calibrates.
+        UserWarning: if there are too few rows for alpha, and how many it takes; and as
+            :class:`OODDetector` does, which fits and calibrates.
 
     >>> logits = np.random.default_rng(0).normal(size=(402, 3)) + 9 * np.tile(np.eye(3), (134, 1))
     >>> estimator = ThinkbackEstimator(n_classes=3, alpha=0.1).fit(np.hstack([logits, logits]))
@@ -344,31 +402,43 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.temperature, self.eps, self.damping = temperature, eps, damping
 
     def fit(self, X: Any, y: Any = None) -> ThinkbackEstimator:
-        """Fit on half of the in-distribution rows X (N, D + n_classes), calibrate on the other; y is ignored."""
-        if self.n_classes is not None and not (isinstance(self.n_classes, Integral) and self.n_classes >= 1):
+        """Fit on half of the in-distribution rows X (N, D + n_classes), calibrate on the other; y
+        is ignored.
+        """
+        if self.n_classes is not None and not (
+            isinstance(self.n_classes, Integral) and self.n_classes >= 1
+        ):
             raise ValueError(
-                "thinkback: n_classes says how many of the last columns are logits, 1 or more, or None for all; "
-                f"got {self.n_classes!r}"
+                "thinkback: n_classes says how many of the last columns are logits, 1 or more, or"
+                f" None for all; got {self.n_classes!r}"
             )
         minimum_scores(self.alpha)  # which checks it
         options = {"temperature": self.temperature, "eps": self.eps, "damping": self.damping}
-        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        given: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None
+        }
         detector = OODDetector(method=self.method, **given)
         least = (self.n_classes or 0) + 1
-        rows = validate_data(self, X, dtype=np.float64, ensure_min_features=least, ensure_min_samples=2)
+        rows = validate_data(
+            self, X, dtype=np.float64, ensure_min_features=least, ensure_min_samples=2
+        )
         fitted, held_out = train_test_split(rows, test_size=0.5, random_state=0)
         self.detector_ = detector.fit(self._split(fitted))
         return self._calibrate(held_out)
 
     def calibrate(self, X: Any) -> ThinkbackEstimator:
-        """Set ``offset_`` by other in-distribution rows X (N, D + n_classes), all of them; what was fitted stays."""
+        """Set ``offset_`` by other in-distribution rows X (N, D + n_classes), all of them; what was
+        fitted stays.
+        """
         check_is_fitted(self)
         return self._calibrate(validate_data(self, X, dtype=np.float64, reset=False))
 
     def score_samples(self, X: Any) -> NDArray[np.float64]:
         """Minus the score of each row, float64 (N,), *lower* = more OOD."""
         check_is_fitted(self)
-        return -self.detector_.score(self._split(validate_data(self, X, dtype=np.float64, reset=False))).numpy()
+        return -self.detector_.score(
+            self._split(validate_data(self, X, dtype=np.float64, reset=False))
+        ).numpy()
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """``score_samples(X) - offset_``, negative = outlier."""
@@ -382,7 +452,9 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _calibrate(self, rows: NDArray[np.float64]) -> ThinkbackEstimator:
         needed = minimum_scores(self.alpha)
         if len(rows) < needed:
-            takes = f"alpha={self.alpha} takes at least {needed} rows to calibrate on, got {len(rows)}"
+            takes = (
+                f"alpha={self.alpha} takes at least {needed} rows to calibrate on, got {len(rows)}"
+            )
             fit = f"fit, which calibrates on one half, takes {2 * needed - 1}"
             warn([f"{takes}; nothing is called an outlier, and {fit}"], stacklevel=2)
             self.offset_: float = -math.inf

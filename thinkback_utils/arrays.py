@@ -21,7 +21,9 @@ def doubled(tensor: Tensor) -> Tensor:
 def as_matrix(name: str, values: object) -> Tensor:
     """A float64 matrix, or the reason why ``values`` is none."""
     tensor = _floating(name, values)
-    if not math.isfinite(tensor.sum().item()) and (bad := ~torch.isfinite(tensor)).any():  # the sum is the fast half
+    if (
+        not math.isfinite(tensor.sum().item()) and (bad := ~torch.isfinite(tensor)).any()
+    ):  # the sum is the fast half
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(
             f"thinkback: {name} has {int(bad.sum())} values that are not finite, "
@@ -31,14 +33,23 @@ def as_matrix(name: str, values: object) -> Tensor:
 
 
 def as_pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
-    """Both as float64; whether features are finite is left to :func:`as_given`, since no score hides it."""
+    """Both as float64; whether features are finite is left to :func:`as_given`, since no score
+    hides it.
+    """
     h, z = _floating("features", features).double(), as_matrix("logits", logits)
     if len(h) != len(z):
-        raise ValueError(f"thinkback: features {tuple(h.shape)} and logits {tuple(z.shape)} disagree on N")
+        raise ValueError(
+            f"thinkback: features {tuple(h.shape)} and logits {tuple(z.shape)} disagree on N"
+        )
     if h.device != z.device:
-        raise ValueError(f"thinkback: features are on {h.device} and logits on {z.device}; move one")
+        raise ValueError(
+            f"thinkback: features are on {h.device} and logits on {z.device}; move one"
+        )
     if z.shape[1] < 2:
-        raise ValueError("thinkback: logits have K = 1 class, whose softmax is always 1; give two columns, (0, z)")
+        raise ValueError(
+            "thinkback: logits have K = 1 class, whose softmax is always 1; give two columns,"
+            " (0, z)"
+        )
     return h, z
 
 
@@ -48,12 +59,19 @@ def as_weights(name: str, values: object, features: Tensor) -> Tensor:
 
 
 def as_given(score: Tensor, given: Array, **causes: Tensor) -> Array:
-    """The score as the kind of array that was given; one that is not finite is an error of its first bad cause."""
+    """The score as the kind of array that was given; one that is not finite is an error of its
+    first bad cause.
+    """
     if not math.isfinite(score.sum().item()) and not bool(score.isfinite().all()):
         for name, values in causes.items():
             as_matrix(name, values)
-        largest = ", ".join(f"{name} up to {values.abs().max().item():.3g}" for name, values in causes.items())
-        raise ValueError(f"thinkback: scores overflow float64, from finite but huge numbers ({largest or 'logits'})")
+        largest = ", ".join(
+            f"{name} up to {values.abs().max().item():.3g}" for name, values in causes.items()
+        )
+        raise ValueError(
+            "thinkback: scores overflow float64, from finite but huge numbers"
+            f" ({largest or 'logits'})"
+        )
     return score if isinstance(given, Tensor) else score.cpu().numpy()
 
 
@@ -67,14 +85,20 @@ def positive(temperature: float) -> float:
 def _floating(name: str, values: object) -> Tensor:
     values = values.to_numpy() if hasattr(values, "to_numpy") else values  # a pandas frame
     try:
-        tensor = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+        tensor = torch.as_tensor(
+            np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values
+        )
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"thinkback: {name} must be an array of numbers, got {type(values).__name__}: {error}"
         ) from error
     tensor = tensor.cpu() if tensor.device.type == "mps" else tensor  # which has no float64
     if not tensor.is_floating_point():
-        raise ValueError(f"thinkback: {name} must be floating point, got {tensor.dtype}; convert with .float()")
+        raise ValueError(
+            f"thinkback: {name} must be floating point, got {tensor.dtype}; convert with .float()"
+        )
     if tensor.ndim != 2 or 0 in tensor.shape:
-        raise ValueError(f"thinkback: {name} must be a non-empty matrix (N, ·), got shape {tuple(tensor.shape)}")
+        raise ValueError(
+            f"thinkback: {name} must be a non-empty matrix (N, ·), got shape {tuple(tensor.shape)}"
+        )
     return tensor

@@ -2,25 +2,29 @@
 
 **Images** are one of
 
-- an array (N, ...), torch or NumPy, a pandas frame, a list of images or rows of one size, or a single one;
-- an ``ImageSet``; a tuple of arrays or a mapping of arrays, all with N rows, that are one large batch as below, such as
-  ``(array, labels)``;
+- an array (N, ...), torch or NumPy, a pandas frame, a list of images or rows of one size, or a
+  single one;
+- an ``ImageSet``; a tuple of arrays or a mapping of arrays, all with N rows, that are one large
+  batch as below, such as ``(array, labels)``;
 - a ``Dataset``, which is read in order;
 - any other iterable of batches, a ``DataLoader`` say, which is read as it comes.
 
 **A batch** is one of
 
 - an array (B, ...);
-- a tuple or list of arrays: the arguments of the model in their order. A last vector (B,) that the model does not need
-  as an argument holds labels. Entries that are no numbers, such as file names, are not read;
-- a mapping: entries named as an argument of ``model.forward`` are that argument, all of them if it takes ``**kwargs``;
-  else the one entry named as in ``INPUTS`` is the first argument. ``LABELS`` names labels.
+- a tuple or list of arrays: the arguments of the model in their order. A last vector (B,) that the
+  model does not need as an argument holds labels. Entries that are no numbers, such as file names,
+  are not read;
+- a mapping: entries named as an argument of ``model.forward`` are that argument, all of them if it
+  takes ``**kwargs``; else the one entry named as in ``INPUTS`` is the first argument. ``LABELS``
+  names labels.
 
-An entry that is none of these is an error, and the hook ``forward(model, batch)`` takes whatever is left.
+An entry that is none of these is an error, and the hook ``forward(model, batch)`` takes whatever is
+left.
 
-**Pixels**: uint8 becomes float in [0, 1], then ``(x - mean) / std`` if both are known; images whose channels come last,
-(N, H, W, C), are turned round where the first convolution of the model tells C. Other numbers stay as they are, but
-for their precision, which becomes that of the model's weights.
+**Pixels**: uint8 becomes float in [0, 1], then ``(x - mean) / std`` if both are known; images whose
+channels come last, (N, H, W, C), are turned round where the first convolution of the model tells C.
+Other numbers stay as they are, but for their precision, which becomes that of the model's weights.
 """
 
 from __future__ import annotations
@@ -46,7 +50,17 @@ Images = Tensor | NDArray[Any] | ImageSet | Mapping[str, Any] | Iterable[Any]
 Forward = Callable[[Any, Any], Any]
 
 LABELS = ("labels", "label", "targets", "target", "y")
-INPUTS = ("pixel_values", "data", "images", "image", "inputs", "input", "input_values", "features", "x")
+INPUTS = (
+    "pixel_values",
+    "data",
+    "images",
+    "image",
+    "inputs",
+    "input",
+    "input_values",
+    "features",
+    "x",
+)
 
 
 @dataclass(frozen=True)
@@ -66,9 +80,13 @@ class Batch:
         if self.size is None:
             return self
         kwargs = {name: value[:count] for name, value in (self.kwargs or {}).items()}
-        return Batch(tuple(value[:count] for value in self.args), kwargs, None, min(count, self.size))
+        return Batch(
+            tuple(value[:count] for value in self.args), kwargs, None, min(count, self.size)
+        )
 
-    def run(self, model: nn.Module, forward: Forward | None = None, channels_last: bool = False) -> Any:
+    def run(
+        self, model: nn.Module, forward: Forward | None = None, channels_last: bool = False
+    ) -> Any:
         """What the model returns; it gets copies, which it may change in place."""
         args, kwargs = _copied(self.args, channels_last), _copied(self.kwargs or {}, channels_last)
         if forward is None:
@@ -87,13 +105,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Mean and standard deviation of each channel, of pixels in [0, 1], as the model was trained on.
+    """Mean and standard deviation of each channel, of pixels in [0, 1], as the model was trained
+    on.
 
     Args:
-        mean, std: one number a channel; None: those of the model's own configuration if it has one (timm), else 0, 1.
+        mean, std: one number a channel; None: those of the model's own configuration if it has one
+            (timm), else 0, 1.
 
-    Given numbers apply to float images, too, which must then lie in [0, 1]; those of a configuration to uint8 alone,
-    since floats were prepared by someone already.
+    Given numbers apply to float images, too, which must then lie in [0, 1]; those of a
+    configuration to uint8 alone, since floats were prepared by someone already.
     """
 
     mean: tuple[float, ...] | None = None
@@ -101,7 +121,9 @@ class Pixels:
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
-            raise ValueError(f"thinkback: mean and std go together, got mean={self.mean}, std={self.std}")
+            raise ValueError(
+                f"thinkback: mean and std go together, got mean={self.mean}, std={self.std}"
+            )
         if self.mean is None or self.std is None:
             return
         for name in ("mean", "std"):  # a list or an array will do
@@ -109,7 +131,8 @@ class Pixels:
         finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
         if len(self.mean) != len(self.std) or not finite or min(self.std) <= 0:
             raise ValueError(
-                f"thinkback: mean and std are one finite number a channel, std positive; got {self.mean} and {self.std}"
+                "thinkback: mean and std are one finite number a channel, std positive; got"
+                f" {self.mean} and {self.std}"
             )
 
     def __call__(self, x: Tensor, model: nn.Module) -> Tensor:
@@ -125,12 +148,14 @@ class Pixels:
         mean, std = (x.new_tensor(found[name])[:, None, None] for name in ("mean", "std"))
         if x.ndim < 3 or x.shape[-3] != len(mean):
             raise ValueError(
-                f"thinkback: mean and std have {len(mean)} channels, and images of shape {tuple(x.shape)} have not"
+                f"thinkback: mean and std have {len(mean)} channels, and images of shape"
+                f" {tuple(x.shape)} have not"
             )
         if given and not whole and not (float(x.min()) >= 0 and float(x.max()) <= 1):
             raise ValueError(
-                f"thinkback: mean and std are of pixels in [0, 1], and the images go from {float(x.min()):.3g} to "
-                f"{float(x.max()):.3g}; were they normalised before? Then leave mean and std out"
+                "thinkback: mean and std are of pixels in [0, 1], and the images go from"
+                f" {float(x.min()):.3g} to {float(x.max()):.3g}; were they normalised before? Then"
+                " leave mean and std out"
             )
         return (x - mean) / std
 
@@ -139,13 +164,16 @@ def normalization(source: Any) -> dict[str, tuple[float, ...]]:
     """``mean`` and ``std`` as a configuration states them; empty where it does not.
 
     Args:
-        source: a timm ``pretrained_cfg``, a Hugging Face image processor, the ``transforms()`` of torchvision's
-            weights, or any mapping or object with ``mean`` and ``std`` or ``image_mean`` and ``image_std``.
+        source: a timm ``pretrained_cfg``, a Hugging Face image processor, the ``transforms()`` of
+            torchvision's weights, or any mapping or object with ``mean`` and ``std`` or
+            ``image_mean`` and ``image_std``.
 
     >>> normalization({"image_mean": [0.5], "image_std": [0.25]})
     {'mean': (0.5,), 'std': (0.25,)}
     """
-    get: Callable[[str], Any] = source.get if isinstance(source, Mapping) else partial(_attribute, source)
+    get: Callable[[str], Any] = (
+        source.get if isinstance(source, Mapping) else partial(_attribute, source)
+    )
     for prefix in ("image_", ""):
         mean, std = get(f"{prefix}mean"), get(f"{prefix}std")
         if mean is not None and std is not None:
@@ -185,7 +213,9 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def fastest_batch(device: str | torch.device) -> int:
-    """On CPUs the feature maps of few images stay in the caches, and memory is not asked for anew at each layer."""
+    """On CPUs the feature maps of few images stay in the caches, and memory is not asked for anew
+    at each layer.
+    """
     return 64 if torch.device(device).type == "cpu" else 256
 
 
@@ -226,24 +256,34 @@ def _in_batches(images: Images, model: nn.Module, size: int) -> Iterator[Any]:
     if isinstance(images, ImageSet):
         images = images.images if images.labels is None else (images.images, images.labels)
     if isinstance(images, str | bytes):
-        raise ValueError(f"thinkback: images are arrays or batches, got the text {images[:40]!r}; read the file first")
+        raise ValueError(
+            f"thinkback: images are arrays or batches, got the text {images[:40]!r}; read the file"
+            " first"
+        )
     if isinstance(images, Mapping) or (isinstance(images, tuple) and _is_whole(images, model)):
         whole = _read(images, model)
         entries = [*whole.args, *(whole.kwargs or {}).values()]
         if len({len(value) for value in entries}) > 1:
             shapes = ", ".join(str(tuple(value.shape)) for value in entries)
-            raise ValueError(f"thinkback: the arrays of one set need the same number of rows, got shapes {shapes}")
+            raise ValueError(
+                "thinkback: the arrays of one set need the same number of rows, got shapes"
+                f" {shapes}"
+            )
         yield from whole.split(size)
     elif isinstance(images, Tensor | np.ndarray | Image) or hasattr(images, "to_numpy"):
         yield from as_images(as_tensor(images), model, lone=True).split(size)
-    elif isinstance(images, Dataset) or hasattr(images, "__getitems__"):  # the latter of Hugging Face
+    elif isinstance(images, Dataset) or hasattr(
+        images, "__getitems__"
+    ):  # the latter of Hugging Face
         yield from DataLoader(images, size, collate_fn=_collated)  # type: ignore[arg-type]
     elif isinstance(images, list) and images and _is_sample(images[0], model):
         yield from as_images(_stacked(images), model).split(size)
     elif isinstance(images, Iterable):
         yield from images
     else:
-        raise ValueError(f"thinkback: images are arrays, a data set or batches, got {type(images).__name__}")
+        raise ValueError(
+            f"thinkback: images are arrays, a data set or batches, got {type(images).__name__}"
+        )
 
 
 def _read(given: Any, model: nn.Module) -> Batch:
@@ -255,7 +295,9 @@ def _read(given: Any, model: nn.Module) -> Batch:
         return Batch((x,), size=_rows(x))
     entries = [as_tensor(value) for value in given if _numeric(value)]
     if not entries:
-        raise ValueError(f"thinkback: a batch of {[type(value).__name__ for value in given]} holds no numbers")
+        raise ValueError(
+            f"thinkback: a batch of {[type(value).__name__ for value in given]} holds no numbers"
+        )
     size, (least, most) = _rows(entries[0]), arguments_of(model)
     inputs, last = entries[:-1], entries[-1]
     if inputs and last.shape == (size,) and least <= len(inputs) <= most:
@@ -265,10 +307,15 @@ def _read(given: Any, model: nn.Module) -> Batch:
     shapes = ", ".join(str(tuple(value.shape)) for value in entries)
     takes = str(least) if least == most else f"{least} to {most}"
     several = last.ndim == 2 and bool(((last == 0) | (last == 1)).all())
-    hint = ' Labels of several classes at once are for method="joint_energy", without them.' if several else ""
+    hint = (
+        ' Labels of several classes at once are for method="joint_energy", without them.'
+        if several
+        else ""
+    )
     raise ValueError(
-        f"thinkback: a batch has entries of shapes {shapes}, and the model takes {takes}; labels would be a last "
-        f"vector ({size},). Leave out what it does not read, or pass forward=lambda model, batch: ...{hint}"
+        f"thinkback: a batch has entries of shapes {shapes}, and the model takes {takes}; labels"
+        f" would be a last vector ({size},). Leave out what it does not read, or pass"
+        f" forward=lambda model, batch: ...{hint}"
     )
 
 
@@ -291,8 +338,9 @@ def _read_mapping(given: Mapping[str, Any], model: nn.Module) -> Batch:
         args, kwargs, rest = (), {}, set(entries)
     if rest or not (args or kwargs):
         raise ValueError(
-            f"thinkback: a batch has the entries {sorted(given)}, and model.forward takes {sorted(names)}; "
-            f"leave out {sorted(rest) or 'nothing'}, or pass forward=lambda model, batch: ..."
+            f"thinkback: a batch has the entries {sorted(given)}, and model.forward takes"
+            f" {sorted(names)}; leave out {sorted(rest) or 'nothing'}, or pass forward=lambda"
+            " model, batch: ..."
         )
     size = _rows(next(iter((*args, *kwargs.values()))))
     whole = labels is not None and labels.shape == (size,)
@@ -319,13 +367,17 @@ def as_tensor(values: Any) -> Tensor:
         values = np.moveaxis(read_rgb(values), 2, 0)
     if hasattr(values, "to_numpy"):  # a pandas frame or series
         values = values.to_numpy()
-    if (isinstance(values, np.ndarray) and not values.flags.writeable) or isinstance(values, list | tuple):
+    if (isinstance(values, np.ndarray) and not values.flags.writeable) or isinstance(
+        values, list | tuple
+    ):
         values = np.array(values)
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = getattr(values, "dtype", type(values).__name__)
-        raise ValueError(f"thinkback: images and batches are numbers, got {kind}: {error}") from error
+        raise ValueError(
+            f"thinkback: images and batches are numbers, got {kind}: {error}"
+        ) from error
 
 
 def as_images(x: Tensor, model: nn.Module, lone: bool = False) -> Tensor:
@@ -336,8 +388,12 @@ def as_images(x: Tensor, model: nn.Module, lone: bool = False) -> Tensor:
         model: whose first convolution has C input channels.
         lone: a vector, or one image (C, H, W) or (H, W, C), becomes a batch of one.
     """
-    channels = next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 0)
-    channels = channels if channels <= 4 else 0  # of a picture; a later layer may be registered first
+    channels = next(
+        (layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 0
+    )
+    channels = (
+        channels if channels <= 4 else 0
+    )  # of a picture; a later layer may be registered first
     if lone and x.ndim == 1:
         return x[None]
     if channels and lone and x.ndim == 3:
@@ -362,7 +418,11 @@ def arguments_of(model: nn.Module) -> tuple[int, float]:
 
 def parameters_of(model: nn.Module) -> set[str]:
     """Names of the arguments of ``model.forward``."""
-    return {p.name for p in _signature(model) or () if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {
+        p.name
+        for p in _signature(model) or ()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
 
 
 def takes_any_name(model: nn.Module) -> bool:
@@ -378,8 +438,12 @@ def _signature(model: nn.Module) -> list[inspect.Parameter] | None:
 
 
 def _is_whole(images: tuple[Any, ...], model: nn.Module) -> bool:
-    """Whether a tuple holds the inputs and labels of one set, not batches of a model that reads one input."""
-    if len(images) < 2 or not all(isinstance(x, Tensor | np.ndarray) or hasattr(x, "to_numpy") for x in images):
+    """Whether a tuple holds the inputs and labels of one set, not batches of a model that reads one
+    input.
+    """
+    if len(images) < 2 or not all(
+        isinstance(x, Tensor | np.ndarray) or hasattr(x, "to_numpy") for x in images
+    ):
         return False
     shapes = {tuple(x.shape[1:]) for x in images}
     return len(shapes) > 1 or len(images) <= arguments_of(model)[1]
@@ -401,8 +465,8 @@ def _stacked(samples: Sequence[Any]) -> Tensor:
     tensors = [as_tensor(sample) for sample in samples]
     if len(shapes := {tuple(tensor.shape) for tensor in tensors}) > 1:
         raise ValueError(
-            f"thinkback: the images of a list differ in shape, {' and '.join(map(str, sorted(shapes)[:2]))}; "
-            "bring them to one size"
+            "thinkback: the images of a list differ in shape,"
+            f" {' and '.join(map(str, sorted(shapes)[:2]))}; bring them to one size"
         )
     return torch.stack(tensors)
 
@@ -413,14 +477,20 @@ def _collated(samples: list[Any]) -> Any:
             return as_tensor(value)
         if isinstance(value, tuple | list):
             return [plain(part) for part in value]
-        return {name: plain(part) for name, part in value.items()} if isinstance(value, Mapping) else value
+        return (
+            {name: plain(part) for name, part in value.items()}
+            if isinstance(value, Mapping)
+            else value
+        )
 
     return default_collate([plain(sample) for sample in samples])
 
 
 def _numeric(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return bool(value) and all(isinstance(part, int | float) or _numeric(part) for part in value)
+        return bool(value) and all(
+            isinstance(part, int | float) or _numeric(part) for part in value
+        )
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biuf"
     return isinstance(value, Tensor) or hasattr(value, "to_numpy")
@@ -428,7 +498,9 @@ def _numeric(value: Any) -> bool:
 
 def _rows(x: Tensor) -> int:
     if not x.ndim:
-        raise ValueError(f"thinkback: a batch is an array of samples, got the single number {x.item()}")
+        raise ValueError(
+            f"thinkback: a batch is an array of samples, got the single number {x.item()}"
+        )
     return len(x)
 
 
@@ -459,4 +531,8 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return {name: _mapped(part, change) for name, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_mapped(part, change) for part in value))
-    return type(value)(_mapped(part, change) for part in value) if isinstance(value, tuple | list) else value
+    return (
+        type(value)(_mapped(part, change) for part in value)
+        if isinstance(value, tuple | list)
+        else value
+    )

@@ -15,25 +15,43 @@ from .shards import load_model, loader, open_sources, place
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Set the threshold on held-out in-distribution images, so that a stated rate of false alarms is kept."""
+    """Set the threshold on held-out in-distribution images, so that a stated rate of false alarms
+    is kept.
+    """
     parser = Parser(prog="python -m thinkback_utils.calibrate", description=main.__doc__)
     add_arguments(parser)
-    parser.add_argument("--detector", type=Path, required=True, help="file that thinkback_utils.fit wrote")
+    parser.add_argument(
+        "--detector", type=Path, required=True, help="file that thinkback_utils.fit wrote"
+    )
     parser.add_argument("--alpha", type=float, default=0.05, help="largest rate of false alarms")
-    parser.add_argument("--delta", type=float, help="largest chance that these images break it; default: the mean rate")
-    parser.add_argument("--by", choices=["predicted"], help="keep the rate in each predicted class, not over all")
-    parser.add_argument("--few", choices=["error", "accept"], default="error", help="classes with too few images")
+    parser.add_argument(
+        "--delta",
+        type=float,
+        help="largest chance that these images break it; default: the mean rate",
+    )
+    parser.add_argument(
+        "--by", choices=["predicted"], help="keep the rate in each predicted class, not over all"
+    )
+    parser.add_argument(
+        "--few", choices=["error", "accept"], default="error", help="classes with too few images"
+    )
     parser.add_argument("--out", type=Path, required=True, help="file of the calibrated detector")
     given = parser.parse_args(arguments)
     if place()[1] > 1:
-        raise ValueError("thinkback: calibration takes all scores at once; run it in one process, without torchrun")
+        raise ValueError(
+            "thinkback: calibration takes all scores at once; run it in one process, without"
+            " torchrun"
+        )
     dataset = open_sources(given.sources, given.side, given.skip_broken)
     model = load_model(given.model).to(process_device(given.device))
     detector = OODDetector.load(given.detector, model)
     with tqdm(loader(dataset, range(len(dataset)), given.batch_size, given.workers)) as batches:
         detector.calibrate(batches, given.alpha, given.delta, given.by, given.few)
     detector.save(given.out)
-    says = f"alpha {given.alpha:g} from {len(dataset) - len(dataset.skipped):,} images, wrote {given.out}"
+    says = (
+        f"alpha {given.alpha:g} from {len(dataset) - len(dataset.skipped):,} images, wrote"
+        f" {given.out}"
+    )
     print(f"calibrated {detector.method}, {says}{named(dataset, dataset.skipped)}")
 
 

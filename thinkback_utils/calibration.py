@@ -1,7 +1,9 @@
-"""From scores to verdicts with a promise: thresholds, p-values, groups, lists of discoveries, and an alarm for drift.
+"""From scores to verdicts with a promise: thresholds, p-values, groups, lists of discoveries, and
+an alarm for drift.
 
-All here is about scores, higher = more OOD, as torch or NumPy arrays of any float dtype; no model is needed. Verdicts
-are made in float64, so that a float32 score that ties with a calibration score does not pass it by a rounding.
+All here is about scores, higher = more OOD, as torch or NumPy arrays of any float dtype; no model
+is needed. Verdicts are made in float64, so that a float32 score that ties with a calibration score
+does not pass it by a rounding.
 
 >>> calibration = Calibration.of(np.arange(1.0, 20.0), alpha=0.05)  # 19 scores, the fewest for 5 %
 >>> calibration.rejects(np.array([19.0, 19.5])), calibration.p_value(np.array([19.0, 19.5]))
@@ -30,25 +32,31 @@ Vector = NDArray[np.float64]
 CHUNK = 256  # scores of a stream that are ranked at once
 
 
-def conformal_threshold(calibration: object, alpha: float = 0.05, delta: float | None = None) -> float:
+def conformal_threshold(
+    calibration: object, alpha: float = 0.05, delta: float | None = None
+) -> float:
     """The smallest threshold that bounds false alarms, whatever the distribution of the scores is.
 
-    It lies just above the k-th smallest of n calibration scores, ``k = ceil((n + 1) (1 - alpha))``: a tie with that one
-    is no alarm. If calibration and new scores are exchangeable, ``P(score >= threshold) <= alpha`` on average over
-    calibration sets, and ``> alpha - 1 / (n + 1)`` without ties. Over single sets of independent scores the rate is
-    Beta(m, n + 1 - m), m = n + 1 - k: above alpha about every second time. With ``delta``, m is lowered until
-    ``P(Beta(m, n + 1 - m) > alpha) = P(Binomial(n, alpha) < m) <= delta``: at most so many sets then break alpha.
+    It lies just above the k-th smallest of n calibration scores, ``k = ceil((n + 1) (1 - alpha))``:
+    a tie with that one is no alarm. If calibration and new scores are exchangeable,
+    ``P(score >= threshold) <= alpha`` on average over calibration sets, and
+    ``> alpha - 1 / (n + 1)`` without ties. Over single sets of independent scores the rate is
+    Beta(m, n + 1 - m), m = n + 1 - k: above alpha about every second time. With ``delta``, m is
+    lowered until ``P(Beta(m, n + 1 - m) > alpha) = P(Binomial(n, alpha) < m) <= delta``: at most so
+    many sets then break alpha.
 
-    "Just above" is one step in the dtype of the scores, so a comparison in that dtype is right, as is one in float64.
+    "Just above" is one step in the dtype of the scores, so a comparison in that dtype is right, as
+    is one in float64.
 
     Args:
         calibration: scores of held-out in-distribution samples, float (n,).
         alpha: largest rate of false alarms, in (0, 1).
-        delta: largest chance that this calibration set breaks it, in (0, 1); None promises the average alone.
+        delta: largest chance that this calibration set breaks it, in (0, 1); None promises the
+            average alone.
 
     Raises:
-        ValueError: if n is too small (the message says how many it takes), alpha or delta is no such fraction, or a
-            score is not finite.
+        ValueError: if n is too small (the message says how many it takes), alpha or delta is no
+            such fraction, or a score is not finite.
 
     Source: Vovk, "Conditional validity of inductive conformal predictors" (2012).
 
@@ -69,24 +77,31 @@ def minimum_scores(alpha: float = 0.05, delta: float | None = None) -> int:
     """
     alpha, delta = _promise(alpha, delta)
     if alpha < 1e-12:
-        raise ValueError(f"thinkback: alpha={alpha} takes over 10**12 calibration scores; choose a larger one")
+        raise ValueError(
+            f"thinkback: alpha={alpha} takes over 10**12 calibration scores; choose a larger one"
+        )
     fewest = math.ceil((1 - 1e-12) / alpha) - 1  # a rounded 1/49 takes 48, too
     return fewest if delta is None else max(fewest, math.ceil(math.log(delta) / math.log1p(-alpha)))
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Calibration scores and the threshold that follows from them; or a threshold that was set by hand.
+    """Calibration scores and the threshold that follows from them; or a threshold that was set by
+    hand.
 
-    Built by :meth:`of` or :meth:`by_hand`. What the constructor is given, from a file perhaps, it checks.
+    Built by :meth:`of` or :meth:`by_hand`. What the constructor is given, from a file perhaps, it
+    checks.
 
     Attributes:
-        scores: of held-out in-distribution samples, ascending, float64 (n,) on the CPU; n = 0 if there are none.
+        scores: of held-out in-distribution samples, ascending, float64 (n,) on the CPU; n = 0 if
+            there are none.
         threshold: scores from it on are alarms; compare in float64, as :meth:`rejects` does.
-        alpha, delta: as in :func:`conformal_threshold`; alpha is None where the threshold was set by hand.
+        alpha, delta: as in :func:`conformal_threshold`; alpha is None where the threshold was set
+            by hand.
 
     Raises:
-        ValueError: if scores are not finite or not ascending, or the threshold does not follow from them.
+        ValueError: if scores are not finite or not ascending, or the threshold does not follow from
+            them.
     """
 
     scores: Tensor
@@ -98,7 +113,9 @@ class Calibration:
         scores = _vector("calibration scores", self.scores)
         object.__setattr__(self, "scores", torch.from_numpy(scores))
         if (np.diff(scores) < 0).any():
-            raise ValueError("thinkback: calibration scores are not ascending; Calibration.of sorts them")
+            raise ValueError(
+                "thinkback: calibration scores are not ascending; Calibration.of sorts them"
+            )
         threshold = _plain(self.threshold)
         if not isinstance(threshold, int | float) or math.isnan(threshold):
             raise ValueError(f"thinkback: a threshold must be a number, got {self.threshold!r}")
@@ -106,27 +123,38 @@ class Calibration:
         if self.alpha is None:
             if self.delta is not None or math.isinf(self.threshold):
                 got = f"threshold={self.threshold}, delta={self.delta}"
-                raise ValueError(f"thinkback: without alpha, a threshold must be finite and have no delta; got {got}")
+                raise ValueError(
+                    "thinkback: without alpha, a threshold must be finite and have no delta; got"
+                    f" {got}"
+                )
             return
         alpha, delta = _promise(self.alpha, self.delta)
         object.__setattr__(self, "alpha", alpha)
         object.__setattr__(self, "delta", delta)
         if self.threshold != (expected := _just_above(scores, alpha, delta)):
             facts = f"the {len(scores)} calibration scores, alpha={alpha} and delta={delta}"
-            raise ValueError(f"thinkback: threshold {self.threshold} does not follow from {facts}, {expected} does")
+            raise ValueError(
+                f"thinkback: threshold {self.threshold} does not follow from {facts}, {expected}"
+                " does"
+            )
 
     @classmethod
     def of(cls, scores: object, alpha: float = 0.05, delta: float | None = None) -> Calibration:
-        """From scores in any order, float (n,); arguments, promise and errors of :func:`conformal_threshold`."""
+        """From scores in any order, float (n,); arguments, promise and errors of
+        :func:`conformal_threshold`.
+        """
         alpha, delta = _promise(alpha, delta)
         ascending = np.sort(_vector("calibration scores", scores))
         if not _alarms(len(ascending), alpha, delta):
-            raise ValueError(f"thinkback: {_takes(alpha, delta)} calibration scores, got {len(ascending)}")
+            raise ValueError(
+                f"thinkback: {_takes(alpha, delta)} calibration scores, got {len(ascending)}"
+            )
         return cls(torch.from_numpy(ascending), _just_above(ascending, alpha, delta), alpha, delta)
 
     @classmethod
     def by_hand(cls, threshold: float, scores: object = ()) -> Calibration:
-        """A threshold that someone chose, which promises nothing; p-values need calibration scores, float (n,).
+        """A threshold that someone chose, which promises nothing; p-values need calibration scores,
+        float (n,).
 
         >>> Calibration.by_hand(3.0).rejects(np.array([2.9, 3.0]))
         array([False,  True])
@@ -140,7 +168,8 @@ class Calibration:
     def p_value(self, score: Array) -> Array:
         """Conformal p-value ``(1 + #{calibration scores >= score}) / (n + 1)``, *lower* = more OOD.
 
-        In-distribution ``P(p <= u) <= u`` for every u. Without delta, :meth:`rejects` is ``p <= alpha``, to the bit.
+        In-distribution ``P(p <= u) <= u`` for every u. Without delta, :meth:`rejects` is
+        ``p <= alpha``, to the bit.
 
         Args:
             score: float, of any shape.
@@ -156,16 +185,24 @@ class Calibration:
         return _as_given((1 + at_least) / (len(ascending) + 1), score)
 
     def rejects(self, score: Array) -> Array:
-        """Whether ``score >= threshold``, in float64: bool, of the shape and kind of ``score``, which is finite."""
+        """Whether ``score >= threshold``, in float64: bool, of the shape and kind of ``score``,
+        which is finite.
+        """
         return _as_given(_float64("scores", score) >= self.threshold, score)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors, and facts for JSON, which :func:`from_tensors` reads."""
-        return {"calibration": self.scores}, {"threshold": self.threshold, "alpha": self.alpha, "delta": self.delta}
+        return {"calibration": self.scores}, {
+            "threshold": self.threshold,
+            "alpha": self.alpha,
+            "delta": self.delta,
+        }
 
     def _compared(self) -> Vector:
         if not len(self.scores):
-            why = "the threshold was set by hand and there are no calibration scores to compare with"
+            why = (
+                "the threshold was set by hand and there are no calibration scores to compare with"
+            )
             raise ValueError(f"thinkback: {why}; calibrate on held-out images")
         scores: Vector = self.scores.numpy()
         return scores
@@ -173,14 +210,16 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class GroupedCalibration:
-    """A :class:`Calibration` for each group of samples, so that the promise holds in every group (Mondrian).
+    """A :class:`Calibration` for each group of samples, so that the promise holds in every group
+    (Mondrian).
 
-    A group is whatever is known of a new sample, too: the class that the network predicts, a camera, a site. If scores
-    are exchangeable within a group, ``P(rejected | group) <= alpha``.
+    A group is whatever is known of a new sample, too: the class that the network predicts, a
+    camera, a site. If scores are exchangeable within a group, ``P(rejected | group) <= alpha``.
 
-    A group with fewer scores than :func:`minimum_scores` is an error, or with ``few="accept"`` raises no alarm. That
-    keeps the promise: its p-values are valid and all above alpha. Pooling small groups would not keep it, since a score
-    would be compared with those of other groups; who wants that gives them one label before looking.
+    A group with fewer scores than :func:`minimum_scores` is an error, or with ``few="accept"``
+    raises no alarm. That keeps the promise: its p-values are valid and all above alpha. Pooling
+    small groups would not keep it, since a score would be compared with those of other groups; who
+    wants that gives them one label before looking.
 
     Attributes:
         parts: the Calibration of each label, all at one alpha and delta.
@@ -197,38 +236,62 @@ class GroupedCalibration:
     def __post_init__(self) -> None:
         promises = {(part.alpha, part.delta) for part in self.parts.values()}
         if len(promises) != 1 or (None, None) in promises:
-            raise ValueError("thinkback: a calibration by group takes one group or more, all at one alpha and delta")
+            raise ValueError(
+                "thinkback: a calibration by group takes one group or more, all at one alpha and"
+                " delta"
+            )
 
     @classmethod
     def of(
-        cls, scores: object, groups: object, alpha: float = 0.05, delta: float | None = None, few: Few = "error"
+        cls,
+        scores: object,
+        groups: object,
+        alpha: float = 0.05,
+        delta: float | None = None,
+        few: Few = "error",
     ) -> GroupedCalibration:
         """From scores in any order and the label of each.
 
         Args:
             scores, alpha, delta: as in :func:`conformal_threshold`.
             groups: labels, integers or strings (n,).
-            few: ``"error"``, or ``"accept"``: groups with too few scores raise no alarm, and a warning names them.
+            few: ``"error"``, or ``"accept"``: groups with too few scores raise no alarm, and a
+                warning names them.
 
         Raises:
-            ValueError: if a group has too few scores (the message says which, and how many it takes); if labels are
-                neither integers nor strings, or not n; and as :func:`conformal_threshold` does.
+            ValueError: if a group has too few scores (the message says which, and how many it
+                takes); if labels are neither integers nor strings, or not n; and as
+                :func:`conformal_threshold` does.
         """
         return cls._of(scores, groups, alpha, delta, few)
 
     @classmethod
-    def _of(cls, scores: object, groups: object, alpha: float, delta: float | None, few: Few) -> GroupedCalibration:
+    def _of(
+        cls, scores: object, groups: object, alpha: float, delta: float | None, few: Few
+    ) -> GroupedCalibration:
         if few not in ("error", "accept"):
             raise ValueError(f"thinkback: few must be 'error' or 'accept', got {few!r}")
         values, (alpha, delta) = _vector("calibration scores", scores), _promise(alpha, delta)
         labels, which = _labels(groups, values.shape)
         if not labels:
-            raise ValueError(f"thinkback: {_takes(alpha, delta)} calibration scores in each group, got none")
+            raise ValueError(
+                f"thinkback: {_takes(alpha, delta)} calibration scores in each group, got none"
+            )
         split = {label: np.sort(values[which == i]) for i, label in enumerate(labels)}
-        if small := [f"{label!r} ({len(s)})" for label, s in split.items() if not _alarms(len(s), alpha, delta)]:
-            text = f"{_takes(alpha, delta)} calibration scores in each group; too few are in {_listed(small)}"
+        if small := [
+            f"{label!r} ({len(s)})"
+            for label, s in split.items()
+            if not _alarms(len(s), alpha, delta)
+        ]:
+            text = (
+                f"{_takes(alpha, delta)} calibration scores in each group; too few are in"
+                f" {_listed(small)}"
+            )
             if few == "error":
-                raise ValueError(f"thinkback: {text}. Add some, merge groups, or set few='accept': no alarm in these")
+                raise ValueError(
+                    f"thinkback: {text}. Add some, merge groups, or set few='accept': no alarm in"
+                    " these"
+                )
             warnings.warn(f"thinkback: {text}, which raise no alarm", stacklevel=3)
         return cls(
             {
@@ -237,7 +300,9 @@ class GroupedCalibration:
             }
         )
 
-    def at(self, alpha: float, delta: float | None = None, few: Few = "error") -> GroupedCalibration:
+    def at(
+        self, alpha: float, delta: float | None = None, few: Few = "error"
+    ) -> GroupedCalibration:
         """The same scores at another promise; no image is needed."""
         tensors, facts = self.to_tensors()
         groups = np.repeat(facts["groups"], facts["sizes"])
@@ -256,56 +321,82 @@ class GroupedCalibration:
         return _as_given(self._each(Calibration.p_value, score, groups), score)
 
     def rejects(self, score: Array, groups: object) -> Array:
-        """:meth:`Calibration.rejects` at the threshold of each sample's own group; arguments as of :meth:`p_value`."""
+        """:meth:`Calibration.rejects` at the threshold of each sample's own group; arguments as of
+        :meth:`p_value`.
+        """
         return _as_given(self._each(Calibration.rejects, score, groups).astype(bool), score)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors, and facts for JSON, which :func:`from_tensors` reads; a threshold is null where none is reached."""
+        """Tensors, and facts for JSON, which :func:`from_tensors` reads; a threshold is null where
+        none is reached.
+        """
         parts = list(self.parts.values())
         facts = {
             "groups": list(self.parts),
             "sizes": [len(part.scores) for part in parts],
-            "thresholds": [part.threshold if math.isfinite(part.threshold) else None for part in parts],
+            "thresholds": [
+                part.threshold if math.isfinite(part.threshold) else None for part in parts
+            ],
             "alpha": parts[0].alpha,
             "delta": parts[0].delta,
         }
         return {"calibration": torch.cat([part.scores for part in parts])}, facts
 
-    def _each(self, says: Callable[[Calibration, Vector], Vector], score: object, groups: object) -> Vector:
+    def _each(
+        self, says: Callable[[Calibration, Vector], Vector], score: object, groups: object
+    ) -> Vector:
         values = _float64("scores", score)
         labels, which = _labels(groups, values.shape)
         if unknown := [label for label in labels if label not in self.parts]:
             known = f"it has groups {_listed(map(repr, self.parts))}"
-            raise ValueError(f"thinkback: the calibration has no group {_listed(map(repr, unknown))}; {known}")
+            raise ValueError(
+                f"thinkback: the calibration has no group {_listed(map(repr, unknown))}; {known}"
+            )
         out = np.empty(values.shape)
         for i, label in enumerate(labels):
             out[which == i] = says(self.parts[label], values[which == i])
         return out
 
 
-def from_tensors(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Calibration | GroupedCalibration:
+def from_tensors(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> Calibration | GroupedCalibration:
     """What ``to_tensors`` of either class gave, read back, from a file perhaps.
 
     Raises:
         ValueError: if a part is missing, or scores and facts do not belong together.
     """
     try:
-        scores, promise = _vector("calibration scores", tensors["calibration"]), (facts["alpha"], facts["delta"])
+        scores, promise = (
+            _vector("calibration scores", tensors["calibration"]),
+            (facts["alpha"], facts["delta"]),
+        )
         if "groups" not in facts:
             plain = Calibration(torch.from_numpy(scores), facts["threshold"], *promise)
-            return plain if plain.alpha is None else plain.at(*promise)  # an error if the scores are too few for it
+            return (
+                plain if plain.alpha is None else plain.at(*promise)
+            )  # an error if the scores are too few for it
         split = np.split(scores, np.cumsum(facts["sizes"])[:-1])
         parts = {
-            label: Calibration(torch.from_numpy(own), math.inf if threshold is None else threshold, *promise)
-            for label, own, threshold in zip(facts["groups"], split, facts["thresholds"], strict=False)
+            label: Calibration(
+                torch.from_numpy(own), math.inf if threshold is None else threshold, *promise
+            )
+            for label, own, threshold in zip(
+                facts["groups"], split, facts["thresholds"], strict=False
+            )
         }
         grouped = GroupedCalibration(parts)
     except KeyError as error:
         raise ValueError(f"thinkback: the calibration lacks {error}; calibrate again") from error
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"thinkback: the calibration is damaged, {error}; calibrate again") from error
+        raise ValueError(
+            f"thinkback: the calibration is damaged, {error}; calibrate again"
+        ) from error
     if not grouped.to_tensors()[1].items() <= facts.items():
-        raise ValueError("thinkback: groups and scores of the calibration do not belong together; calibrate again")
+        raise ValueError(
+            "thinkback: groups and scores of the calibration do not belong together; calibrate"
+            " again"
+        )
     return grouped
 
 
@@ -326,12 +417,14 @@ def counted_p_value(calibration: Tensor, score: Tensor) -> Tensor:
 def mostly_rejected(
     scores: object, groups: object, threshold: float, level: float = 0.05
 ) -> dict[Label, tuple[int, int]]:
-    """Groups, classes say, more than half of which one threshold for all rejects, though its promise holds on average.
+    """Groups, classes say, more than half of which one threshold for all rejects, though its
+    promise holds on average.
 
-    Were groups alike, each would hold a random draw of the rejected scores, and their number in it be hypergeometric
-    (Fisher's exact test). A group is named if so high a number has a probability of at most ``level`` / number of
-    groups, so any is named in vain with a probability of at most ``level``, in practice far below it. At alpha = 0.05
-    and ten classes it takes two scores, both rejected. The answer is :class:`GroupedCalibration`.
+    Were groups alike, each would hold a random draw of the rejected scores, and their number in it
+    be hypergeometric (Fisher's exact test). A group is named if so high a number has a probability
+    of at most ``level`` / number of groups, so any is named in vain with a probability of at most
+    ``level``, in practice far below it. At alpha = 0.05 and ten classes it takes two scores, both
+    rejected. The answer is :class:`GroupedCalibration`.
 
     Args:
         scores: those of calibration, float (n,).
@@ -355,53 +448,64 @@ def mostly_rejected(
 
 
 def benjamini_hochberg(p_values: Array, q: float = 0.05) -> Array:
-    """Which samples of a batch to call OOD, such that at most a share ``q`` of those called is in-distribution.
+    """Which samples of a batch to call OOD, such that at most a share ``q`` of those called is
+    in-distribution.
 
-    That share, 0 if none is called, is at most q times the in-distribution share of the batch, on average over
-    calibration sets and batches: the false discovery rate. It takes p-values that are independent, or positively
-    dependent on each in-distribution one (PRDS). Conformal ones from one calibration set are, by group as well and with
-    ties, if each in-distribution sample is exchangeable with the calibration samples (of its group), given all others.
+    That share, 0 if none is called, is at most q times the in-distribution share of the batch, on
+    average over calibration sets and batches: the false discovery rate. It takes p-values that are
+    independent, or positively dependent on each in-distribution one (PRDS). Conformal ones from one
+    calibration set are, by group as well and with ties, if each in-distribution sample is
+    exchangeable with the calibration samples (of its group), given all others.
 
-    With the one calibration set in use, the average over batches may lie above q. To call i samples takes
-    ``q i / N >= 1 / (n + 1)``, the smallest p-value: a large batch with few outliers takes many calibration scores.
+    With the one calibration set in use, the average over batches may lie above q. To call i samples
+    takes
+    ``q i / N >= 1 / (n + 1)``, the smallest p-value: a large batch with few outliers takes many
+    calibration scores.
 
     Args:
         p_values: float (N,), those of :meth:`Calibration.p_value` say.
         q: largest false discovery rate, in (0, 1).
 
-    Returns:
-        bool (N,): the i smallest p-values, with the largest i for which the i-th smallest is at most ``q i / N``.
+    Returns: bool (N,): the i smallest p-values, with the largest i for which the i-th smallest is
+        at most ``q i / N``.
 
     Raises:
         ValueError: if a p-value is no number in [0, 1].
 
-    Source: Benjamini & Hochberg (1995); for conformal p-values Bates, Candès, Lei, Romano & Sesia, "Testing for
-    outliers with conformal p-values", Annals of Statistics (2023).
+    Source: Benjamini & Hochberg (1995); for conformal p-values Bates, Candès, Lei, Romano & Sesia,
+    "Testing for outliers with conformal p-values", Annals of Statistics (2023).
 
     >>> benjamini_hochberg(np.array([0.01, 0.04, 0.02, 0.9]), q=0.05)
     array([ True, False,  True, False])
     """
     q, values = _fraction("q", q), _vector("p_values", p_values)
     if ((values < 0) | (values > 1)).any():
-        raise ValueError(f"thinkback: p_values must lie in [0, 1], got {values.min()} to {values.max()}")
-    return _as_given(false_discovery_control(values) <= q * (1 + 1e-12), p_values)  # equal but for rounding is equal
+        raise ValueError(
+            f"thinkback: p_values must lie in [0, 1], got {values.min()} to {values.max()}"
+        )
+    return _as_given(
+        false_discovery_control(values) <= q * (1 + 1e-12), p_values
+    )  # equal but for rounding is equal
 
 
 class DriftAlarm:
-    """An alarm for a stream of scores that are no longer like those of calibration: a conformal test martingale.
+    """An alarm for a stream of scores that are no longer like those of calibration: a conformal
+    test martingale.
 
-    ``P(an alarm is ever raised) <= rate``, over all time, if calibration and stream are exchangeable (Ville's
-    inequality). The martingale starts at 1 and grows while p-values are too often small, or too often large; the alarm
-    is at ``1 / rate``. p-values of one fixed calibration set would not do: they are all too small together if that set
-    happens to lie low. Here a score has its rank among the calibration scores *and all before it in the stream*, ties
-    broken at random; such p-values are independent and uniform.
+    ``P(an alarm is ever raised) <= rate``, over all time, if calibration and stream are
+    exchangeable (Ville's inequality). The martingale starts at 1 and grows while p-values are too
+    often small, or too often large; the alarm is at ``1 / rate``. p-values of one fixed calibration
+    set would not do: they are all too small together if that set happens to lie low. Here a score
+    has its rank among the calibration scores *and all before it in the stream*, ties broken at
+    random; such p-values are independent and uniform.
 
-    What has drifted becomes part of the reference, so a lasting change shows in its first hundreds of scores or not at
-    all; the more calibration scores, the longer. Any dependence counts as drift: neighboring frames of a film are
-    alike, and raise an alarm. It stays raised; calibrate on what is current, and begin afresh.
+    What has drifted becomes part of the reference, so a lasting change shows in its first hundreds
+    of scores or not at all; the more calibration scores, the longer. Any dependence counts as
+    drift: neighboring frames of a film are alike, and raise an alarm. It stays raised; calibrate on
+    what is current, and begin afresh.
 
-    All scores are kept, sorted, 8 bytes each, and copied for every 256 new ones: about 10 µs a score in batches and
-    0.2 ms one at a time, as long as they are fewer than 100,000.
+    All scores are kept, sorted, 8 bytes each, and copied for every 256 new ones: about 10 µs a
+    score in batches and 0.2 ms one at a time, as long as they are fewer than 100,000.
 
     Args:
         scores: those of calibration, float (n,).
@@ -413,10 +517,11 @@ class DriftAlarm:
         log_martingale: natural logarithm of its value now.
         seen: number of scores in the stream so far.
 
-    Source: Vovk, "Testing randomness online", Statistical Science (2021). The capital moves between bets as in the
-    Simple Jumper of Vovk, Petej, Nouretdinov, Ahlberg, Carlsson & Gammerman, "Retrain or not retrain" (2021), but ever
-    more rarely, so that a long time without drift costs less of it. Powers of p are the bets of Vovk, Nouretdinov &
-    Gammerman, "Testing exchangeability on-line" (2003).
+    Source: Vovk, "Testing randomness online", Statistical Science (2021). The capital moves between
+    bets as in the Simple Jumper of Vovk, Petej, Nouretdinov, Ahlberg, Carlsson & Gammerman,
+    "Retrain or not retrain" (2021), but ever more rarely, so that a long time without drift costs
+    less of it. Powers of p are the bets of Vovk, Nouretdinov & Gammerman, "Testing exchangeability
+    on-line" (2003).
 
     >>> generator = np.random.default_rng(0)
     >>> watch = DriftAlarm(generator.normal(size=500)).update(generator.normal(size=2000))
@@ -437,20 +542,29 @@ class DriftAlarm:
         return math.exp(self.log_martingale) if self.log_martingale < 709 else math.inf
 
     def update(self, scores: object) -> DriftAlarm:
-        """Read the next score, or the next ones in their order, float (N,); one call or many give the same."""
+        """Read the next score, or the next ones in their order, float (N,); one call or many give
+        the same.
+        """
         values = np.atleast_1d(_float64("scores", scores))
         for new in np.split(values, range(CHUNK, len(_vector("scores", values)), CHUNK)):
-            for density in _bets(self._p_values(new)).tolist():  # five floats, faster than an array of them
+            for density in _bets(
+                self._p_values(new)
+            ).tolist():  # five floats, faster than an array of them
                 self.seen += 1
                 moved = 1 / (100 + self.seen)
-                won = [((1 - moved) * share + moved / 5) * p for share, p in zip(self._shares, density, strict=True)]
+                won = [
+                    ((1 - moved) * share + moved / 5) * p
+                    for share, p in zip(self._shares, density, strict=True)
+                ]
                 self._shares = [part / sum(won) for part in won]
                 self.log_martingale += math.log(sum(won))
                 self.alarm = self.alarm or self.log_martingale >= -math.log(self.rate)
         return self
 
     def _p_values(self, new: Vector) -> Vector:
-        """Rank of each among the reference and those before it, as a share in (0, 1], (N,); then all join it."""
+        """Rank of each among the reference and those before it, as a share in (0, 1], (N,); then
+        all join it.
+        """
         above = len(self._reference) - np.searchsorted(self._reference, new, "right")
         equal = len(self._reference) - np.searchsorted(self._reference, new) - above
         before = np.tri(len(new), k=-1, dtype=bool)
@@ -458,15 +572,21 @@ class DriftAlarm:
         equal += (before & (new == new[:, None])).sum(1) + 1  # with itself
         known = len(self._reference) + 1 + np.arange(len(new))
         ordered = np.sort(new)
-        self._reference = np.insert(self._reference, np.searchsorted(self._reference, ordered), ordered)
+        self._reference = np.insert(
+            self._reference, np.searchsorted(self._reference, ordered), ordered
+        )
         p: Vector = (above + (1 - self._generator.random(len(new))) * equal) / known
         return p
 
 
 def _bets(p: Vector) -> Vector:
-    """Densities at p, (N, 5): flat; of rather small, of very small, of rather large, and of very large p-values."""
+    """Densities at p, (N, 5): flat; of rather small, of very small, of rather large, and of very
+    large p-values.
+    """
     low, high = np.maximum(p, 1e-12), np.maximum(1 - p, 1e-12)
-    return np.stack([np.ones_like(p), 1.5 - p, 0.5 / np.sqrt(low), 0.5 + p, 0.5 / np.sqrt(high)], axis=1)
+    return np.stack(
+        [np.ones_like(p), 1.5 - p, 0.5 / np.sqrt(low), 0.5 + p, 0.5 / np.sqrt(high)], axis=1
+    )
 
 
 def _alarms(n: int, alpha: float, delta: float | None) -> int:
@@ -505,7 +625,9 @@ def _plain(value: object) -> object:
 def _array(name: str, values: object) -> NDArray[Any]:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        values = (values.double() if values.is_floating_point() else values).numpy()  # bfloat16 is none of NumPy's
+        values = (
+            values.double() if values.is_floating_point() else values
+        ).numpy()  # bfloat16 is none of NumPy's
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -549,7 +671,9 @@ def _listed(names: Any) -> str:
 
 
 def _as_given(result: Any, given: Array) -> Array:
-    """As the kind of array that was given, where it was; but on the CPU where that device has no float64."""
+    """As the kind of array that was given, where it was; but on the CPU where that device has no
+    float64.
+    """
     if not isinstance(given, Tensor):
         return np.asarray(result)[()]
     tensor = torch.from_numpy(np.asarray(result))

@@ -1,4 +1,6 @@
-"""What the data that a detector is fitted on say about themselves: signs that they, or the model, are not as meant."""
+"""What the data that a detector is fitted on say about themselves: signs that they, or the model,
+are not as meant.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,12 @@ class FitData:
 
     def __init__(self) -> None:
         self.predicted = torch.zeros((), dtype=torch.float64)  # images by predicted class (K,)
-        self.active = torch.zeros((), dtype=torch.float64)  # images in which a feature is not 0 (D,)
-        self.sums = torch.zeros(5, dtype=torch.float64)  # images, confidence, torn; with a label, and right
+        self.active = torch.zeros(
+            (), dtype=torch.float64
+        )  # images in which a feature is not 0 (D,)
+        self.sums = torch.zeros(
+            5, dtype=torch.float64
+        )  # images, confidence, torn; with a label, and right
 
     def update(self, features: Tensor, logits: Tensor, labels: Tensor | None) -> None:
         """Add a batch: features (B, D), logits (B, K), class labels (B,) if there are any."""
@@ -38,7 +44,8 @@ class FitData:
         decision, p = z.argmax(1), z.softmax(1)
         self.predicted = self.predicted + torch.bincount(decision, minlength=classes)
         self.active = self.active + (features != 0).sum(0)
-        # Independent sigmoids: each is sure of its class (entropy below 0.1 nats), yet several or none of them say yes.
+        # Independent sigmoids: each is sure of its class (entropy below 0.1 nats), yet several or
+        # none of them say yes.
         undecided = p.amax(1) < 0.9
         sigmoid = z.sigmoid()
         entropy = -(sigmoid * F.logsigmoid(z) + (1 - sigmoid) * F.logsigmoid(-z)).mean(1)
@@ -52,7 +59,9 @@ class FitData:
 
     def all_reduce(self) -> FitData:
         """Sum over the processes of ``torch.distributed``; alone, do nothing."""
-        self.predicted, self.active, self.sums = (summed(part) for part in (self.predicted, self.active, self.sums))
+        self.predicted, self.active, self.sums = (
+            summed(part) for part in (self.predicted, self.active, self.sums)
+        )
         return self
 
     def remarks(self, silent: bool = True) -> list[str]:
@@ -67,46 +76,56 @@ class FitData:
         classes, found = len(self.predicted), []
         if missing := listed(self.predicted == 0):
             found.append(
-                f"classes never predicted on the fit data: {missing}; inputs that are given one tend to score far out. "
-                "Fit on data of every class"
+                f"classes never predicted on the fit data: {missing}; inputs that are given one"
+                " tend to score far out. Fit on data of every class"
             )
         few = (self.predicted > 0) & (self.predicted < min(FEW, count / classes / 10))
         if rare := listed(few):
             found.append(
-                f"classes predicted for fewer than {FEW} of {count:,.0f} fit images: {rare}; most of their inputs may "
-                'be called OOD, though the promise holds on average. Add data of them, or calibrate(by="predicted")'
+                f"classes predicted for fewer than {FEW} of {count:,.0f} fit images: {rare}; most"
+                " of their inputs may be called OOD, though the promise holds on average. Add data"
+                ' of them, or calibrate(by="predicted")'
             )
         if silent and (off := listed(self.active == 0)):
             found.append(
-                f"features that are 0 in all fit data: {off}; with damping=0 nothing says how unusual other values "
-                "are. Set damping, 1e-3 say"
+                f"features that are 0 in all fit data: {off}; with damping=0 nothing says how"
+                " unusual other values are. Set damping, 1e-3 say"
             )
         if known >= FEW and _above_chance(right / known, classes) < WRONG:
-            found.append(f"the model is right for {100 * right / known:.0f} % of the labelled fit images. {PREPARED}")
+            found.append(
+                f"the model is right for {100 * right / known:.0f} % of the labelled fit images."
+                f" {PREPARED}"
+            )
         elif _above_chance(confidence / count, classes) < UNSURE:
             found.append(
-                f"the model is hardly sure of any fit image: its mean confidence is {confidence / count:.2g}, and "
-                f"chance is {1 / classes:.2g}. {PREPARED}"
+                "the model is hardly sure of any fit image: its mean confidence is"
+                f" {confidence / count:.2g}, and chance is {1 / classes:.2g}. {PREPARED}"
             )
         if torn / count > TORN:
             found.append(
-                f"the classes look like independent sigmoids: in {100 * torn / count:.0f} % of the fit images each is "
-                "sure, and not just one says yes. Scores of a softmax then call sure inputs OOD: use "
-                'method="joint_energy"'
+                f"the classes look like independent sigmoids: in {100 * torn / count:.0f} % of the"
+                " fit images each is sure, and not just one says yes. Scores of a softmax then"
+                ' call sure inputs OOD: use method="joint_energy"'
             )
         return found
 
 
 @contextmanager
 def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
-    """What the first BatchNorm says of the first batch that runs meanwhile: it remembers its inputs in training.
+    """What the first BatchNorm says of the first batch that runs meanwhile: it remembers its inputs
+    in training.
 
-    Yields:
-        A list that gets a remark if, for half the channels or more, the variance of the inputs is ``SPREAD`` times
-        another than in training, or their mean is a standard deviation away.
+    Yields: A list that gets a remark if, for half the channels or more, the variance of the inputs
+        is ``SPREAD`` times another than in training, or their mean is a standard deviation away.
     """
-    norms = () if model is None else (layer for layer in model.modules() if isinstance(layer, _NORMS))
-    trained = [layer for layer in norms if layer.running_mean is not None and int(layer.num_batches_tracked or 0)]
+    norms = (
+        () if model is None else (layer for layer in model.modules() if isinstance(layer, _NORMS))
+    )
+    trained = [
+        layer
+        for layer in norms
+        if layer.running_mean is not None and int(layer.num_batches_tracked or 0)
+    ]
     found: list[str] = []
 
     def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -117,8 +136,9 @@ def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
         shift = (x.mean(1) - layer.running_mean.float()).abs() / variance.sqrt()
         if not 1 / SPREAD < float(ratio.median()) < SPREAD or float(shift.median()) > 1:
             found.append(
-                f"the first BatchNorm of the model sees other inputs than in its training: {float(ratio.median()):.2g} "
-                f"times the variance, means {float(shift.median()):.2g} standard deviations off. {PREPARED}"
+                "the first BatchNorm of the model sees other inputs than in its training:"
+                f" {float(ratio.median()):.2g} times the variance, means"
+                f" {float(shift.median()):.2g} standard deviations off. {PREPARED}"
             )
 
     if not trained:
@@ -132,9 +152,13 @@ def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
 
 
 def warn(remarks: Iterable[str], stacklevel: int) -> None:
-    """A ``UserWarning`` for each remark; ``stacklevel`` as seen from the caller, further up where that is in here."""
+    """A ``UserWarning`` for each remark; ``stacklevel`` as seen from the caller, further up where
+    that is in here.
+    """
     frame, level = sys._getframe(stacklevel), stacklevel + 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(f"{__package__}."):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        f"{__package__}."
+    ):
         frame, level = frame.f_back, level + 1
     for remark in remarks:
         warnings.warn(f"thinkback: {remark}", stacklevel=level)
@@ -143,7 +167,9 @@ def warn(remarks: Iterable[str], stacklevel: int) -> None:
 def listed(chosen: Tensor) -> str:
     """Which entries of a mask (N,) are true, in words."""
     which = chosen.nonzero().flatten().tolist()
-    return ", ".join(map(str, which[:5])) + (f" and {len(which) - 5} more" if len(which) > 5 else "")
+    return ", ".join(map(str, which[:5])) + (
+        f" and {len(which) - 5} more" if len(which) > 5 else ""
+    )
 
 
 def _above_chance(rate: float, classes: int) -> float:

@@ -1,4 +1,6 @@
-"""What the programs of this package share: a wrong input is one line on standard error, and the status is not 0."""
+"""What the programs of this package share: a wrong input is one line on standard error, and the
+status is not 0.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_main(main: Callable[[], object]) -> int:
-    """Call the ``main`` of a program; returns the exit status, 1 after one line for an error that explains itself.
+    """Call the ``main`` of a program; returns the exit status, 1 after one line for an error that
+    explains itself.
 
-    Those are the package's own (they start with "thinkback: ") and those of the system about files. Any other is a
-    fault of the program and keeps its traceback. Used as ``if __name__ == "__main__": sys.exit(run_main(main))``.
+    Those are the package's own (they start with "thinkback: ") and those of the system about files.
+    Any other is a fault of the program and keeps its traceback. Used as
+    ``if __name__ == "__main__": sys.exit(run_main(main))``.
     """
     try:
         main()
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         line = str(error)
-        if isinstance(error, OSError) and error.errno is not None:  # of the system, such as a full disk
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # of the system, such as a full disk
             line = f"thinkback: {error.filename or 'a file'}: {error.strerror}"
         elif not line.startswith("thinkback: "):
             raise

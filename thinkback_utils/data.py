@@ -1,4 +1,6 @@
-"""Image sets as uint8 arrays: cached, downloaded and verified, or made from images that installed packages carry."""
+"""Image sets as uint8 arrays: cached, downloaded and verified, or made from images that installed
+packages carry.
+"""
 
 from __future__ import annotations
 
@@ -68,16 +70,22 @@ ABOUT: dict[str, str] = {
     "cifar100": "near-OOD: classes that resemble CIFAR-10's; not in the paper",
 }
 
-Arrays = Mapping[str, Any]  # NumPy arrays under those keys: images uint8 (N, 32, 32, 3), the others where known
+Arrays = Mapping[
+    str, Any
+]  # NumPy arrays under those keys: images uint8 (N, 32, 32, 3), the others where known
 
 
 class UnavailableError(FileNotFoundError):
-    """A set is neither in the data root nor to be had; the message says what was tried and what to do."""
+    """A set is neither in the data root nor to be had; the message says what was tried and what to
+    do.
+    """
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 (N, 3, H, W), labels int64 (N,) or None, class names, and the name it was loaded by."""
+    """Images uint8 (N, 3, H, W), labels int64 (N,) or None, class names, and the name it was loaded
+    by.
+    """
 
     images: Tensor
     labels: Tensor | None = None
@@ -98,12 +106,16 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("THINKBACK_DATA") or "~/.cache/thinkback").expanduser()
 
 
-def load(name: str, split: str = "test", root: str | Path | None = None, progress: bool = True) -> ImageSet:
-    """Load an image set; one that is absent from the data root is downloaded, verified and cached there first.
+def load(
+    name: str, split: str = "test", root: str | Path | None = None, progress: bool = True
+) -> ImageSet:
+    """Load an image set; one that is absent from the data root is downloaded, verified and cached
+    there first.
 
-    The cache is ``<name>-<split>.npz``, or ``<name>.npz``, which counts as the test split. Any other set laid
-    there in the same form loads by its file name. The embedded sets are made in memory and need no file. Of several
-    processes that load an absent set one downloads it, and the others wait.
+    The cache is ``<name>-<split>.npz``, or ``<name>.npz``, which counts as the test split. Any
+    other set laid
+    there in the same form loads by its file name. The embedded sets are made in memory and need no
+    file. Of several processes that load an absent set one downloads it, and the others wait.
 
     Args:
         name: A key of ``TITLES``, or the name of a file in the data root.
@@ -145,7 +157,9 @@ def _check_known(name: str, split: str) -> None:
         raise ValueError(f"thinkback: unknown set {name!r}; known sets: {', '.join(TITLES)}")
     splits = ("train", "test") if name in TWO_SPLITS else ("test",)
     if split not in splits:
-        raise ValueError(f"thinkback: set {name!r} has no split {split!r}; it has {' and '.join(splits)}")
+        raise ValueError(
+            f"thinkback: set {name!r} has no split {split!r}; it has {' and '.join(splits)}"
+        )
 
 
 def _cache_file(name: str, split: str) -> str:
@@ -163,14 +177,20 @@ def _read(path: Path, name: str) -> ImageSet:
 
 
 def _image_set(arrays: Arrays, name: str, source: str | Path) -> ImageSet:
-    """Check the arrays of a set at the boundary, (N, 32, 32, 3), and hand them over as tensors, (N, 3, 32, 32)."""
+    """Check the arrays of a set at the boundary, (N, 32, 32, 3), and hand them over as tensors, (N,
+    3, 32, 32).
+    """
     images, labels = arrays.get("images"), arrays.get("labels")
     if images is None or images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
         found = "none" if images is None else f"{images.dtype} {images.shape}"
-        raise ValueError(f"thinkback: {source} must hold 'images' uint8 (N, {SIDE}, {SIDE}, 3), found {found}")
+        raise ValueError(
+            f"thinkback: {source} must hold 'images' uint8 (N, {SIDE}, {SIDE}, 3), found {found}"
+        )
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
         found = f"{labels.dtype} {labels.shape}"
-        raise ValueError(f"thinkback: {source} must hold 'labels' as integers ({len(images)},), found {found}")
+        raise ValueError(
+            f"thinkback: {source} must hold 'labels' as integers ({len(images)},), found {found}"
+        )
     return ImageSet(
         images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         labels=None if labels is None else torch.from_numpy(labels.astype(np.int64)),
@@ -180,23 +200,31 @@ def _image_set(arrays: Arrays, name: str, source: str | Path) -> ImageSet:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write a cache file whole or not at all; uncompressed, since photographs hardly shrink and then load at once."""
+    """Write a cache file whole or not at all; uncompressed, since photographs hardly shrink and
+    then load at once.
+    """
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The original archive of a set, and how to read it; torchvision knows file, address and md5 of its own sets."""
+    """The original archive of a set, and how to read it; torchvision knows file, address and md5 of
+    its own sets.
+    """
 
-    read: Callable[[Archive, Path, Path], dict[str, Arrays]]  # (archive, its path, scratch folder) -> arrays by split
+    read: Callable[
+        [Archive, Path, Path], dict[str, Arrays]
+    ]  # (archive, its path, scratch folder) -> arrays by split
     size: int  # images of the test split: a check that the right part of the archive was read
     file: str = ""
     url: str = ""
     md5: str = ""
     dataset: str = ""  # name of the torchvision class
     folder: str = ""  # folder of the images inside the archive
-    sides: tuple[int, ...] = (SIDE,)  # pixels: the image sizes it may hold, larger ones to be centre-cropped
+    sides: tuple[int, ...] = (
+        SIDE,
+    )  # pixels: the image sizes it may hold, larger ones to be centre-cropped
 
     def torchvision_class(self) -> Any:
         """The torchvision dataset class of this archive."""
@@ -217,24 +245,33 @@ class Archive:
 
 
 def _make(name: str, split: str, folder: Path, progress: bool) -> Path:
-    """Path of a set that was absent: made now, unless another process made it while this one waited for its turn."""
+    """Path of a set that was absent: made now, unless another process made it while this one waited
+    for its turn.
+    """
     if name not in ARCHIVES:
         reason = "it has no address to download from"
-        raise _unavailable(name, split, folder, reason, f"Put {_cache_file(name, split)} in that folder")
+        raise _unavailable(
+            name, split, folder, reason, f"Put {_cache_file(name, split)} in that folder"
+        )
     with ExitStack() as stack:
         try:
-            stack.enter_context(locking(folder / name))  # of all its splits, which come from one archive
+            stack.enter_context(
+                locking(folder / name)
+            )  # of all its splits, which come from one archive
         except OSError as error:
             reason = f"nothing can be put there ({error.__cause__})"
-            raise _unavailable(name, split, folder, reason, "Make that folder one that can be written") from error
+            raise _unavailable(
+                name, split, folder, reason, "Make that folder one that can be written"
+            ) from error
         return _find(name, split, folder) or _build(name, split, folder, progress)
 
 
 def _build(name: str, split: str, folder: Path, progress: bool) -> Path:
-    """Make the cache files of a set from its archive: every split that is absent, so that one download is enough.
+    """Make the cache files of a set from its archive: every split that is absent, so that one
+    download is enough.
 
-    A downloaded archive is removed afterwards, as the cache holds all that is used of it; one that was laid in the
-    folder by hand is its owner's and stays.
+    A downloaded archive is removed afterwards, as the cache holds all that is used of it; one that
+    was laid in the folder by hand is its owner's and stays.
     """
     archive = ARCHIVES[name].located()
     by_hand = (folder / archive.file).exists()
@@ -246,7 +283,9 @@ def _build(name: str, split: str, folder: Path, progress: bool) -> Path:
         reason = f"{path.name} could not be unpacked there ({error})"
         raise _unavailable(name, split, folder, reason, "Make space in that folder") from error
     if (found := len(splits["test"]["images"])) != archive.size:
-        raise ValueError(f"thinkback: {path} holds {found:,} test images of {name}, not {archive.size:,}")
+        raise ValueError(
+            f"thinkback: {path} holds {found:,} test images of {name}, not {archive.size:,}"
+        )
     for each, arrays in splits.items():
         if _find(name, each, folder) is None:
             _write(folder / _cache_file(name, each), arrays)
@@ -264,11 +303,15 @@ def _unavailable(name: str, split: str, folder: Path, reason: str, remedy: str) 
 
 
 def _fetch(name: str, split: str, archive: Archive, folder: Path, progress: bool) -> Path:
-    """Path of the verified archive, downloaded unless it lies in the folder; a partial file waits as ``*.part``."""
+    """Path of the verified archive, downloaded unless it lies in the folder; a partial file waits
+    as ``*.part``.
+    """
     path, part = folder / archive.file, folder / f"{archive.file}.part"
 
     def unavailable(reason: str) -> UnavailableError:
-        return _unavailable(name, split, folder, reason, f"Put {archive.file} from {archive.url} in that folder")
+        return _unavailable(
+            name, split, folder, reason, f"Put {archive.file} from {archive.url} in that folder"
+        )
 
     if path.exists():
         if (md5 := _md5(path)) != archive.md5:
@@ -277,22 +320,30 @@ def _fetch(name: str, split: str, archive: Archive, folder: Path, progress: bool
     try:
         _download(archive.url, part, progress)
     except (OSError, HTTPException) as error:
-        kept = "; what arrived is kept, and the next call goes on from there" if part.exists() else ""
+        kept = (
+            "; what arrived is kept, and the next call goes on from there" if part.exists() else ""
+        )
         raise unavailable(f"the download from {archive.url} failed ({error!r}){kept}") from error
     if (md5 := _md5(part)) != archive.md5:
         part.unlink()
-        raise unavailable(f"what came from {archive.url} has md5 {md5}, not {archive.md5}; it was deleted")
+        raise unavailable(
+            f"what came from {archive.url} has md5 {md5}, not {archive.md5}; it was deleted"
+        )
     return part.replace(path)
 
 
 def _download(url: str, part: Path, progress: bool) -> None:
-    """Fetch an address into a partial file, going on from the bytes already there if the server can do so."""
+    """Fetch an address into a partial file, going on from the bytes already there if the server can
+    do so.
+    """
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "thinkback", **({"Range": f"bytes={start}-"} if start else {})}
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
     except urllib.error.HTTPError as error:
-        if start and error.code == 416:  # no byte left to send: the checksum decides whether the file is whole
+        if (
+            start and error.code == 416
+        ):  # no byte left to send: the checksum decides whether the file is whole
             return
         raise
     with response:
@@ -302,7 +353,14 @@ def _download(url: str, part: Path, progress: bool) -> None:
         total = start + int(length) if length else None
         with (
             part.open("ab" if start else "wb") as file,
-            tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, disable=not progress) as bar,
+            tqdm(
+                desc=part.stem,
+                total=total,
+                initial=start,
+                unit="B",
+                unit_scale=True,
+                disable=not progress,
+            ) as bar,
         ):
             while chunk := response.read(1 << 16):
                 file.write(chunk)
@@ -312,12 +370,17 @@ def _download(url: str, part: Path, progress: bool) -> None:
 
 
 def _files(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Name and content of each regular file in a tar archive; links are never followed, paths never leave it."""
+    """Name and content of each regular file in a tar archive; links are never followed, paths never
+    leave it.
+    """
     with tarfile.open(archive) as tar:
         for member in tar:
             path = PurePosixPath(posixpath.normpath(member.name.replace("\\", "/")))
             if path.is_absolute() or ".." in path.parts or PureWindowsPath(path).drive:
-                raise ValueError(f"thinkback: {archive} holds {member.name!r}, a path outside its folder; not unpacked")
+                raise ValueError(
+                    f"thinkback: {archive} holds {member.name!r}, a path outside its folder; not"
+                    " unpacked"
+                )
             if member.isfile() and (content := tar.extractfile(member)) is not None:
                 yield path, content.read()
 
@@ -331,9 +394,16 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 def _read_cifar(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
     _unpack(path, scratch)
-    sets = {split: archive.torchvision_class()(scratch, train=split == "train") for split in ("train", "test")}
+    sets = {
+        split: archive.torchvision_class()(scratch, train=split == "train")
+        for split in ("train", "test")
+    }
     return {
-        split: {"images": each.data, "labels": np.array(each.targets, np.int64), "classes": np.array(each.classes)}
+        split: {
+            "images": each.data,
+            "labels": np.array(each.targets, np.int64),
+            "classes": np.array(each.classes),
+        }
         for split, each in sets.items()
     }
 
@@ -341,15 +411,26 @@ def _read_cifar(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays
 def _read_svhn(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
     svhn = archive.torchvision_class()(path.parent, split="test")
     classes = np.array(list(string.digits))
-    return {"test": {"images": svhn.data.transpose(0, 2, 3, 1), "labels": svhn.labels, "classes": classes}}
+    return {
+        "test": {
+            "images": svhn.data.transpose(0, 2, 3, 1),
+            "labels": svhn.labels,
+            "classes": classes,
+        }
+    }
 
 
 def _read_textures(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
-    """All images of the three splits of DTD: shorter side to 32 (bilinear, antialiased by PIL), centre crop 32."""
+    """All images of the three splits of DTD: shorter side to 32 (bilinear, antialiased by PIL),
+    centre crop 32.
+    """
     _unpack(path, scratch / "dtd")
     transforms = import_torchvision().transforms
     square = transforms.Compose([transforms.Resize(SIDE), transforms.CenterCrop(SIDE)])
-    parts = [archive.torchvision_class()(scratch, split, transform=square) for split in ("train", "val", "test")]
+    parts = [
+        archive.torchvision_class()(scratch, split, transform=square)
+        for split in ("train", "val", "test")
+    ]
     pairs = [part[i] for part in parts for i in range(len(part))]
     images = np.stack([np.asarray(image) for image, _ in pairs])
     labels = np.array([label for _, label in pairs], np.int64)
@@ -357,10 +438,16 @@ def _read_textures(archive: Archive, path: Path, scratch: Path) -> dict[str, Arr
 
 
 def _read_photos(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
-    """The images of one folder of the archive, by name; LSUN-Crop's are 36x36 and lose a border of 2 pixels."""
+    """The images of one folder of the archive, by name; LSUN-Crop's are 36x36 and lose a border of
+    2 pixels.
+    """
     photos: dict[PurePosixPath, NDArray[np.uint8]] = {}
     for name, content in _files(path):
-        if name.parent.name != archive.folder or name.suffix not in (".jpg", ".jpeg", ".png") or name.name[0] == ".":
+        if (
+            name.parent.name != archive.folder
+            or name.suffix not in (".jpg", ".jpeg", ".png")
+            or name.name[0] == "."
+        ):
             continue
         image = read_rgb(content, f"{path} holds a broken image, {name}")
         height, width, _ = image.shape
@@ -369,11 +456,15 @@ def _read_photos(archive: Archive, path: Path, scratch: Path) -> dict[str, Array
             raise ValueError(f"thinkback: {name} in {path} is {width}x{height} pixels, not {sides}")
         border = (width - SIDE) // 2
         photos[name] = image[border : border + SIDE, border : border + SIDE]
-    images = np.array([photos[name] for name in sorted(photos)], np.uint8).reshape(-1, SIDE, SIDE, 3)
+    images = np.array([photos[name] for name in sorted(photos)], np.uint8).reshape(
+        -1, SIDE, SIDE, 3
+    )
     return {"test": {"images": images}}
 
 
-def _odin(stem: str, key: str, md5: str, folder: str, size: int, sides: tuple[int, ...] = (SIDE,)) -> Archive:
+def _odin(
+    stem: str, key: str, md5: str, folder: str, size: int, sides: tuple[int, ...] = (SIDE,)
+) -> Archive:
     """An archive that ODIN's authors share; dl=1 asks for the file itself, not for a page about it."""
     url = f"https://www.dropbox.com/s/{key}/{stem}.tar.gz?dl=1"
     return Archive(_read_photos, size, f"{stem}.tar.gz", url, md5, folder=folder, sides=sides)
@@ -384,9 +475,15 @@ ARCHIVES: dict[str, Archive] = {
     "cifar100": Archive(_read_cifar, 10_000, dataset="CIFAR100"),
     "svhn": Archive(_read_svhn, 26_032, dataset="SVHN"),
     "textures": Archive(_read_textures, 5_640, dataset="DTD"),
-    "lsun_crop": _odin("LSUN", "fhtsw1m3qxlwj6h", "458a0a0ab8e5f1cb4516d7400568e460", "test", 10_000, (32, 36)),
-    "lsun_resize": _odin("LSUN_resize", "moqh2wh8696c3yl", "278b7b31c8cb7e804a1465a8ce03a2dc", "LSUN_resize", 10_000),
-    "isun": _odin("iSUN", "ssz7qxfqae0cca5", "be77b0f2c26fda898afac5f99645ee70", "iSUN_patches", 8_925),
+    "lsun_crop": _odin(
+        "LSUN", "fhtsw1m3qxlwj6h", "458a0a0ab8e5f1cb4516d7400568e460", "test", 10_000, (32, 36)
+    ),
+    "lsun_resize": _odin(
+        "LSUN_resize", "moqh2wh8696c3yl", "278b7b31c8cb7e804a1465a8ce03a2dc", "LSUN_resize", 10_000
+    ),
+    "isun": _odin(
+        "iSUN", "ssz7qxfqae0cca5", "be77b0f2c26fda898afac5f99645ee70", "iSUN_patches", 8_925
+    ),
 }
 
 _SCHEMAS: list[Any] = []  # a Library takes its schemas away when it is collected
@@ -395,21 +492,25 @@ _SCHEMAS: list[Any] = []  # a Library takes its schemas away when it is collecte
 def import_torchvision() -> Any:
     """Import torchvision, also where its compiled operators do not fit the installed torch.
 
-    A torchvision built for CUDA beside a CPU-only torch cannot load its operators and stops at declaring two of
-    them. Datasets, transforms and models need neither, so the two schemas are declared here and the import repeated;
-    where the builds match nothing is done.
+    A torchvision built for CUDA beside a CPU-only torch cannot load its operators and stops at
+    declaring two of them. Datasets, transforms and models need neither, so the two schemas are
+    declared here and the import repeated; where the builds match nothing is done.
     """
     try:
         import torchvision
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
-        for module in [module for module in sys.modules if module.partition(".")[0] == "torchvision"]:
+        for module in [
+            module for module in sys.modules if module.partition(".")[0] == "torchvision"
+        ]:
             del sys.modules[module]
         library: Any = torch.library  # untyped in torch
         _SCHEMAS.append(library.Library("torchvision", "FRAGMENT"))
         for operator in ("nms", "qnms"):
-            _SCHEMAS[-1].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _SCHEMAS[-1].define(
+                f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
         import torchvision
     return torchvision
 
@@ -417,32 +518,54 @@ def import_torchvision() -> Any:
 def _enlarge(coarse: NDArray[Any]) -> NDArray[np.uint8]:
     """Grey images (N, 8, 8) of levels 0 to 16 as smooth RGB ones, uint8 (N, 32, 32, 3)."""
     grey = np.round(coarse * (255 / 16)).astype(np.uint8)
-    large = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for image in grey]
+    large = [
+        np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        for image in grey
+    ]
     return np.repeat(np.stack(large)[..., None], 3, axis=3)
 
 
 def _digits(split: str) -> Arrays:
-    """scikit-learn's 1,797 handwritten digits, 1,347 to train on and 450 to test on, drawn with a fixed seed."""
+    """scikit-learn's 1,797 handwritten digits, 1,347 to train on and 450 to test on, drawn with a
+    fixed seed.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.images))
     chosen = order[450:] if split == "train" else order[:450]
     classes = np.array(list(string.digits))
-    return {"images": _enlarge(digits.images[chosen]), "labels": digits.target[chosen], "classes": classes}
+    return {
+        "images": _enlarge(digits.images[chosen]),
+        "labels": digits.target[chosen],
+        "classes": classes,
+    }
 
 
 def _letters(split: str) -> Arrays:
-    """510 printed capitals, brought to the 8x8 pixels and 17 grey levels of the digits: only the shapes are new.
+    """510 printed capitals, brought to the 8x8 pixels and 17 grey levels of the digits: only the
+    shapes are new.
 
-    B, D, G, I, J, O, Q, S and Z are left out: at this size they can be read as 8, 0, 6, 1, 1, 0, 0, 5 and 2.
+    B, D, G, I, J, O, Q, S and Z are left out: at this size they can be read as 8, 0, 6, 1, 1, 0, 0,
+    5 and 2.
     """
     import matplotlib
 
     letters = [letter for letter in string.ascii_uppercase if letter not in "BDGIJOQSZ"]
-    faces = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
+    faces = (
+        "DejaVuSans",
+        "DejaVuSans-Bold",
+        "DejaVuSans-Oblique",
+        "DejaVuSerif",
+        "DejaVuSansMono",
+        "STIXGeneral",
+    )
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    fonts = [ImageFont.truetype(str(folder / f"{face}.ttf"), size) for face in faces for size in range(32, 44, 2)]
+    fonts = [
+        ImageFont.truetype(str(folder / f"{face}.ttf"), size)
+        for face in faces
+        for size in range(32, 44, 2)
+    ]
     rng = np.random.default_rng(4)
     labels = np.repeat(np.arange(len(letters)), 30)
     coarse = []
@@ -452,12 +575,18 @@ def _letters(split: str) -> Arrays:
         font = fonts[rng.integers(len(fonts))]
         ImageDraw.Draw(canvas).text(centre, letters[label], fill=255, font=font, anchor="mm")
         pixels = np.asarray(canvas.reduce(4))
-        coarse.append(np.round(pixels * (16 / pixels.max())))  # full contrast: thin strokes are not dimmer ones
+        coarse.append(
+            np.round(pixels * (16 / pixels.max()))
+        )  # full contrast: thin strokes are not dimmer ones
     return {"images": _enlarge(np.stack(coarse)), "labels": labels, "classes": np.array(letters)}
 
 
-def _regions(photos: dict[str, Image.Image], smallest: int, largest: int | None, seed: int) -> Arrays:
-    """200 random squares of each photo, sides from smallest to largest (None: all that fits) pixels, brought to 32."""
+def _regions(
+    photos: dict[str, Image.Image], smallest: int, largest: int | None, seed: int
+) -> Arrays:
+    """200 random squares of each photo, sides from smallest to largest (None: all that fits)
+    pixels, brought to 32.
+    """
     rng = np.random.default_rng(seed)
     images = []
     for photo in photos.values():
@@ -465,7 +594,9 @@ def _regions(photos: dict[str, Image.Image], smallest: int, largest: int | None,
             side = int(rng.integers(smallest, largest or min(photo.size), endpoint=True))
             x, y = (int(rng.integers(length - side, endpoint=True)) for length in photo.size)
             box = (x, y, x + side, y + side)
-            images.append(np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box)))
+            images.append(
+                np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box))
+            )
     labels = np.repeat(np.arange(len(photos)), 200)
     return {"images": np.stack(images), "labels": labels, "classes": np.array(list(photos))}
 
@@ -474,7 +605,9 @@ def _photos() -> dict[str, Image.Image]:
     import matplotlib
     from sklearn.datasets import load_sample_image
 
-    photos = {name: Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("china", "flower")}
+    photos = {
+        name: Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("china", "flower")
+    }
     hopper = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
     return {**photos, "grace_hopper": Image.fromarray(read_rgb(hopper.read_bytes(), str(hopper)))}
 
@@ -484,10 +617,17 @@ def _embedded_textures(split: str) -> Arrays:
         from skimage import data
     except ImportError as error:
         remedy = 'pip install "thinkback-utils[embedded]"'
-        raise ImportError(f"thinkback: set 'embedded_textures' needs scikit-image: {remedy}") from error
+        raise ImportError(
+            f"thinkback: set 'embedded_textures' needs scikit-image: {remedy}"
+        ) from error
 
-    surfaces = {name: read_rgb(Image.fromarray(getattr(data, name)()), name) for name in ("brick", "grass", "gravel")}
-    return _regions({name: Image.fromarray(pixels) for name, pixels in surfaces.items()}, SIDE, SIDE, seed=1)
+    surfaces = {
+        name: read_rgb(Image.fromarray(getattr(data, name)()), name)
+        for name in ("brick", "grass", "gravel")
+    }
+    return _regions(
+        {name: Image.fromarray(pixels) for name, pixels in surfaces.items()}, SIDE, SIDE, seed=1
+    )
 
 
 _EMBEDDED: dict[str, Callable[[str], Arrays]] = {  # split -> arrays; a fixed seed each

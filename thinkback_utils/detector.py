@@ -1,4 +1,6 @@
-"""A score in service: fitted on training data, calibrated to a promised rate of false alarms, saved and loaded."""
+"""A score in service: fitted on training data, calibrated to a promised rate of false alarms, saved
+and loaded.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ Groups = Tensor | NDArray[Any] | Sequence[int | str]
 
 
 class Verdicts(NamedTuple):
-    """What a detector says of each input, all of one shape (N,); or (N, ...) of a model that classifies places."""
+    """What a detector says of each input, all of one shape (N,); or (N, ...) of a model that
+    classifies places.
+    """
 
     score: Tensor  # float64, higher = more OOD
     predicted: Tensor  # int64, the class that the model decides for
@@ -54,24 +58,28 @@ class Verdicts(NamedTuple):
 class OODDetector:
     """A classifier that also says which inputs it was not made for.
 
-    Images are arrays, data sets or batches, as :mod:`batches` says, prepared as for the classifier (``tqdm(loader)``
-    shows progress). Labels are ignored. Batches stream: what stays is a sum over the fit data and one number per
-    calibration image. The model runs where it is, in evaluation mode, and is given back as it was; it is hooked
-    meanwhile, so one thread at a time.
+    Images are arrays, data sets or batches, as :mod:`batches` says, prepared as for the classifier
+    (``tqdm(loader)`` shows progress). Labels are ignored. Batches stream: what stays is a sum over
+    the fit data and one number per calibration image. The model runs where it is, in evaluation
+    mode, and is given back as it was; it is hooked meanwhile, so one thread at a time.
 
-    The scores are about the softmax of the logits: one class of K is true. A network with an independent sigmoid for
-    each class needs ``method="joint_energy"``; :meth:`fit` warns where it sees one.
+    The scores are about the softmax of the logits: one class of K is true. A network with an
+    independent sigmoid for each class needs ``method="joint_energy"``; :meth:`fit` warns where it
+    sees one.
 
     Args:
-        model: any classifier with a last layer that :mod:`heads` can find; None: images are pairs (features, logits)
-            of arrays, (N, D) and (N, K), or batches of such pairs.
+        model: any classifier with a last layer that :mod:`heads` can find; None: images are pairs
+            (features, logits) of arrays, (N, D) and (N, K), or batches of such pairs.
         head: name of that layer; found at the first image when None.
         method: a key of ``methods.METHODS``.
-        batch_size: where images are not in batches yet; None: the fastest, as in :func:`features.extract`.
-        mean, std: of each channel of pixels in [0, 1], as the model was trained on: most networks need them. None:
-            those of the model's own configuration (timm), else 0 and 1. See :class:`batches.Pixels`.
+        batch_size: where images are not in batches yet; None: the fastest, as in
+            :func:`features.extract`.
+        mean, std: of each channel of pixels in [0, 1], as the model was trained on: most networks
+            need them. None: those of the model's own configuration (timm), else 0 and 1. See
+            :class:`batches.Pixels`.
         forward: ``forward(model, batch)``, where the model is not called as ``model(x)``.
-        options: ``temperature``, ``eps``, ``damping``, as far as the method has them; see :mod:`scores`. None: default.
+        options: ``temperature``, ``eps``, ``damping``, as far as the method has them; see
+            :mod:`scores`. None: default.
 
     Raises:
         ValueError: on an unknown method, or an option that is unknown to it or out of range.
@@ -99,7 +107,9 @@ class OODDetector:
         self.model, self.method, self.batch_size, self.forward = model, method, batch_size, forward
         self.head: Name | None = head if head is None or isinstance(head, str) else tuple(head)
         self.pixels = Pixels(mean, std)  # type: ignore[arg-type]
-        self.state: State | None = None if METHODS[method].fisher else METHODS[method].state(None, {})
+        self.state: State | None = (
+            None if METHODS[method].fisher else METHODS[method].state(None, {})
+        )
         self.calibration: Calibration | GroupedCalibration | None = None
         self.by_class = False  # whether groups are the predicted classes
 
@@ -109,9 +119,10 @@ class OODDetector:
         Methods without a Fisher have nothing to learn and read nothing.
 
         Warns:
-            UserWarning: if the fit data look wrong for the model: a class is never or hardly ever predicted, a feature
-                is always 0, the model is hardly ever sure or right (were images prepared as in its training?), or
-                several classes are sure at once (independent sigmoids?). See :class:`checks.FitData`.
+            UserWarning: if the fit data look wrong for the model: a class is never or hardly ever
+                predicted, a feature is always 0, the model is hardly ever sure or right (were
+                images prepared as in its training?), or several classes are sure at once
+                (independent sigmoids?). See :class:`checks.FitData`.
         """
         method = METHODS[self.method]
         if method.fisher is None:
@@ -144,29 +155,37 @@ class OODDetector:
         by: Literal["predicted"] | Groups | None = None,
         few: str = "error",
     ) -> OODDetector:
-        """Set the threshold so that in-distribution images raise false alarms at a rate of at most ``alpha``.
+        """Set the threshold so that in-distribution images raise false alarms at a rate of at most
+        ``alpha``.
 
         Args:
-            images: in-distribution and held out, from neither training nor fit data: a random draw of what is to come.
-            alpha, delta: as in :func:`calibration.conformal_threshold`, which says what is promised.
-            by: None: the promise is about all images together. ``"predicted"``: about those of each predicted class. A
-                label for each image, integers or strings (n,): about those of each group, named again in
-                :meth:`predict`.
-            few: what happens to a group with too few images; see :class:`calibration.GroupedCalibration`.
+            images: in-distribution and held out, from neither training nor fit data: a random draw
+                of what is to come.
+            alpha, delta: as in :func:`calibration.conformal_threshold`, which says what is
+                promised.
+            by: None: the promise is about all images together. ``"predicted"``: about those of each
+                predicted class. A label for each image, integers or strings (n,): about those of
+                each group, named again in :meth:`predict`.
+            few: what happens to a group with too few images; see
+                :class:`calibration.GroupedCalibration`.
 
         Warns:
-            UserWarning: if most images of a predicted class are rejected, though the promise holds on average; or if
-                scores are those of many places of an image, which are no independent draws.
+            UserWarning: if most images of a predicted class are rejected, though the promise holds
+                on average; or if scores are those of many places of an image, which are no
+                independent draws.
         """
         if not isinstance(alpha, Real):
             raise ValueError(
-                f"thinkback: alpha is a rate of false alarms, got {type(alpha).__name__}; labels are not needed here, "
-                "and by=labels calibrates by group"
+                f"thinkback: alpha is a rate of false alarms, got {type(alpha).__name__}; labels"
+                " are not needed here, and by=labels calibrates by group"
             )
         minimum_scores(alpha, delta)  # which checks both before any image is read
         scores, classes = self._score(images)
         if scores.ndim > 1:
-            text = "scores of places in one image are alike; what is promised is the average over many images"
+            text = (
+                "scores of places in one image are alike; what is promised is the average over many"
+                " images"
+            )
             warn([text], stacklevel=2)
         scores, classes = scores.flatten(), classes.flatten()
         self.by_class = isinstance(by, str) and by == "predicted"
@@ -178,7 +197,9 @@ class OODDetector:
                 record=True
             ) as told:  # about groups without alarms, from where it was computed
                 warnings.simplefilter("always")
-                self.calibration = GroupedCalibration.of(scores, classes if self.by_class else by, alpha, delta, few)
+                self.calibration = GroupedCalibration.of(
+                    scores, classes if self.by_class else by, alpha, delta, few
+                )
             warn((str(item.message).removeprefix("thinkback: ") for item in told), stacklevel=2)
         return self
 
@@ -191,7 +212,8 @@ class OODDetector:
     def threshold(self) -> float:
         """Scores from it on are alarms; NaN before there is one, or where each group has its own.
 
-        It can be set by hand, which promises nothing; p-values stay those of the calibration scores.
+        It can be set by hand, which promises nothing; p-values stay those of the calibration
+        scores.
         """
         return self.calibration.threshold if isinstance(self.calibration, Calibration) else math.nan
 
@@ -201,7 +223,8 @@ class OODDetector:
         self.calibration = Calibration.by_hand(value, known)
 
     def assess(self, images: Images, groups: Groups | None = None) -> Verdicts:
-        """Score, predicted class and, once calibrated, p-value and verdict of each image, in one pass.
+        """Score, predicted class and, once calibrated, p-value and verdict of each image, in one
+        pass.
 
         Args:
             images: to be judged.
@@ -216,9 +239,11 @@ class OODDetector:
         return Verdicts(score, predicted, p_value, self.calibration.rejects(score, *asked))
 
     def p_value(self, images: Images, groups: Groups | None = None) -> Tensor:
-        """Conformal p-value ``(1 + #{calibration scores >= score}) / (n + 1)``: float64 (N,), *lower* = more OOD.
+        """Conformal p-value ``(1 + #{calibration scores >= score}) / (n + 1)``: float64 (N,),
+        *lower* = more OOD.
 
-        In-distribution ``P(p <= u) <= u`` for every u; ``p <= alpha`` is :meth:`predict` calibrated without delta.
+        In-distribution ``P(p <= u) <= u`` for every u; ``p <= alpha`` is :meth:`predict` calibrated
+        without delta.
         """
         calibration = self._calibrated()
         score, predicted = self._score(images)
@@ -233,7 +258,8 @@ class OODDetector:
         return rejected
 
     def save(self, path: str | Path) -> None:
-        """Write all but the model, as safetensors: fit, calibration, and digests of its weights to know the model by.
+        """Write all but the model, as safetensors: fit, calibration, and digests of its weights to
+        know the model by.
 
         A ``forward`` hook is code and not written: give it to :meth:`load` again.
         """
@@ -249,38 +275,61 @@ class OODDetector:
             save_file(whole, temporary, {"thinkback_detector": json.dumps(facts)})
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module | None = None, forward: Forward | None = None) -> OODDetector:
-        """A detector from a file that :meth:`save` wrote, around its model, which may be in half precision now.
+    def load(
+        cls, path: str | Path, model: nn.Module | None = None, forward: Forward | None = None
+    ) -> OODDetector:
+        """A detector from a file that :meth:`save` wrote, around its model, which may be in half
+        precision now.
 
-        The model is known by all its weights. It may be inside ``torch.compile``, ``DataParallel`` or another module.
+        The model is known by all its weights. It may be inside ``torch.compile``, ``DataParallel``
+        or another module.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: on another file or format, a damaged one, or a model with another weight; it names the file.
+            ValueError: on another file or format, a damaged one, or a model with another weight; it
+                names the file.
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"thinkback: no detector at {path}; OODDetector.save writes one")
+            raise FileNotFoundError(
+                f"thinkback: no detector at {path}; OODDetector.save writes one"
+            )
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads((file.metadata() or {}).get("thinkback_detector", '{"format": "of something else"}'))
+                facts = json.loads(
+                    (file.metadata() or {}).get(
+                        "thinkback_detector", '{"format": "of something else"}'
+                    )
+                )
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         except SafetensorError as error:
-            raise ValueError(f"thinkback: {path} is no safetensors file, or cut short: {error}") from error
+            raise ValueError(
+                f"thinkback: {path} is no safetensors file, or cut short: {error}"
+            ) from error
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"thinkback: the facts in {path} are no JSON: {error}; fit again") from error
+            raise ValueError(
+                f"thinkback: the facts in {path} are no JSON: {error}; fit again"
+            ) from error
         found = facts.get("format") if isinstance(facts, dict) else "unknown"
         if found != FORMAT:
-            raise ValueError(f"thinkback: {path} has format {found}, this version reads {FORMAT}; fit again")
+            raise ValueError(
+                f"thinkback: {path} has format {found}, this version reads {FORMAT}; fit again"
+            )
         try:
             return cls._from(facts, tensors, model, forward)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"thinkback: {path} is damaged, {error!r}; fit again") from error
         except ValueError as error:
-            raise ValueError(f"thinkback: {path}: {str(error).removeprefix('thinkback: ')}") from error
+            raise ValueError(
+                f"thinkback: {path}: {str(error).removeprefix('thinkback: ')}"
+            ) from error
 
     @classmethod
     def _from(
-        cls, facts: dict[str, Any], tensors: dict[str, Tensor], model: nn.Module | None, forward: Forward | None
+        cls,
+        facts: dict[str, Any],
+        tensors: dict[str, Tensor],
+        model: nn.Module | None,
+        forward: Forward | None,
     ) -> OODDetector:
         head, saved = facts["head"], facts.get("model")
         if (saved is None) != (model is None):
@@ -291,13 +340,24 @@ class OODDetector:
             )
         if saved is not None and model is not None:
             if (what := difference(saved, model)) is not None:
-                raise ValueError(f"the model is not the one it was fitted on: {what}; load that one, or fit again")
+                raise ValueError(
+                    f"the model is not the one it was fitted on: {what}; load that one, or fit"
+                    " again"
+                )
             names = [head] if isinstance(head, str) else head or []
-            renamed = [_renamed(name, prefix_of(saved), prefix_of(identity(model))) for name in names]
+            renamed = [
+                _renamed(name, prefix_of(saved), prefix_of(identity(model))) for name in names
+            ]
             head = renamed[0] if isinstance(head, str) else renamed or None
             Reader(model, head)  # which says if there is no such layer
         detector = cls(
-            model, head, facts["method"], mean=facts["mean"], std=facts["std"], forward=forward, **facts["options"]
+            model,
+            head,
+            facts["method"],
+            mean=facts["mean"],
+            std=facts["std"],
+            forward=forward,
+            **facts["options"],
         )
         kind = METHODS[detector.method].kind
         parts = {name: tensors.pop(f"state.{name}") for name in kind._fields}
@@ -308,24 +368,32 @@ class OODDetector:
         if more := sorted(set(tensors) - {"calibration"}):
             raise ValueError(f"it holds {', '.join(more)}, of which nothing is known; fit again")
         if tensors or "by_class" in facts:
-            detector.calibration, detector.by_class = from_tensors(tensors, facts), facts["by_class"]
+            detector.calibration, detector.by_class = (
+                from_tensors(tensors, facts),
+                facts["by_class"],
+            )
         return detector
 
     def exported(self, example: Tensor | NDArray[Any]) -> torch.export.ExportedProgram:
-        """Classifier, score and, once calibrated, p-value and verdict as one graph; see :class:`export.Graph`.
+        """Classifier, score and, once calibrated, p-value and verdict as one graph; see
+        :class:`export.Graph`.
 
-        ``exported(x).module()(images)`` runs it; ``torch.export.save`` writes it, and nothing of this package reads it.
+        ``exported(x).module()(images)`` runs it; ``torch.export.save`` writes it, and nothing of
+        this package reads it.
 
         Args:
-            example: one image or more, prepared as for the classifier, float (N, ...). Any N will do later.
+            example: one image or more, prepared as for the classifier, float (N, ...). Any N will
+                do later.
         """
         return exported(self, example)
 
     def export(self, path: str | Path, example: Tensor | NDArray[Any]) -> None:
-        """Write :meth:`exported` as one ONNX file, opset 18: input ``images``, outputs as of :class:`export.Graph`.
+        """Write :meth:`exported` as one ONNX file, opset 18: input ``images``, outputs as of
+        :class:`export.Graph`.
 
-        Its metadata, ``thinkback_detector``, says as JSON what :meth:`save` notes, too: method, options, head and more.
-        A bfloat16 model is written in float32, since runtimes lack operators for it.
+        Its metadata, ``thinkback_detector``, says as JSON what :meth:`save` notes, too: method,
+        options, head and more. A bfloat16 model is written in float32, since runtimes lack
+        operators for it.
 
         Args:
             path: of the file, below 2 GB.
@@ -337,7 +405,9 @@ class OODDetector:
         to_onnx(self, path, example)
 
     def facts(self) -> dict[str, Any]:
-        """Format, method, options, head, mean and std, and what the calibration promises, as JSON types."""
+        """Format, method, options, head, mean and std, and what the calibration promises, as JSON
+        types.
+        """
         facts: dict[str, Any] = {"format": FORMAT, "head": self.head, "method": self.method}
         facts["options"] = dict(self.options)
         facts |= {"mean": self.pixels.mean, "std": self.pixels.std}
@@ -353,11 +423,15 @@ class OODDetector:
                 empty = False
                 yield h, z, None
         else:
-            for item in stream(self.model, images, self.head, self.batch_size, self.pixels, self.forward):
+            for item in stream(
+                self.model, images, self.head, self.batch_size, self.pixels, self.forward
+            ):
                 self.head, empty = item.head, False
                 yield item.features.float().cpu(), item.logits.float().cpu(), item.labels
         if empty:
-            raise ValueError("thinkback: there is no image, images is empty; was a generator read before?")
+            raise ValueError(
+                "thinkback: there is no image, images is empty; was a generator read before?"
+            )
 
     def _score(self, images: Images) -> tuple[Tensor, Tensor]:
         """Scores float64 and predicted classes int64, (N, ...) each."""
@@ -372,27 +446,37 @@ class OODDetector:
         """What the calibration asks for beside scores."""
         if isinstance(self.calibration, GroupedCalibration):
             if groups is None and not self.by_class:
-                raise ValueError("thinkback: the detector was calibrated by group; pass the groups of these images")
+                raise ValueError(
+                    "thinkback: the detector was calibrated by group; pass the groups of these"
+                    " images"
+                )
             return (predicted if self.by_class else groups,)
         if groups is not None:
             raise ValueError(
-                "thinkback: the detector was not calibrated by group; calibrate(images, by=groups) does so"
+                "thinkback: the detector was not calibrated by group; calibrate(images, by=groups)"
+                " does so"
             )
         return ()
 
     def _fitted(self) -> State:
         if self.state is None:
-            raise ValueError("thinkback: the detector is not fitted; call fit(training_images) first")
+            raise ValueError(
+                "thinkback: the detector is not fitted; call fit(training_images) first"
+            )
         return self.state
 
     def _calibrated(self) -> Any:
         if self.calibration is None:
-            raise ValueError("thinkback: the detector is not calibrated; call calibrate(held_out_images) after fit")
+            raise ValueError(
+                "thinkback: the detector is not calibrated; call calibrate(held_out_images)"
+                " after fit"
+            )
         return self.calibration
 
 
 def checked_options(method: str, options: Mapping[str, float | None]) -> dict[str, Any]:
-    """All options of a method, the given ones in place of its defaults; None stands for the default.
+    """All options of a method, the given ones in place of its defaults; None stands for the
+    default.
 
     Raises:
         ValueError: on an unknown method, or an option that is unknown to it or out of range.
@@ -402,11 +486,16 @@ def checked_options(method: str, options: Mapping[str, float | None]) -> dict[st
     known = METHODS[method].options
     for name, value in options.items():
         if name not in known:
-            raise ValueError(f"thinkback: method {method!r} has the options {sorted(known)}, not {name!r}")
+            raise ValueError(
+                f"thinkback: method {method!r} has the options {sorted(known)}, not {name!r}"
+            )
         if value is not None and not (
             isinstance(value, Real) and 0 <= value < math.inf and (value or name != "temperature")
         ):
-            raise ValueError(f"thinkback: {name} must be finite and not negative, a temperature positive; got {value}")
+            raise ValueError(
+                f"thinkback: {name} must be finite and not negative, a temperature positive; got"
+                f" {value}"
+            )
     return {**known, **{name: value for name, value in options.items() if value is not None}}
 
 
@@ -416,13 +505,18 @@ def _pairs(images: Any) -> Iterator[tuple[Tensor, Tensor]]:
         images = (images.features, images.logits)
     given = [images] if isinstance(images, tuple) else images
     if isinstance(given, Tensor | np.ndarray) or not hasattr(given, "__iter__"):
-        raise ValueError(f"thinkback: without a model, give a pair (features, logits), got {type(images).__name__}")
+        raise ValueError(
+            "thinkback: without a model, give a pair (features, logits), got"
+            f" {type(images).__name__}"
+        )
     for pair in given:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError("thinkback: without a model, a batch is a pair (features, logits)")
         h, z = (torch.as_tensor(part) for part in pair)
         if z.ndim < 2 or h.shape[:-1] != z.shape[:-1]:
-            raise ValueError(f"thinkback: features {tuple(h.shape)} and logits {tuple(z.shape)} disagree on N")
+            raise ValueError(
+                f"thinkback: features {tuple(h.shape)} and logits {tuple(z.shape)} disagree on N"
+            )
         if len(z):
             yield h, torch.cat([torch.zeros_like(z), z], -1) if z.shape[-1] == 1 else z
 

@@ -1,4 +1,6 @@
-"""From features to the table: every method on every set, with draws, intervals and paired differences."""
+"""From features to the table: every method on every set, with draws, intervals and paired
+differences.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ID_TRAIN, ID_TEST = "cifar10-train", "cifar10-test"
-SPLITS = {ID_TRAIN: ("cifar10", "train"), ID_TEST: ("cifar10", "test")}  # of others, the test split of their name
-NEAR = ("cifar100",)  # reported apart: its images resemble the training set, and no paper row is about them
+SPLITS = {
+    ID_TRAIN: ("cifar10", "train"),
+    ID_TEST: ("cifar10", "test"),
+}  # of others, the test split of their name
+NEAR = (
+    "cifar100",
+)  # reported apart: its images resemble the training set, and no paper row is about them
 BASELINES = ("msp", "energy")  # what the paper compares itself with
 
-COMPARED = ("msp", "energy", "thinkback", "thinkback_averaged", "max_logit", "gradnorm", "thinkback_eq5")
+COMPARED = (
+    "msp",
+    "energy",
+    "thinkback",
+    "thinkback_averaged",
+    "max_logit",
+    "gradnorm",
+    "thinkback_eq5",
+)
 OPENOOD_COLUMNS = {"fpr95": "FPR@95", "auroc": "AUROC"}
 SET_TITLES = {**data.TITLES, "mean": "Mean of the far sets"}
 
@@ -40,16 +55,19 @@ def score_sets(
     names: Iterable[str] | None = None,
     train_name: str | None = None,
 ) -> Scores:
-    """Those of ``methods.METHODS`` on the named sets, all but the training set by default, on which they are fitted.
+    """Those of ``methods.METHODS`` on the named sets, all but the training set by default, on which
+    they are fitted.
 
     Args:
         sets: features and logits by set, of images of any kind and size.
         methods: keys of ``methods.METHODS``.
         names: the sets to score.
-        train_name: the set to fit on. None: ``cifar10-train``, or the only set whose name ends in ``-train``.
+        train_name: the set to fit on. None: ``cifar10-train``, or the only set whose name ends in
+            ``-train``.
 
     Raises:
-        ValueError: on a method or set that is not there, or if no set, or more than one, can be the training set.
+        ValueError: on a method or set that is not there, or if no set, or more than one, can be the
+            training set.
     """
     train_name = _the_one(sets, train_name, ID_TRAIN, "train_name")
     chosen = list(methods)
@@ -61,35 +79,48 @@ def score_sets(
     states = {name: METHODS[name].fit([(train.features, train.logits)]) for name in chosen}
     for name in wanted:
         h, z = sets[name].features, sets[name].logits
-        out[name] = {method: METHODS[method](h, z, state).numpy() for method, state in states.items()}
+        out[name] = {
+            method: METHODS[method](h, z, state).numpy() for method, state in states.items()
+        }
     return out
 
 
 def _the_one(names: Iterable[str], given: str | None, usual: str, argument: str) -> str:
-    """The set of that role: the one given, else the usual one, else the only one with the usual one's ending."""
+    """The set of that role: the one given, else the usual one, else the only one with the usual
+    one's ending.
+    """
     there, ending = list(names), usual[usual.rindex("-") :]
     alike = [usual] if usual in there else [name for name in there if name.endswith(ending)]
     if given is None and len(alike) == 1:
         return alike[0]
     if given not in there:
         role = "in-distribution training" if argument == "train_name" else "in-distribution"
-        which = f"no set {given!r}" if given is not None else f"cannot tell which set is the {role} one"
-        raise ValueError(f"thinkback: {which}; give {argument}=, one of {', '.join(map(repr, there)) or 'none'}")
+        which = (
+            f"no set {given!r}" if given is not None else f"cannot tell which set is the {role} one"
+        )
+        raise ValueError(
+            f"thinkback: {which}; give {argument}=, one of {', '.join(map(repr, there)) or 'none'}"
+        )
     return given
 
 
 def save_scores(path: str | Path, scored: Scores) -> None:
     """Keep per-sample scores as float32 arrays ``<set>.<method>``, for :func:`load_scores`."""
-    flat = {f"{name}.{method}": s.astype(np.float32) for name, row in scored.items() for method, s in row.items()}
+    flat = {
+        f"{name}.{method}": s.astype(np.float32)
+        for name, row in scored.items()
+        for method, s in row.items()
+    }
     save_arrays(path, flat)
 
 
 def load_scores(folder: str | Path, file_name: str = "scores.npz") -> Scores:
-    """The per-sample scores that made a run's rows of the table: ``load_scores(folder)[set][method]``, float64 (N,).
+    """The per-sample scores that made a run's rows of the table:
+    ``load_scores(folder)[set][method]``, float64 (N,).
 
-    ``metrics.ood_metrics(kept["cifar10-test"]["energy"], kept["svhn"]["energy"])`` is then a cell of it, but for the
-    draws of images. The file holds float32, which float64 holds exactly; a threshold of kept scores, one float64 step
-    above the largest of them, then lies above it.
+    ``metrics.ood_metrics(kept["cifar10-test"]["energy"], kept["svhn"]["energy"])`` is then a cell
+    of it, but for the draws of images. The file holds float32, which float64 holds exactly; a
+    threshold of kept scores, one float64 step above the largest of them, then lies above it.
 
     Raises:
         FileNotFoundError: naming the file and the command that makes it.
@@ -98,20 +129,25 @@ def load_scores(folder: str | Path, file_name: str = "scores.npz") -> Scores:
     path, kept = Path(folder) / file_name, Scores()
     if not path.exists():
         raise FileNotFoundError(
-            f"thinkback: no scores at {path}; fetch the repository's results/ folder, or make them with "
-            "`python -m thinkback_utils.reproduce`"
+            f"thinkback: no scores at {path}; fetch the repository's results/ folder, or make them"
+            " with `python -m experiments.reproduce`"
         )
     remedy = "fetch or make it anew"
     for key, values in read_arrays(path, remedy).items():
         name, _, method = key.rpartition(".")
         if not name or values.ndim != 1 or values.dtype.kind != "f":
-            raise ValueError(f"thinkback: {path} holds {key!r}, which is no scores of a set and a method; {remedy}")
+            raise ValueError(
+                f"thinkback: {path} holds {key!r}, which is no scores of a set and a method;"
+                f" {remedy}"
+            )
         kept.setdefault(name, {})[method] = values.astype(np.float64)
     return kept
 
 
 def available_sets() -> list[str]:
-    """The OOD sets that can be had: those with an archive, and the stand-ins that lie in the data root."""
+    """The OOD sets that can be had: those with an archive, and the stand-ins that lie in the data
+    root.
+    """
     stand_ins = [name for name in data.STAND_INS if (data.data_root() / f"{name}.npz").exists()]
     return [*data.PAPER_SETS, *NEAR, *stand_ins]
 
@@ -130,14 +166,17 @@ def load_verified(digests: Mapping[str, str]) -> dict[str, data.ImageSet]:
         sets[name] = data.load(*SPLITS.get(name, (name, "test")))
         if (found := sets[name].sha256()) != expected:
             raise ValueError(
-                f"thinkback: {name!r} in the data root {data.data_root()} is not the set that the bundle was made from "
-                f"(sha256 {found[:12]}…, expected {expected[:12]}…); run `python -m thinkback_utils.reproduce` anew"
+                f"thinkback: {name!r} in the data root {data.data_root()} is not the set that the"
+                f" bundle was made from (sha256 {found[:12]}…, expected {expected[:12]}…); run"
+                " `python -m experiments.reproduce` anew"
             )
     return sets
 
 
 def paper_table() -> list[Record]:
-    """Table 1 of the paper as printed: records ``{set, method, tpr10, fpr95, auroc, aupr}`` in [0, 1]."""
+    """Table 1 of the paper as printed: records ``{set, method, tpr10, fpr95, auroc, aupr}`` in [0,
+    1].
+    """
     records: list[Record] = read_json(Path(__file__).with_name("paper_table1.json"))["records"]
     return records
 
@@ -150,7 +189,8 @@ def table(
     prevalence: float = 1 / 6,
     id_name: str | None = None,
 ) -> list[Record]:
-    """One record per OOD set and method: the four metrics, mean and standard deviation over seeded draws.
+    """One record per OOD set and method: the four metrics, mean and standard deviation over seeded
+    draws.
 
     A set of at most ``n_ood`` images is drawn once, whole: all its draws would be the same.
 
@@ -158,13 +198,16 @@ def table(
         scored: scores by set and method, higher = more OOD.
         n_ood, draws, seed: size, number and seed of the random subsets of an OOD set.
         prevalence: fraction of OOD samples for the AUPR.
-        id_name: the in-distribution set. None: ``cifar10-test``, or the only set whose name ends in ``-test``.
+        id_name: the in-distribution set. None: ``cifar10-test``, or the only set whose name ends in
+            ``-test``.
 
     Raises:
-        ValueError: if no set, or more than one, can be the in-distribution one; if it lacks a method; on bad numbers.
+        ValueError: if no set, or more than one, can be the in-distribution one; if it lacks a
+            method; on bad numbers.
 
     Warns:
-        UserWarning: if scores of a method look like confidences, higher = less OOD (``metrics.looks_reversed``).
+        UserWarning: if scores of a method look like confidences, higher = less OOD
+            (``metrics.looks_reversed``).
     """
     id_name = _the_one(scored, id_name, ID_TEST, "id_name")
     reverse, records = [], []
@@ -181,26 +224,39 @@ def table(
         if metrics.looks_reversed(record["auroc"], record["n_id"], record["n_ood"]):
             reverse.append(f"{record['auroc']:.3f} of {method!r} on {name!r}")
     if reverse:
-        warnings.warn(f"thinkback: the AUROC is {', '.join(reverse)}; {metrics.REVERSED}", stacklevel=2)
+        warnings.warn(
+            f"thinkback: the AUROC is {', '.join(reverse)}; {metrics.REVERSED}", stacklevel=2
+        )
     return records
 
 
-def _pairs(scored: Scores, id_name: str) -> list[tuple[str, str, NDArray[np.floating], NDArray[np.floating]]]:
+def _pairs(
+    scored: Scores, id_name: str
+) -> list[tuple[str, str, NDArray[np.floating], NDArray[np.floating]]]:
     """OOD set, method, and the method's scores of the in-distribution and of the OOD set."""
     own = scored[id_name]
     for name, row in scored.items():
         if name == "mean":
-            raise ValueError("thinkback: a set cannot be called 'mean', which is what a mean over sets is called")
+            raise ValueError(
+                "thinkback: a set cannot be called 'mean', which is what a mean over sets is called"
+            )
         if missing := [method for method in row if method not in own]:
-            raise ValueError(f"thinkback: set {name!r} has scores of {missing[0]!r}, and {id_name!r} has none")
-    return [(name, m, own[m], ood) for name, row in scored.items() if name != id_name for m, ood in row.items()]
+            raise ValueError(
+                f"thinkback: set {name!r} has scores of {missing[0]!r}, and {id_name!r} has none"
+            )
+    return [
+        (name, m, own[m], ood)
+        for name, row in scored.items()
+        if name != id_name
+        for m, ood in row.items()
+    ]
 
 
 def means(records: Iterable[Mapping[str, Any]], near: Sequence[str] = NEAR) -> list[Record]:
     """One record per method: the unweighted mean of each metric over the paper's five sets.
 
-    Until all five are measured it is over every far set that is, stand-ins included; ``sets`` says which they are. Sets
-    in ``near`` are left out.
+    Until all five are measured it is over every far set that is, stand-ins included; ``sets`` says
+    which they are. Sets in ``near`` are left out.
     """
     far = [record for record in records if record["set"] not in (*near, "mean")]
     if set(data.PAPER_SETS) <= {record["set"] for record in far}:
@@ -208,8 +264,12 @@ def means(records: Iterable[Mapping[str, Any]], near: Sequence[str] = NEAR) -> l
     out = []
     for method in dict.fromkeys(record["method"] for record in far):
         rows = [record for record in far if record["method"] == method]
-        average = {metric: float(np.mean([row[metric] for row in rows])) for metric in metrics.METRICS}
-        out.append({"set": "mean", "sets": [row["set"] for row in rows], "method": method, **average})
+        average = {
+            metric: float(np.mean([row[metric] for row in rows])) for metric in metrics.METRICS
+        }
+        out.append(
+            {"set": "mean", "sets": [row["set"] for row in rows], "method": method, **average}
+        )
     return out
 
 
@@ -221,25 +281,28 @@ def with_intervals(
     seed: int = 0,
     id_name: str | None = None,
 ) -> list[Record]:
-    """The records (of sets and of means) with 95 % bootstrap intervals over all images of their sets.
+    """The records (of sets and of means) with 95 % bootstrap intervals over all images of their
+    sets.
 
     Args:
         records: as :func:`table` and :func:`means` make them from ``scored``.
         scored, prevalence, id_name: as in :func:`table`.
         resamples, seed: of the bootstrap.
 
-    Returns:
-        Each record with ``interval95`` of its metrics, ``{metric: (low, high)}``, and ``minus_msp`` and
-        ``minus_energy``, the intervals of its paired difference to the baseline on the same images.
+    Returns: Each record with ``interval95`` of its metrics, ``{metric: (low, high)}``, and
+        ``minus_msp`` and ``minus_energy``, the intervals of its paired difference to the baseline
+        on the same images.
 
     Raises:
-        ValueError: as :func:`table` does; if a record's scores are not there; or if the methods of a set have scores of
-            different numbers of images, whose differences would not be paired.
+        ValueError: as :func:`table` does; if a record's scores are not there; or if the methods of
+            a set have scores of different numbers of images, whose differences would not be paired.
     """
     id_name = _the_one(scored, id_name, ID_TEST, "id_name")
     for name, row in scored.items():
         if len({len(scores) for scores in row.values()}) > 1:
-            raise ValueError(f"thinkback: methods of set {name!r} have scores of different numbers of images")
+            raise ValueError(
+                f"thinkback: methods of set {name!r} have scores of different numbers of images"
+            )
     values = {
         (name, method): metrics.resampled(ids, ood, prevalence, resamples, seed)
         for name, method, ids, ood in _pairs(scored, id_name)
@@ -248,7 +311,9 @@ def with_intervals(
     for record in records:
         sets, method = record.get("sets", [record["set"]]), record["method"]
         if lost := [name for name in sets if (name, method) not in values]:
-            raise ValueError(f"thinkback: a record is of {method!r} on {lost[0]!r}, and there are no such scores")
+            raise ValueError(
+                f"thinkback: a record is of {method!r} on {lost[0]!r}, and there are no such scores"
+            )
         own = np.mean([values[name, method] for name in sets], axis=0)
         extended = {**record, "interval95": metrics.interval95(own)}
         for baseline in BASELINES:
@@ -264,20 +329,25 @@ def near_far(
     near: Sequence[str] = NEAR,
     columns: Mapping[str, str] = OPENOOD_COLUMNS,
 ) -> pd.DataFrame:
-    """A table in OpenOOD's layout: near-OOD sets and their mean, far-OOD sets and their mean, in percent.
+    """A table in OpenOOD's layout: near-OOD sets and their mean, far-OOD sets and their mean, in
+    percent.
 
-    ``near_far(records).to_csv("table.csv")`` and ``.to_latex("table.tex", float_format="%.2f", escape=True)`` write it.
+    ``near_far(records).to_csv("table.csv")`` and
+    ``.to_latex("table.tex", float_format="%.2f", escape=True)`` write it.
 
     Args:
-        records: of :func:`table`, one for each set and method; a row "mean" of :func:`means` is passed over.
+        records: of :func:`table`, one for each set and method; a row "mean" of :func:`means` is
+            passed over.
         near: the sets that are near the training set; all others are far.
-        columns: metrics of the records, with the names to print. In ``fpr95`` OOD is the positive class, as in OpenOOD.
+        columns: metrics of the records, with the names to print. In ``fpr95`` OOD is the positive
+            class, as in OpenOOD.
 
-    Returns:
-        A row for each method; columns of two levels, set and metric, the means under "Near-OOD" and "Far-OOD".
+    Returns: A row for each method; columns of two levels, set and metric, the means under
+        "Near-OOD" and "Far-OOD".
 
     Raises:
-        ValueError: if a method lacks a set, has it twice (choose one run), or a metric is not in the records.
+        ValueError: if a method lacks a set, has it twice (choose one run), or a metric is not in
+            the records.
     """
     import pandas as pd  # here, since only this needs it
 
@@ -287,25 +357,38 @@ def near_far(
     sets, methods = (list(dict.fromkeys(row[key] for row in rows)) for key in ("set", "method"))
     found = {(row["set"], row["method"]): row for row in rows}
     if len(found) != len(rows):
-        raise ValueError("thinkback: the records hold a set and method twice; choose those of one network and seed")
-    if absent := [(name, method) for name in sets for method in methods if (name, method) not in found]:
+        raise ValueError(
+            "thinkback: the records hold a set and method twice; choose those of one network and"
+            " seed"
+        )
+    if absent := [
+        (name, method) for name in sets for method in methods if (name, method) not in found
+    ]:
         raise ValueError(f"thinkback: there is no record of {absent[0][1]!r} on {absent[0][0]!r}")
     if unknown := [metric for metric in columns if metric not in rows[0]]:
-        raise ValueError(f"thinkback: the records hold no {unknown[0]!r}; metrics are {', '.join(metrics.METRICS)}")
+        raise ValueError(
+            f"thinkback: the records hold no {unknown[0]!r}; metrics are"
+            f" {', '.join(metrics.METRICS)}"
+        )
     laid: dict[tuple[str, str], list[float]] = {}
     for title, far in (("Near-OOD", False), ("Far-OOD", True)):
         group = [name for name in sets if (name not in near) == far]
-        for label, part in [*((SET_TITLES.get(name, name), [name]) for name in group), (title, group)]:
+        for label, part in [
+            *((SET_TITLES.get(name, name), [name]) for name in group),
+            (title, group),
+        ]:
             for metric, printed in columns.items() if part else ():
                 laid[label, printed] = [
-                    100 * float(np.mean([found[name, method][metric] for name in part])) for method in methods
+                    100 * float(np.mean([found[name, method][metric] for name in part]))
+                    for method in methods
                 ]
     index = pd.Index([METHOD_TITLES.get(method, method) for method in methods], name="method")
     return pd.DataFrame(laid, index=index)
 
 
 def evenly(total: int, count: int) -> Tensor:
-    """Indices of ``count`` images spread evenly over a set of ``total``, all if it has fewer: some sets are sorted.
+    """Indices of ``count`` images spread evenly over a set of ``total``, all if it has fewer: some
+    sets are sorted.
 
     >>> evenly(10, 4)
     tensor([0, 2, 5, 7])
@@ -322,8 +405,14 @@ def find(records: Iterable[Record], **fields: Any) -> Record | None:
 
 
 def float16_error(exact: Mapping[str, Features]) -> float:
-    """Largest change of any metric of any method when the features are rounded to float16, on the sets of ``exact``."""
+    """Largest change of any metric of any method when the features are rounded to float16, on the
+    sets of ``exact``.
+    """
     rounded = table(score_sets({name: item.half() for name, item in exact.items()}), draws=1)
     precise = table(score_sets(exact), draws=1)
-    changes = (float(abs(a[m] - b[m])) for a, b in zip(rounded, precise, strict=True) for m in metrics.METRICS)
+    changes = (
+        float(abs(a[m] - b[m]))
+        for a, b in zip(rounded, precise, strict=True)
+        for m in metrics.METRICS
+    )
     return max(changes, default=0.0)  # no OOD set, no metric

@@ -1,4 +1,6 @@
-"""Classifier, score and verdict as one graph, to run where this package is not: ``torch.export`` and ONNX."""
+"""Classifier, score and verdict as one graph, to run where this package is not: ``torch.export``
+and ONNX.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +26,25 @@ from .passes import Reader, evaluating
 if TYPE_CHECKING:
     from .detector import OODDetector
 
-OPSET, IR_VERSION = 18, 8  # onnxruntime 1.14 of 2023 and its web build read them, and all that came after
+OPSET, IR_VERSION = (
+    18,
+    8,
+)  # onnxruntime 1.14 of 2023 and its web build read them, and all that came after
 OUTPUTS = ("logits", "score", "p_value", "rejected")
 
 
 class Graph(nn.Module):
-    """A detector in one forward pass: of images, prepared as for the classifier, to what is said about each.
+    """A detector in one forward pass: of images, prepared as for the classifier, to what is said
+    about each.
 
     - ``logits`` (N, K), the classifier's own;
     - ``score`` float64 (N,), higher = more OOD, that of :meth:`OODDetector.score`;
-    - if the detector is calibrated, ``p_value`` float64 (N,), *lower* = more OOD, and ``rejected`` bool (N,), those of
-      :meth:`OODDetector.p_value` and :meth:`OODDetector.predict`.
+    - if the detector is calibrated, ``p_value`` float64 (N,), *lower* = more OOD, and ``rejected``
+      bool (N,), those of :meth:`OODDetector.p_value` and :meth:`OODDetector.predict`.
 
-    The model is copied, and evaluates. Scores stay in float64, since the weights of a Fisher span many magnitudes. They
-    are not checked: images that are not finite give a score that is none. A given mean and std are part of the graph.
+    The model is copied, and evaluates. Scores stay in float64, since the weights of a Fisher span
+    many magnitudes. They are not checked: images that are not finite give a score that is none. A
+    given mean and std are part of the graph.
 
     Args:
         detector: fitted.
@@ -51,22 +58,36 @@ class Graph(nn.Module):
     def __init__(self, detector: OODDetector, head: Head) -> None:
         super().__init__()
         if detector.state is None or detector.model is None:
-            raise ValueError("thinkback: a graph is of a model and a fitted detector; call fit(training_images) first")
+            raise ValueError(
+                "thinkback: a graph is of a model and a fitted detector; call fit(training_images)"
+                " first"
+            )
         model = copy.deepcopy(unwrapped(detector.model)).eval().requires_grad_(False)
         self.model, self.head, self.layers = model, head, dict(model.named_modules())
-        self.method, self.options, self.threshold = detector.method, detector.options, detector.threshold
+        self.method, self.options, self.threshold = (
+            detector.method,
+            detector.options,
+            detector.threshold,
+        )
         self.kind = METHODS[detector.method].kind
-        self.state = nn.ParameterList(nn.Parameter(part, requires_grad=False) for part in detector.state)
+        self.state = nn.ParameterList(
+            nn.Parameter(part, requires_grad=False) for part in detector.state
+        )
         known = detector.calibration
         if known is not None and not isinstance(known, Calibration):
             raise ValueError(
-                "thinkback: a graph has one threshold, and the detector was calibrated by group; calibrate anew"
+                "thinkback: a graph has one threshold, and the detector was calibrated by group;"
+                " calibrate anew"
             )
         self.calibrated = known is not None
-        self.register_buffer("calibration", known.scores if known is not None and len(known.scores) else None)
+        self.register_buffer(
+            "calibration", known.scores if known is not None and len(known.scores) else None
+        )
         for name in ("mean", "std"):
             values = getattr(detector.pixels, name)
-            self.register_buffer(name, None if values is None else torch.tensor(values)[:, None, None])
+            self.register_buffer(
+                name, None if values is None else torch.tensor(values)[:, None, None]
+            )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs by name."""
@@ -76,7 +97,9 @@ class Graph(nn.Module):
             returned = self.model(images)
         h, z = self.head.read(runs, returned, self.layers, check=False)
         with _Unchecked():
-            score = METHODS[self.method](h.float(), z.float(), self.kind(*self.state), **self.options)
+            score = METHODS[self.method](
+                h.float(), z.float(), self.kind(*self.state), **self.options
+            )
         out = {"logits": z, "score": score}
         if self.calibration is not None:
             out["p_value"] = counted_p_value(self.calibration, score)
@@ -84,10 +107,16 @@ class Graph(nn.Module):
 
 
 class _Unchecked(TorchFunctionMode):
-    """What a graph cannot ask about, values and the size of a batch: no check finds a fault, all fits in one chunk."""
+    """What a graph cannot ask about, values and the size of a batch: no check finds a fault, all
+    fits in one chunk.
+    """
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if function in (Tensor.__bool__, Tensor.item):
             return False
@@ -100,12 +129,19 @@ class _Unchecked(TorchFunctionMode):
 
 def _outputs(detector: OODDetector) -> list[str]:
     known = detector.calibration
-    absent = {"p_value", "rejected"} if known is None else set() if len(getattr(known, "scores", ())) else {"p_value"}
+    absent = (
+        {"p_value", "rejected"}
+        if known is None
+        else set()
+        if len(getattr(known, "scores", ()))
+        else {"p_value"}
+    )
     return [name for name in OUTPUTS if name not in absent]
 
 
 def exported(detector: OODDetector, example: Tensor | NDArray[Any]) -> torch.export.ExportedProgram:
-    """:class:`Graph`, captured for any number of images like ``example``, float (N, ...); see ``OODDetector.exported``.
+    """:class:`Graph`, captured for any number of images like ``example``, float (N, ...); see
+    ``OODDetector.exported``.
 
     >>> from thinkback_utils.detector import OODDetector
     >>> program = exported(OODDetector(nn.Linear(4, 2), method="energy"), torch.rand(1, 4))
@@ -114,17 +150,26 @@ def exported(detector: OODDetector, example: Tensor | NDArray[Any]) -> torch.exp
     """
     example = as_tensor(example)
     if not example.is_floating_point():
-        raise ValueError(f"thinkback: a graph reads what the classifier reads, float images; got {example.dtype}")
+        raise ValueError(
+            f"thinkback: a graph reads what the classifier reads, float images; got {example.dtype}"
+        )
     if detector.forward is not None:
-        raise ValueError("thinkback: a graph calls the model as model(x), and the detector has a forward hook")
+        raise ValueError(
+            "thinkback: a graph calls the model as model(x), and the detector has a forward hook"
+        )
     if detector.model is None:
-        raise ValueError("thinkback: a graph holds the model, and the detector has none; fit one around the model")
+        raise ValueError(
+            "thinkback: a graph holds the model, and the detector has none; fit one around the"
+            " model"
+        )
     reader = Reader(detector.model, detector.head)
     with torch.no_grad(), evaluating(reader.model):
         head = reader.find(next(batches(example[:2], reader.model, pixels=detector.pixels)))
     detector.head = head.name
     pair = example[:1].expand(2, *example.shape[1:])  # of one image, N would become a constant
-    return torch.export.export(Graph(detector, head), (pair,), dynamic_shapes={"images": {0: torch.export.Dim("N")}})
+    return torch.export.export(
+        Graph(detector, head), (pair,), dynamic_shapes={"images": {0: torch.export.Dim("N")}}
+    )
 
 
 def to_onnx(detector: OODDetector, path: str | Path, example: Tensor | NDArray[Any]) -> None:
@@ -132,12 +177,17 @@ def to_onnx(detector: OODDetector, path: str | Path, example: Tensor | NDArray[A
     try:
         from onnxscript import optimizer
     except ImportError as error:
-        raise ImportError("thinkback: ONNX needs more packages; pip install 'thinkback-utils[export]'") from error
-    if (model := detector.model) is not None and dtype_of(model) == torch.bfloat16:  # runtimes lack operators for it
+        raise ImportError(
+            "thinkback: ONNX needs more packages; pip install 'thinkback-utils[export]'"
+        ) from error
+    if (model := detector.model) is not None and dtype_of(
+        model
+    ) == torch.bfloat16:  # runtimes lack operators for it
         detector, example = copy.copy(detector), as_tensor(example).float()
         detector.model = copy.deepcopy(unwrapped(model)).float()
     program = exported(detector, example)
-    # Not optimized, which melts norms into convolutions: runtimes do so when they load, and weights that are float16
+    # Not optimized, which melts norms into convolutions: runtimes do so when they load, and weights
+    # that are float16
     # at heart stay so, and compress.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about torch
@@ -155,6 +205,8 @@ def to_onnx(detector: OODDetector, path: str | Path, example: Tensor | NDArray[A
     optimizer.fold_constants(made.model)
     optimizer.remove_unused_nodes(made.model)
     made.model.ir_version = IR_VERSION
-    made.model.metadata_props["thinkback_detector"] = json.dumps(detector.facts() | {"opset": OPSET})
+    made.model.metadata_props["thinkback_detector"] = json.dumps(
+        detector.facts() | {"opset": OPSET}
+    )
     with replacing(path) as temporary:
         made.save(temporary)

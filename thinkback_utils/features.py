@@ -1,4 +1,6 @@
-"""One forward pass, kept: penultimate features and logits of any classifier, and the bundle that stores them."""
+"""One forward pass, kept: penultimate features and logits of any classifier, and the bundle that
+stores them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from .passes import stream
 
 @dataclass(frozen=True)
 class Features:
-    """What the last layer reads and the model returns: h float32 (N, D), z float32 (N, K), labels int64 (N,) or None.
+    """What the last layer reads and the model returns: h float32 (N, D), z float32 (N, K), labels
+    int64 (N,) or None.
 
     Of a model that classifies each token or pixel, h is (N, ..., D) and z (N, ..., K).
     """
@@ -53,24 +56,31 @@ def extract(
     std: Sequence[float] | None = None,
     forward: Forward | None = None,
 ) -> Features:
-    """Run ``model`` once over ``images``; keep what its last layer reads and what the model returns.
+    """Run ``model`` once over ``images``; keep what its last layer reads and what the model
+    returns.
 
-    The model is put in evaluation mode for the pass and given back as it was. On a CPU it gets images channels last.
+    The model is put in evaluation mode for the pass and given back as it was. On a CPU it gets
+    images channels last.
 
     Args:
         model: any classifier that ends in a linear layer, or one that :mod:`heads` can find.
-        images: arrays, data sets or batches, as :mod:`batches` says: uint8 (N, 3, H, W), a ``DataLoader``, ...
-        head: name of that layer in ``model.named_modules()``, or names of several that are averaged; found when None.
-        batch_size: where images are not in batches yet; None: what was fastest, 64 on a CPU and 256 elsewhere.
+        images: arrays, data sets or batches, as :mod:`batches` says: uint8 (N, 3, H, W), a
+            ``DataLoader``, ...
+        head: name of that layer in ``model.named_modules()``, or names of several that are
+            averaged; found when None.
+        batch_size: where images are not in batches yet; None: what was fastest, 64 on a CPU and 256
+            elsewhere.
         device: where the pass runs; the model's own when None.
-        mean, std: of each channel of pixels in [0, 1], as the model was trained on; see :class:`batches.Pixels`.
+        mean, std: of each channel of pixels in [0, 1], as the model was trained on; see
+            :class:`batches.Pixels`.
         forward: ``forward(model, batch)``, where the model is not called as ``model(x)``.
 
     Returns:
         Features on the CPU, float32.
 
     Raises:
-        ValueError: if there is no image, no such head, or not exactly one candidate (the message lists them).
+        ValueError: if there is no image, no such head, or not exactly one candidate (the message
+            lists them).
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
     >>> extract(net, torch.zeros(7, 3, 2, 2, dtype=torch.uint8)).features.shape
@@ -93,7 +103,8 @@ def extract(
 
 
 def find_head(model: nn.Module, x: Images, forward: Forward | None = None) -> str | tuple[str, ...]:
-    """Name of the last layer: the one whose output the model returns, for these images; see :mod:`heads`.
+    """Name of the last layer: the one whose output the model returns, for these images; see
+    :mod:`heads`.
 
     Args:
         model: any classifier, which runs on a few of them and is given back as it was.
@@ -113,16 +124,20 @@ def find_head(model: nn.Module, x: Images, forward: Forward | None = None) -> st
 
 @dataclass(frozen=True)
 class Bundle:
-    """Everything the scores need of a trained network: features of every set, and the last layer (K, D), (K,)."""
+    """Everything the scores need of a trained network: features of every set, and the last layer
+    (K, D), (K,).
+    """
 
     sets: dict[str, Features]
     weight: Tensor
     bias: Tensor
 
     def save(self, path: str | Path) -> None:
-        """Write ``<set>.features`` (float16), ``<set>.logits``, ``<set>.labels`` and ``head.*`` as an ``.npz``.
+        """Write ``<set>.features`` (float16), ``<set>.logits``, ``<set>.labels`` and ``head.*`` as
+        an ``.npz``.
 
-        The members are LZMA-compressed, a third smaller than ``np.savez_compressed``; ``np.load`` reads both.
+        The members are LZMA-compressed, a third smaller than ``np.savez_compressed``; ``np.load``
+        reads both.
         """
         arrays = {"head.weight": self.weight.numpy(), "head.bias": self.bias.numpy()}
         for name, item in self.sets.items():
@@ -143,30 +158,43 @@ class Bundle:
         if not Path(path).exists():
             raise FileNotFoundError(
                 f"thinkback: no feature bundle at {path}; fetch the repository's results/ folder, "
-                "or make one with `python -m thinkback_utils.reproduce`"
+                "or make one with `python -m experiments.reproduce`"
             )
-        remedy = "fetch the repository's results/ folder again, or run `python -m thinkback_utils.reproduce`"
-        arrays = {name: torch.from_numpy(array) for name, array in read_arrays(path, remedy).items()}
+        remedy = (
+            "fetch the repository's results/ folder again, or run `python -m experiments.reproduce`"
+        )
+        arrays = {
+            name: torch.from_numpy(array) for name, array in read_arrays(path, remedy).items()
+        }
         names = [name.removesuffix(".logits") for name in arrays if name.endswith(".logits")]
         lacks = {"head.weight", "head.bias", *(f"{name}.features" for name in names)} - set(arrays)
         if lacks:
-            raise ValueError(f"thinkback: {path} is no feature bundle, it lacks {', '.join(sorted(lacks))}; {remedy}")
+            raise ValueError(
+                f"thinkback: {path} is no feature bundle, it lacks {', '.join(sorted(lacks))};"
+                f" {remedy}"
+            )
         sets = {}
         for name in names:
             labels = arrays.get(f"{name}.labels")
             features = arrays[f"{name}.features"].float()
-            sets[name] = Features(features, arrays[f"{name}.logits"], None if labels is None else labels.long())
+            sets[name] = Features(
+                features, arrays[f"{name}.logits"], None if labels is None else labels.long()
+            )
         return cls(sets, arrays["head.weight"], arrays["head.bias"])
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """An ``.npz`` with LZMA members, written atomically and byte for byte the same from the same arrays.
+    """An ``.npz`` with LZMA members, written atomically and byte for byte the same from the same
+    arrays.
 
-    Matrices are laid out by columns: neighbours are then values of one feature, which saves another 7 %.
+    Matrices are laid out by columns: neighbours are then values of one feature, which saves another
+    7 %.
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in arrays.items():
-            info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, so that equal arrays make equal files
+            info = zipfile.ZipInfo(
+                f"{name}.npy"
+            )  # dated 1980, so that equal arrays make equal files
             info.compress_type = zipfile.ZIP_LZMA
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asfortranarray(array), allow_pickle=False)

@@ -1,4 +1,6 @@
-"""Files that are whole or not there: a kill never leaves half of one under its name, and damage is found when read."""
+"""Files that are whole or not there: a kill never leaves half of one under its name, and damage is
+found when read.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,16 @@ DAMAGED = (
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and goes when it does not.
+    """A temporary path beside ``path`` that takes its place when the block ends well, and goes when
+    it does not.
 
     Raises:
         OSError: the folder cannot be written or is full; the message names ``path``.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")  # unique on folders that machines share
+    temporary = path.with_name(
+        f".{path.name}.{secrets.token_hex(8)}.partial"
+    )  # unique on folders that machines share
     ours = {str(place) for place in (temporary, path, *path.parents)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def locking(path: str | Path) -> Iterator[None]:
     """Only one process or thread at a time is inside for the same ``path``; the others wait.
 
-    The lock is a hidden file beside ``path``, which is there only while it is used; a killed process gives it back.
+    The lock is a hidden file beside ``path``, which is there only while it is used; a killed
+    process gives it back.
 
     Raises:
         OSError: the folder cannot be written.
@@ -106,7 +112,9 @@ def _unwritable(path: Path, error: OSError) -> OSError:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, with a closing newline."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: str | Path) -> Any:
@@ -118,10 +126,14 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"thinkback: {path} is damaged, it is no JSON ({error}); restore it, or delete it") from error
+        raise ValueError(
+            f"thinkback: {path} is damaged, it is no JSON ({error}); restore it, or delete it"
+        ) from error
 
 
-def read_arrays(path: str | Path, remedy: str, names: Collection[str] | None = None) -> dict[str, NDArray[Any]]:
+def read_arrays(
+    path: str | Path, remedy: str, names: Collection[str] | None = None
+) -> dict[str, NDArray[Any]]:
     """The arrays of an ``.npz`` file, without pickles.
 
     Args:
@@ -131,7 +143,8 @@ def read_arrays(path: str | Path, remedy: str, names: Collection[str] | None = N
 
     Raises:
         FileNotFoundError, PermissionError: as from any file.
-        ValueError: the file is no ``.npz``, is damaged or holds Python objects; the message names it.
+        ValueError: the file is no ``.npz``, is damaged or holds Python objects; the message names
+            it.
     """
     arrays: dict[str, NDArray[Any]] = {}
     try:
@@ -141,7 +154,11 @@ def read_arrays(path: str | Path, remedy: str, names: Collection[str] | None = N
                 if names is None or name in names:
                     with archive.open(member) as file:
                         arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
-                        if file.read(1):  # at its end a member's checksum is compared, which np.load may not reach
+                        if file.read(
+                            1
+                            # at its end a member's checksum is compared, which np.load may not
+                            # reach
+                        ):
                             raise ValueError(f"{member} is longer than its array")
     except (FileNotFoundError, PermissionError):
         raise

@@ -1,7 +1,9 @@
-"""How much the training data moves each weight of the last layer: the only thing here with a lifetime is a sum.
+"""How much the training data moves each weight of the last layer: the only thing here with a
+lifetime is a sum.
 
-Three Fishers of one layer, each a mean over the training set: the diagonal one of the paper, the full one, and the full
-one as if residuals and features were independent. They take the same data and stream alike; what they keep differs.
+Three Fishers of one layer, each a mean over the training set: the diagonal one of the paper, the
+full one, and the full one as if residuals and features were independent. They take the same data
+and stream alike; what they keep differs.
 """
 
 from __future__ import annotations
@@ -28,11 +30,17 @@ _CALL_UPDATE = "call update(features, logits) first"
 
 
 class _LastLayerFisher(ABC):
-    """Sums over the last layer's gradients ``r h^T``, and how many went in; which sums, a subclass says."""
+    """Sums over the last layer's gradients ``r h^T``, and how many went in; which sums, a subclass
+    says.
+    """
 
-    def __init__(self, temperature: float = 5.0, labels: LabelKind = "predicted", bias: bool = False) -> None:
+    def __init__(
+        self, temperature: float = 5.0, labels: LabelKind = "predicted", bias: bool = False
+    ) -> None:
         if labels not in get_args(LabelKind):
-            raise ValueError(f"thinkback: labels must be one of {get_args(LabelKind)}, got {labels!r}")
+            raise ValueError(
+                f"thinkback: labels must be one of {get_args(LabelKind)}, got {labels!r}"
+            )
         self.temperature = positive(temperature)
         self.labels, self.bias, self.count = labels, bias, 0
         self._sums: tuple[Tensor, ...] = ()  # float64
@@ -47,7 +55,8 @@ class _LastLayerFisher(ABC):
         """Add a batch: features (N, D), logits (N, K), and int labels (N,) for the kind ``"true"``.
 
         Raises:
-            ValueError: on bad arrays (as in the scores), missing labels, or another D or K than before.
+            ValueError: on bad arrays (as in the scores), missing labels, or another D or K than
+                before.
         """
         h, z = as_pair(as_matrix("features", features), logits)
         if self.bias:
@@ -55,18 +64,25 @@ class _LastLayerFisher(ABC):
         batch = self._sums_of(h, z, labels)
         for held, new in zip(self._sums, batch, strict=False):
             if held.shape != new.shape:
-                raise ValueError(f"thinkback: this Fisher holds {tuple(held.shape)}, the batch has {tuple(new.shape)}")
-        self._sums = tuple(a + b for a, b in zip(self._sums, batch, strict=True)) if self._sums else batch
+                raise ValueError(
+                    f"thinkback: this Fisher holds {tuple(held.shape)}, the batch has"
+                    f" {tuple(new.shape)}"
+                )
+        self._sums = (
+            tuple(a + b for a, b in zip(self._sums, batch, strict=True)) if self._sums else batch
+        )
         self.count += len(h)
         return self
 
     def all_reduce(self: Streaming) -> Streaming:
         """Sum over the processes of ``torch.distributed``; alone, do nothing.
 
-        Call it once, after the last update, on every process. One that has seen no data adds nothing.
+        Call it once, after the last update, on every process. One that has seen no data adds
+        nothing.
 
         Raises:
-            ValueError: on every process, if none has seen data, or if they have different settings, K or D.
+            ValueError: on every process, if none has seen data, or if they have different settings,
+                K or D.
         """
         if not distributed():
             return self
@@ -75,9 +91,13 @@ class _LastLayerFisher(ABC):
         _agreed("settings of their Fishers", [theirs for theirs, _ in told])
         shapes = _agreed("shapes of their Fishers", [theirs for _, theirs in told if theirs])
         if shapes is None:
-            raise ValueError(f"thinkback: none of {len(told)} processes has seen data; {_CALL_UPDATE}")
+            raise ValueError(
+                f"thinkback: none of {len(told)} processes has seen data; {_CALL_UPDATE}"
+            )
         held = self._sums or tuple(torch.zeros(shape, dtype=torch.float64) for shape in shapes)
-        total = summed(torch.cat([*(part.flatten() for part in held), held[0].new_tensor([self.count])]))
+        total = summed(
+            torch.cat([*(part.flatten() for part in held), held[0].new_tensor([self.count])])
+        )
         parts = total[:-1].split([part.numel() for part in held])
         self._sums = tuple(new.view_as(old) for new, old in zip(parts, held, strict=True))
         self.count = int(total[-1])
@@ -89,24 +109,33 @@ class _LastLayerFisher(ABC):
         return self._sums
 
     @abstractmethod
-    def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
+    def _sums_of(
+        self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None
+    ) -> tuple[Tensor, ...]:
         """What a batch adds, float64."""
 
-    def _squared_residual(self, logits: Tensor, labels: Tensor | NDArray[np.integer] | None) -> Tensor:
+    def _squared_residual(
+        self, logits: Tensor, labels: Tensor | NDArray[np.integer] | None
+    ) -> Tensor:
         if self.labels == "predicted":
             return residual(logits, self.temperature).square()
         if self.labels == "true":
             return residual(logits, self.temperature, _classes(labels, logits)).square()
-        # p (1 - p), where 1 - p of the likeliest class is the sum of the others: minus its residual.
+        # p (1 - p), where 1 - p of the likeliest class is the sum of the others: minus its
+        # residual.
         p = (logits / self.temperature).softmax(1)
         top = p.argmax(1, keepdim=True)
-        rest = (1 - p).scatter(1, top, -self.temperature * residual(logits, self.temperature).gather(1, top))
+        rest = (1 - p).scatter(
+            1, top, -self.temperature * residual(logits, self.temperature).gather(1, top)
+        )
         return p * rest / self.temperature**2
 
     def _second_moment(
         self, logits: Tensor, labels: Tensor | NDArray[np.integer] | None
     ) -> tuple[Tensor, Tensor, float]:
-        """``E_y[r r^T]`` of each sample: its diagonal (N, K), and u (N, K) and a sign; elsewhere it is sign u u^T."""
+        """``E_y[r r^T]`` of each sample: its diagonal (N, K), and u (N, K) and a sign; elsewhere it
+        is sign u u^T.
+        """
         diagonal = self._squared_residual(logits, labels)
         if self.labels == "model":  # (diag(p) - p p^T) / T^2
             return diagonal, (logits / self.temperature).softmax(1) / self.temperature, -1.0
@@ -117,13 +146,14 @@ class _LastLayerFisher(ABC):
 class DiagonalFisher(_LastLayerFisher):
     """Streaming diagonal Fisher information of the last linear layer, without a backward pass.
 
-    Per sample the gradient is ``r h^T``, so its expected square is ``E_kd = mean_n r_nk^2 h_nd^2``: one matrix product
-    a batch, memory O(K D) whatever N. The label under which the gradient is taken makes three kinds:
+    Per sample the gradient is ``r h^T``, so its expected square is ``E_kd = mean_n r_nk^2 h_nd^2``:
+    one matrix product a batch, memory O(K D) whatever N. The label under which the gradient is
+    taken makes three kinds:
 
     - ``"predicted"``: the network's own decision, as in the paper's Eq. 6 (an empirical Fisher);
     - ``"true"``: the data set's label (the empirical Fisher of the EWC literature);
-    - ``"model"``: the expectation over labels drawn from softmax(z / T), the true Fisher, where r_k^2 becomes
-      ``p_k (1 - p_k) / T^2``.
+    - ``"model"``: the expectation over labels drawn from softmax(z / T), the true Fisher, where
+      r_k^2 becomes ``p_k (1 - p_k) / T^2``.
 
     Args:
         temperature: T, the one that the score will use.
@@ -141,23 +171,28 @@ class DiagonalFisher(_LastLayerFisher):
         """E, float64 (K, D) or (K, D + 1): the mean squared gradient of each weight."""
         return self._held()[0] / self.count
 
-    def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
+    def _sums_of(
+        self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None
+    ) -> tuple[Tensor, ...]:
         return (self._squared_residual(z, labels).T @ h.square(),)  # (K, D[+1])
 
 
 class FullFisher(_LastLayerFisher):
-    """Streaming Fisher information of the last linear layer with every off-diagonal term, without a backward pass.
+    """Streaming Fisher information of the last linear layer with every off-diagonal term, without a
+    backward pass.
 
-    ``F = mean_n vec(r_n h_n^T) vec(r_n h_n^T)^T``; :class:`DiagonalFisher` of the same kind of label is its diagonal.
-    For ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. Block (k, j) is ``mean_n r_nk r_nj h_n h_n^T``, that
-    of (j, k) too, so K (K + 1) / 2 products of (D, N) with (N, D) make a batch. Memory is 8 (K D)^2 bytes: 13 MB for
-    K = 10, D = 128, and out of reach for a thousand classes, where :class:`KroneckerFisher` still fits.
+    ``F = mean_n vec(r_n h_n^T) vec(r_n h_n^T)^T``; :class:`DiagonalFisher` of the same kind of
+    label is its diagonal. For ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. Block (k,
+    j) is ``mean_n r_nk r_nj h_n h_n^T``, that of (j, k) too, so K (K + 1) / 2 products of (D, N)
+    with (N, D) make a batch. Memory is 8 (K D)^2 bytes: 13 MB for K = 10, D = 128, and out of reach
+    for a thousand classes, where :class:`KroneckerFisher` still fits.
 
-    F is always singular: residuals sum to zero, so at most (K - 1) D of its K D eigenvalues are positive.
+    F is always singular: residuals sum to zero, so at most (K - 1) D of its K D eigenvalues are
+    positive.
 
     Args:
-        temperature, labels, bias: as in :class:`DiagonalFisher`; weights are ordered as ``weight.flatten()``, and with
-            ``bias`` each class's bias follows its D weights.
+        temperature, labels, bias: as in :class:`DiagonalFisher`; weights are ordered as
+            ``weight.flatten()``, and with ``bias`` each class's bias follows its D weights.
 
     Source: the paper's Eq. 6 without the independence that its Eq. 3 assumes.
 
@@ -175,21 +210,24 @@ class FullFisher(_LastLayerFisher):
         """What :func:`scores.thinkback_full` reads: factorise once, score any number of batches.
 
         Args:
-            damping: as in :func:`scores.inverse_root`. None is 1 / N: the N gradients are joined by one imaginary
-                gradient of average length, spread evenly over all axes. With P weights no score then exceeds
-                ``N P ||g||^2 / mean ||g||^2``, at average length about N times the average score: a direction that N
-                samples never took counts as that rare, not as infinitely so. It fades as N grows.
+            damping: as in :func:`scores.inverse_root`. None is 1 / N: the N gradients are joined by
+                one imaginary gradient of average length, spread evenly over all axes. With P
+                weights no score then exceeds ``N P ||g||^2 / mean ||g||^2``, at average length
+                about N times the average score: a direction that N samples never took counts as
+                that rare, not as infinitely so. It fades as N grows.
         """
         return inverse_root(self.compute(), 1 / self.count if damping is None else damping)
 
-    def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
+    def _sums_of(
+        self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None
+    ) -> tuple[Tensor, ...]:
         diagonal, u, sign = self._second_moment(z, labels)
         K, D = u.shape[1], h.shape[1]
         if memory() < 2 * 8 * (K * D) ** 2:  # the sum and what a batch adds
             raise ValueError(
-                f"thinkback: a full Fisher of K = {K} classes and D = {D} features takes twice "
-                f"{8 * (K * D) ** 2 / 1e9:,.0f} GB, more than this machine has; KroneckerFisher (method "
-                "'thinkback_kronecker') keeps K^2 + D^2 numbers"
+                f"thinkback: a full Fisher of K = {K} classes and D = {D} features takes twice"
+                f" {8 * (K * D) ** 2 / 1e9:,.0f} GB, more than this machine has; KroneckerFisher"
+                " (method 'thinkback_kronecker') keeps K^2 + D^2 numbers"
             )
         blocks = h.new_empty(K, D, K, D)
         for k in range(K):
@@ -200,13 +238,16 @@ class FullFisher(_LastLayerFisher):
 
 
 class KroneckerFisher(_LastLayerFisher):
-    """Streaming factors of the last layer's Fisher if residuals and features were independent: ``F = A ⊗ B``.
+    """Streaming factors of the last layer's Fisher if residuals and features were independent:
+    ``F = A ⊗ B``.
 
-    ``A = mean_n r_n r_n^T`` and ``B = mean_n h_n h_n^T``: two small products a batch, memory O(K^2 + D^2). For the kind
-    ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. A is always singular: residuals sum to zero.
+    ``A = mean_n r_n r_n^T`` and ``B = mean_n h_n h_n^T``: two small products a batch, memory O(K^2
+    + D^2). For the kind ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. A is always
+    singular: residuals sum to zero.
 
     Args:
-        temperature, labels, bias: as in :class:`DiagonalFisher`; ``bias`` appends a constant 1 to h.
+        temperature, labels, bias: as in :class:`DiagonalFisher`; ``bias`` appends a constant 1 to
+            h.
 
     Source: Martens & Grosse (2015), for one layer.
 
@@ -216,22 +257,29 @@ class KroneckerFisher(_LastLayerFisher):
     """
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """A, float64 (K, K), and B, float64 (D, D) or (D + 1, D + 1): symmetric, positive semi-definite."""
+        """A, float64 (K, K), and B, float64 (D, D) or (D + 1, D + 1): symmetric, positive
+        semi-definite.
+        """
         A, B = self._held()
         return A / self.count, B / self.count
 
     def inverse_root(self, damping: float | None = None) -> tuple[Tensor, Tensor]:
-        """What :func:`scores.thinkback_kronecker` reads: factorise once, score any number of batches.
+        """What :func:`scores.thinkback_kronecker` reads: factorise once, score any number of
+        batches.
 
         Args:
-            damping: of either factor, in units of its own mean eigenvalue; that is the split of Martens & Grosse
-                (2015, section 6.3) for ``A ⊗ B + damping^2 I`` in units of its mean eigenvalue. None is 1 / N, for the
-                reason in :meth:`FullFisher.inverse_root`.
+            damping: of either factor, in units of its own mean eigenvalue; that is the split of
+                Martens & Grosse (2015, section 6.3) for ``A ⊗ B + damping^2 I`` in units of its
+                mean eigenvalue. None is 1 / N, for the reason in :meth:`FullFisher.inverse_root`.
         """
-        A, B = (inverse_root(M, 1 / self.count if damping is None else damping) for M in self.compute())
+        A, B = (
+            inverse_root(M, 1 / self.count if damping is None else damping) for M in self.compute()
+        )
         return A, B
 
-    def _sums_of(self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None) -> tuple[Tensor, ...]:
+    def _sums_of(
+        self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None
+    ) -> tuple[Tensor, ...]:
         diagonal, u, sign = self._second_moment(z, labels)
         A = sign * u.T @ u
         A.diagonal().copy_(diagonal.sum(0))
@@ -247,9 +295,11 @@ def memory() -> float:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum of a tensor over the processes of ``torch.distributed``, on each; alone, the tensor itself.
+    """The sum of a tensor over the processes of ``torch.distributed``, on each; alone, the tensor
+    itself.
 
-    Where one process has a number and another a tensor, the number counts in every place: 0 of one without data.
+    Where one process has a number and another a tensor, the number counts in every place: 0 of one
+    without data.
 
     Raises:
         ValueError: on every process, if their tensors have different shapes or types.
@@ -260,7 +310,9 @@ def summed(values: Tensor) -> Tensor:
     _agreed("types of what they add", [dtype for _, dtype in told])
     shape = _agreed("shapes of what they add", [shape for shape, _ in told if shape])
     total = (
-        values.detach().expand(shape or ()).to(_common_device(values), memory_format=torch.contiguous_format, copy=True)
+        values.detach()
+        .expand(shape or ())
+        .to(_common_device(values), memory_format=torch.contiguous_format, copy=True)
     )
     dist.all_reduce(total)
     return total.to(values.device)
@@ -272,7 +324,9 @@ def distributed() -> bool:
 
 
 def _told(mine: Any) -> list[Any]:
-    """What each process says, on every process, by rank: so that all of them find the same fault, and none waits."""
+    """What each process says, on every process, by rank: so that all of them find the same fault,
+    and none waits.
+    """
     _common_device()
     theirs: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(theirs, mine)
@@ -284,7 +338,8 @@ def _agreed(what: str, told: Sequence[Any]) -> Any:
     if any(one != told[0] for one in told):
         listed = ", ".join(dict.fromkeys(map(str, told)))
         raise ValueError(
-            f"thinkback: the processes disagree on the {what}: {listed}; give all the same model and method"
+            f"thinkback: the processes disagree on the {what}: {listed}; give all the same model"
+            " and method"
         )
     return told[0] if told else None
 
@@ -301,14 +356,18 @@ def _common_device(values: Tensor | None = None) -> torch.device:
 
 def _classes(labels: Tensor | NDArray[np.integer] | None, logits: Tensor) -> Tensor:
     if labels is None:
-        raise ValueError("thinkback: a Fisher with labels='true' needs update(features, logits, labels)")
+        raise ValueError(
+            "thinkback: a Fisher with labels='true' needs update(features, logits, labels)"
+        )
     classes = torch.as_tensor(labels).to(logits.device)
     if classes.shape != logits.shape[:1] or classes.is_floating_point():
         raise ValueError(
-            f"thinkback: labels must be integers of shape ({len(logits)},), got {classes.dtype} {tuple(classes.shape)}"
+            f"thinkback: labels must be integers of shape ({len(logits)},), got {classes.dtype}"
+            f" {tuple(classes.shape)}"
         )
     if int(classes.min()) < 0 or int(classes.max()) >= logits.shape[1]:
         raise ValueError(
-            f"thinkback: labels must lie in [0, {logits.shape[1]}), got {int(classes.min())} to {int(classes.max())}"
+            f"thinkback: labels must lie in [0, {logits.shape[1]}), got {int(classes.min())} to"
+            f" {int(classes.max())}"
         )
     return classes.long()

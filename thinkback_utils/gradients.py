@@ -1,4 +1,6 @@
-"""Other readings of "the penultimate layer": exact per-sample gradients below the last one, batch by batch."""
+"""Other readings of "the penultimate layer": exact per-sample gradients below the last one, batch
+by batch.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ _KINDS: dict[str, type[nn.Module]] = {"C": nn.Linear, "D": nn.BatchNorm2d, "E": 
 
 
 def activation_gradients(logits: Tensor, weight: Tensor, temperature: float = 5.0) -> Tensor:
-    """Reading C in closed form: ``dL/dh = W^T r``, float64 (N, D), for logits (N, K) and the head's weight (K, D)."""
+    """Reading C in closed form: ``dL/dh = W^T r``, float64 (N, D), for logits (N, K) and the head's
+    weight (K, D).
+    """
     r = residual(as_matrix("logits", logits), temperature)
     return r @ doubled(weight).to(r.device)
 
@@ -40,11 +44,13 @@ def gradients(
     layers: Mapping[str, str] | None = None,
     temperature: float = 5.0,
 ) -> dict[str, Tensor]:
-    """Per-sample gradients of ``-log softmax(z / T)_yhat``, yhat the network's own decision, in evaluation mode.
+    """Per-sample gradients of ``-log softmax(z / T)_yhat``, yhat the network's own decision, in
+    evaluation mode.
 
-    One forward pass serves C, D and E. Its graph begins at the first of their layers, so the one backward pass that
-    follows is short; it starts from the residual ``r = dL/dz``, which loses no digits of a confident sample. With x
-    the layer's input and s the slope of the loss in its output, sums running over positions l of the feature map:
+    One forward pass serves C, D and E. Its graph begins at the first of their layers, so the one
+    backward pass that follows is short; it starts from the residual ``r = dL/dz``, which loses no
+    digits of a confident sample. With x the layer's input and s the slope of the loss in its
+    output, sums running over positions l of the feature map:
 
     - C: ``W^T r``;
     - D: scale ``sum_l s_cl xhat_cl``, xhat the normalised input, and shift ``sum_l s_cl``;
@@ -55,14 +61,16 @@ def gradients(
         model: any classifier whose logits come out of an ``nn.Linear``.
         x: images as the model reads them, float (N, 3, H, W).
         readings: keys of ``READINGS`` among C, D, E and all.
-        layers: names of modules by reading, where the last ones in a forward pass are not meant; C names the head.
+        layers: names of modules by reading, where the last ones in a forward pass are not meant; C
+            names the head.
         temperature: T > 0.
 
-    Returns:
-        ``{reading: (N, P)}``: P = D, twice the channels, the kernel's size, the number of all parameters.
+    Returns: ``{reading: (N, P)}``: P = D, twice the channels, the kernel's size, the number of all
+        parameters.
 
     Raises:
-        ValueError: on an unknown reading, or a layer that is absent, of another kind, or runs more than once.
+        ValueError: on an unknown reading, or a layer that is absent, of another kind, or runs more
+            than once.
 
     Source: Yang & Rossi (2021), Eq. 7, read in four more ways.
 
@@ -73,11 +81,16 @@ def gradients(
     with _frozen(model), torch.enable_grad():
         chosen = _chosen(model, x, readings, layers)
         deep = [reading for reading in readings if reading in ("D", "E")]
-        with _watching({reading: chosen[reading] for reading in {"C": 0, **dict.fromkeys(deep)}}) as calls:
+        with _watching(
+            {reading: chosen[reading] for reading in {"C": 0, **dict.fromkeys(deep)}}
+        ) as calls:
             model(x)
         for reading, runs in calls.items():
             if len(runs) != 1:
-                raise ValueError(f"thinkback: the layer of reading {reading} ran {len(runs)} times, expected once")
+                raise ValueError(
+                    f"thinkback: the layer of reading {reading} ran {len(runs)} times, expected"
+                    " once"
+                )
         z = calls["C"][0][1]
         r = residual(z.detach(), temperature)
         outputs = [calls[reading][0][1] for reading in deep]
@@ -85,7 +98,10 @@ def gradients(
         found: dict[str, Tensor] = {"C": r @ doubled(chosen["C"].weight)}
         for reading, slope in zip(deep, slopes, strict=True):
             if slope is None:
-                raise ValueError(f"thinkback: the logits do not depend on the layer of reading {reading}; name another")
+                raise ValueError(
+                    f"thinkback: the logits do not depend on the layer of reading {reading}; name"
+                    " another"
+                )
             found[reading] = _PER_SAMPLE[reading](chosen[reading], calls[reading][0][0], slope)
         if "all" in readings:
             found["all"] = _every_parameter(model, x, chosen["C"], temperature)
@@ -100,22 +116,26 @@ def squared_gradients(
     temperature: float = 5.0,
     batch_size: int = 128,
 ) -> Iterator[dict[str, Tensor]]:
-    """Stream ``{reading: squares float64 (B, P)}`` over images as :func:`features.extract` takes them.
+    """Stream ``{reading: squares float64 (B, P)}`` over images as :func:`features.extract` takes
+    them.
 
-    Feed them to :class:`MeanSquare` on training images, and to :func:`score`. All parameters of a WRN-40-2 are 2.2
-    million a sample: 36 MB while they are squared, so keep ``batch_size`` near 16 there.
+    Feed them to :class:`MeanSquare` on training images, and to :func:`score`. All parameters of a
+    WRN-40-2 are 2.2 million a sample: 36 MB while they are squared, so keep ``batch_size`` near 16
+    there.
     """
     for batch in batches(images, model, batch_size):
         (x,) = batch.args
         if layers is None or not {"C", *readings} - {"all"} <= set(layers):
             layers = find_layers(model, x[:2], layers)
         yield {
-            reading: doubled(g).square() for reading, g in gradients(model, x, readings, layers, temperature).items()
+            reading: doubled(g).square()
+            for reading, g in gradients(model, x, readings, layers, temperature).items()
         }
 
 
 class MeanSquare:
-    """E of any layer: the streaming mean of squared gradients, as ``DiagonalFisher`` is for the last linear layer.
+    """E of any layer: the streaming mean of squared gradients, as ``DiagonalFisher`` is for the
+    last linear layer.
 
     >>> MeanSquare().update(torch.tensor([[1.0, 4.0], [3.0, 0.0]])).compute()
     tensor([2., 2.], dtype=torch.float64)
@@ -129,7 +149,9 @@ class MeanSquare:
         """Add a batch of squared per-sample gradients, (N, P)."""
         batch = doubled(squares).sum(0)
         if self._sum is not None and self._sum.shape != batch.shape:
-            raise ValueError(f"thinkback: this mean holds {len(self._sum)} weights, the batch has {len(batch)}")
+            raise ValueError(
+                f"thinkback: this mean holds {len(self._sum)} weights, the batch has {len(batch)}"
+            )
         self._sum = batch if self._sum is None else self._sum + batch
         self.count += len(squares)
         return self
@@ -141,8 +163,11 @@ class MeanSquare:
         return self._sum / self.count
 
 
-def score(squares: Tensor, expected: Tensor | None = None, eps: float = 1e-16, damping: float = 0.0) -> Tensor:
-    """Eq. 5 without E, ``sum_p g_p^2``; Eq. 6 with it, ``sum_p g_p^2 / (eps + damping mean(E) + E_p)``.
+def score(
+    squares: Tensor, expected: Tensor | None = None, eps: float = 1e-16, damping: float = 0.0
+) -> Tensor:
+    """Eq. 5 without E, ``sum_p g_p^2``; Eq. 6 with it,
+    ``sum_p g_p^2 / (eps + damping mean(E) + E_p)``.
 
     Args:
         squares: g^2, float (N, P), of one reading.
@@ -153,7 +178,8 @@ def score(squares: Tensor, expected: Tensor | None = None, eps: float = 1e-16, d
         float64 (N,), non-negative, higher = more OOD.
 
     Raises:
-        ValueError: on arrays that disagree on P, a negative floor, or a floor of 0 under a zero of E.
+        ValueError: on arrays that disagree on P, a negative floor, or a floor of 0 under a zero of
+            E.
 
     >>> score(torch.tensor([[1.0, 4.0]]), torch.tensor([2.0, 2.0]))
     tensor([2.5000], dtype=torch.float64)
@@ -161,14 +187,19 @@ def score(squares: Tensor, expected: Tensor | None = None, eps: float = 1e-16, d
     if expected is None:
         return doubled(squares).sum(1)
     if expected.shape != squares.shape[1:]:
-        raise ValueError(f"thinkback: squares {tuple(squares.shape)} and E {tuple(expected.shape)} disagree on P")
+        raise ValueError(
+            f"thinkback: squares {tuple(squares.shape)} and E {tuple(expected.shape)} disagree on P"
+        )
     squares = doubled(squares)
     return squares @ inverse_diagonal(expected[None], eps, damping)[0].to(squares.device)
 
 
 @torch.no_grad()
-def find_layers(model: nn.Module, x: Tensor, layers: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Name the head (C), the last BatchNorm (D) and the last convolution (E), in the order of a forward pass over x.
+def find_layers(
+    model: nn.Module, x: Tensor, layers: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Name the head (C), the last BatchNorm (D) and the last convolution (E), in the order of a
+    forward pass over x.
 
     Names given in ``layers`` stand. A kind that the model lacks is left out.
 
@@ -183,7 +214,10 @@ def find_layers(model: nn.Module, x: Tensor, layers: Mapping[str, str] | None = 
         if "C" not in given:
             head = Reader(model).find(Batch((x,), size=len(x)))
             given["C"] = head.names[0]
-    ran = {reading: [n for n in runs if isinstance(watched[n], kind)] for reading, kind in _KINDS.items()}
+    ran = {
+        reading: [n for n in runs if isinstance(watched[n], kind)]
+        for reading, kind in _KINDS.items()
+    }
     found = {reading: names[-1] for reading, names in ran.items() if names} | given
     return {reading: found[reading] for reading in _KINDS if reading in found}
 
@@ -193,7 +227,9 @@ def _chosen(
 ) -> dict[str, Any]:  # the layers
     unknown = set(readings) - {*_KINDS, "all"}
     if unknown or not readings:
-        raise ValueError(f"thinkback: readings are some of {[*_KINDS, 'all']}, got {list(readings)}")
+        raise ValueError(
+            f"thinkback: readings are some of {[*_KINDS, 'all']}, got {list(readings)}"
+        )
     needed = {"C", *readings} - {"all"}
     names = dict(layers or {}) if needed <= set(layers or {}) else find_layers(model, x[:2], layers)
     modules: dict[str, nn.Module] = dict(model.named_modules())
@@ -212,11 +248,21 @@ def _chosen(
 
 def _check(reading: str, layer: nn.Module) -> None:
     if isinstance(layer, nn.BatchNorm2d) and (layer.running_mean is None or not layer.affine):
-        raise ValueError(f"thinkback: reading {reading} needs a BatchNorm with scale, shift and running statistics")
+        raise ValueError(
+            f"thinkback: reading {reading} needs a BatchNorm with scale, shift and running"
+            " statistics"
+        )
     if isinstance(layer, nn.Conv2d):
-        plain = layer.groups == 1 and not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
+        plain = (
+            layer.groups == 1
+            and not isinstance(layer.padding, str)
+            and layer.padding_mode == "zeros"
+        )
         if not plain:
-            raise ValueError(f"thinkback: reading {reading} needs groups=1 and zero padding as a number, got {layer}")
+            raise ValueError(
+                f"thinkback: reading {reading} needs groups=1 and zero padding as a number, got"
+                f" {layer}"
+            )
 
 
 @contextmanager
@@ -250,16 +296,23 @@ def _watching(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[tuple[
 
 
 def _batchnorm(layer: Any, x: Tensor, slope: Tensor) -> Tensor:
-    mean, scale = (v[:, None, None] for v in (layer.running_mean, (layer.running_var + layer.eps).rsqrt()))
+    mean, scale = (
+        v[:, None, None] for v in (layer.running_mean, (layer.running_var + layer.eps).rsqrt())
+    )
     return torch.cat([(slope * (x - mean) * scale).sum((2, 3)), slope.sum((2, 3))], 1)
 
 
 def _convolution(layer: Any, x: Tensor, slope: Tensor) -> Tensor:
-    patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # (N, in kh kw, L)
+    patches = F.unfold(
+        x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+    )  # (N, in kh kw, L)
     return torch.einsum("nol,nil->noi", slope.flatten(2), patches).flatten(1)
 
 
-_PER_SAMPLE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {"D": _batchnorm, "E": _convolution}
+_PER_SAMPLE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "D": _batchnorm,
+    "E": _convolution,
+}
 
 
 def _every_parameter(model: nn.Module, x: Tensor, head: nn.Module, temperature: float) -> Tensor:
@@ -267,10 +320,15 @@ def _every_parameter(model: nn.Module, x: Tensor, head: nn.Module, temperature: 
 
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
         kept.clear()
-        with hooked({"head": head}, lambda _, layer: layer.register_forward_hook(lambda *call: kept.append(call[2]))):
+        with hooked(
+            {"head": head},
+            lambda _, layer: layer.register_forward_hook(lambda *call: kept.append(call[2])),
+        ):
             torch.func.functional_call(model, parameters, (image[None],))
         z = kept[-1]
-        return (z * residual(z.detach(), temperature).to(z)).sum()  # its gradient is that of L: r is held fixed
+        return (
+            z * residual(z.detach(), temperature).to(z)
+        ).sum()  # its gradient is that of L: r is held fixed
 
     values = {name: parameter.detach() for name, parameter in model.named_parameters()}
     per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(values, x)

@@ -1,9 +1,10 @@
-"""Where features end and logits begin: the last layer of any classifier, found by what the model returns.
+"""Where features end and logits begin: the last layer of any classifier, found by what the model
+returns.
 
-The logits that are kept are those the model returns, since they make its decision. The last layer is a linear layer, a
-1x1 convolution, or another layer with a matrix of its own. What it computes may be averaged over heads, over runs or
-over places, resized to a larger map, picked at one token, multiplied by a positive number, or turned into
-probabilities: see ``FORMS``.
+The logits that are kept are those the model returns, since they make its decision. The last layer
+is a linear layer, a 1x1 convolution, or another layer with a matrix of its own. What it computes
+may be averaged over heads, over runs or over places, resized to a larger map, picked at one token,
+multiplied by a positive number, or turned into probabilities: see ``FORMS``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Made(NamedTuple):
-    """Features (B, ..., D), logits (B, ..., K), and what the model would then return, beside what it did return."""
+    """Features (B, ..., D), logits (B, ..., K), and what the model would then return, beside what
+    it did return.
+    """
 
     features: Tensor
     logits: Tensor
@@ -62,7 +65,8 @@ class Head:
     def read(
         self, runs: Runs, output: Any, layers: Mapping[str, nn.Module], check: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Features (B, ..., D) and logits (B, ..., K) of one pass, K >= 2: one logit z becomes (0, z).
+        """Features (B, ..., D) and logits (B, ..., K) of one pass, K >= 2: one logit z becomes (0,
+        z).
 
         Args:
             runs: of the layers, from :func:`watching`.
@@ -74,9 +78,15 @@ class Head:
             ValueError: if it did not.
         """
         outputs, pairs = list(tensors_of(output)), _pairs(self.names, runs, layers)
-        made = FORMS[self.form](*pairs[self.run], outputs[self.output]) if self._is_there(pairs, outputs) else None
+        made = (
+            FORMS[self.form](*pairs[self.run], outputs[self.output])
+            if self._is_there(pairs, outputs)
+            else None
+        )
         if made is None or (check and not made.fits()):
-            raise ValueError(f"thinkback: the model does not return what its head {self.name!r} computes")
+            raise ValueError(
+                f"thinkback: the model does not return what its head {self.name!r} computes"
+            )
         z = made.logits
         return made.features, torch.cat([torch.zeros_like(z), z], -1) if z.shape[-1] == 1 else z
 
@@ -101,12 +111,15 @@ def find(model: nn.Module, runs: Runs, output: Any, names: tuple[str, ...] | Non
     last = [name for name in runs if name in linear]
     if names is not None:
         if missing := [name for name in names if name not in runs]:
-            raise ValueError(f"thinkback: the model did not run its layer {missing[0]!r}; name another head")
+            raise ValueError(
+                f"thinkback: the model did not run its layer {missing[0]!r}; name another head"
+            )
         if head := next(_fitting([names], runs, outputs, layers), None):
             return head
         raise ValueError(
-            f"thinkback: the model does not return what its head {Head(names).name!r} computes; name another head "
-            f"among {_listed(linear, layers)}, or say with forward=lambda model, x: ... what is returned"
+            f"thinkback: the model does not return what its head {Head(names).name!r} computes;"
+            f" name another head among {_listed(linear, layers)}, or say with forward=lambda model,"
+            " x: ... what is returned"
         )
     others = [name for name in runs if name not in last]
     for group in (last, others):
@@ -125,8 +138,9 @@ def find(model: nn.Module, runs: Runs, output: Any, names: tuple[str, ...] | Non
         if head := next(_fitting([tuple(last[-count:])], runs, outputs, layers), None):
             return head
     raise ValueError(
-        f"thinkback: no layer's output is returned by the model; name the head among {_listed(linear, layers)}, say "
-        "with forward=lambda model, x: ... what is returned, or fit on features and logits"
+        "thinkback: no layer's output is returned by the model; name the head among"
+        f" {_listed(linear, layers)}, say with forward=lambda model, x: ... what is returned, or"
+        " fit on features and logits"
     )
 
 
@@ -145,18 +159,24 @@ def _fitting(
 
 @contextmanager
 def watching(layers: Mapping[str, nn.Module]) -> Iterator[Runs]:
-    """Copies of the input and output of each run of each layer meanwhile: what follows may work on them in place."""
+    """Copies of the input and output of each run of each layer meanwhile: what follows may work on
+    them in place.
+    """
     runs: Runs = {}
 
     def remember(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        def hook(
+            layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+        ) -> None:
             read = next(tensors_of([args, kwargs]), None)
             if isinstance(output, Tensor) and read is not None:
                 runs.setdefault(name, []).append((read.clone(), output.clone()))
 
         return hook
 
-    with hooked(layers, lambda name, layer: layer.register_forward_hook(remember(name), with_kwargs=True)):
+    with hooked(
+        layers, lambda name, layer: layer.register_forward_hook(remember(name), with_kwargs=True)
+    ):
         yield runs
 
 
@@ -183,22 +203,36 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
 
 
 def candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers by name that may be a head: linear ones, 1x1 convolutions, and others with a matrix of their own."""
-    return {name: layer for name, layer in model.named_modules() if _is_linear(layer) or _has_matrix(layer)}
+    """Layers by name that may be a head: linear ones, 1x1 convolutions, and others with a matrix of
+    their own.
+    """
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if _is_linear(layer) or _has_matrix(layer)
+    }
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    convolution = isinstance(layer, CONVOLUTIONS) and set(layer.kernel_size) == {1} and layer.groups == 1
+    convolution = (
+        isinstance(layer, CONVOLUTIONS) and set(layer.kernel_size) == {1} and layer.groups == 1
+    )
     return isinstance(layer, nn.Linear) or convolution
 
 
 def _has_matrix(layer: nn.Module) -> bool:
     own = [*layer._parameters.values(), *layer._buffers.values()]
-    return not isinstance(layer, CONVOLUTIONS) and any(value is not None and value.ndim == 2 for value in own)
+    return not isinstance(layer, CONVOLUTIONS) and any(
+        value is not None and value.ndim == 2 for value in own
+    )
 
 
-def _pairs(names: tuple[str, ...], runs: Runs, layers: Mapping[str, nn.Module]) -> list[tuple[Tensor, Tensor]]:
-    """Input and output of each run and, last, their mean; of several layers the mean alone, as of one wide layer."""
+def _pairs(
+    names: tuple[str, ...], runs: Runs, layers: Mapping[str, nn.Module]
+) -> list[tuple[Tensor, Tensor]]:
+    """Input and output of each run and, last, their mean; of several layers the mean alone, as of
+    one wide layer.
+    """
     means = []
     for name in names:
         own = [_channels_last(layers[name], h, z) for h, z in runs.get(name, [])]
@@ -227,7 +261,11 @@ def _mean(runs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
 
 def _channels_last(layer: nn.Module, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """A convolution's maps (B, D, ...) with the channels last, as a linear layer has them."""
-    return (h.movedim(1, -1), z.movedim(1, -1)) if isinstance(layer, CONVOLUTIONS) and h.ndim > 2 else (h, z)
+    return (
+        (h.movedim(1, -1), z.movedim(1, -1))
+        if isinstance(layer, CONVOLUTIONS) and h.ndim > 2
+        else (h, z)
+    )
 
 
 def _returned(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
@@ -262,13 +300,20 @@ def _selected(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
 
 
 def _resized(align_corners: bool) -> Callable[[Tensor, Tensor, Tensor], Made | None]:
-    """Maps brought to the size of the images: each place is a weighted mean of four, as of logits so of features."""
+    """Maps brought to the size of the images: each place is a weighted mean of four, as of logits
+    so of features.
+    """
 
     def form(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
         if z.ndim != 4 or out.ndim != 4 or out.shape[:2] != (z.shape[0], z.shape[-1]):
             return None
         large = [
-            F.interpolate(x.movedim(-1, 1).float(), out.shape[2:], mode="bilinear", align_corners=align_corners)
+            F.interpolate(
+                x.movedim(-1, 1).float(),
+                out.shape[2:],
+                mode="bilinear",
+                align_corners=align_corners,
+            )
             for x in (h, z)
         ]
         features, expected, logits = (x.movedim(1, -1) for x in (*large, out))
@@ -277,7 +322,9 @@ def _resized(align_corners: bool) -> Callable[[Tensor, Tensor, Tensor], Made | N
     return form
 
 
-def _through(function: Callable[[Tensor], Tensor], classes: bool) -> Callable[[Tensor, Tensor, Tensor], Made | None]:
+def _through(
+    function: Callable[[Tensor], Tensor], classes: bool
+) -> Callable[[Tensor, Tensor, Tensor], Made | None]:
     """Probabilities or their logarithms: then the logits are the layer's own output."""
 
     def form(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
@@ -291,7 +338,8 @@ def _through(function: Callable[[Tensor], Tensor], classes: bool) -> Callable[[T
 
 FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Made | None]] = {
     "returned": _returned,
-    "pooled": _pooled,  # the mean over places, which is that of the mean input, since the layer is linear
+    # the mean over places, which is that of the mean input, since the layer is linear
+    "pooled": _pooled,
     "selected": _selected,  # at one place of each sample: the first or the last token, say
     "resized": _resized(align_corners=False),
     "resized to corners": _resized(align_corners=True),
@@ -311,6 +359,9 @@ def _listed(names: list[str], layers: Mapping[str, Any]) -> str:
     sizes = []
     for name in names:
         layer = layers[name]
-        ends = (getattr(layer, f"{end}_features", getattr(layer, f"{end}_channels", "?")) for end in ("in", "out"))
+        ends = (
+            getattr(layer, f"{end}_features", getattr(layer, f"{end}_channels", "?"))
+            for end in ("in", "out")
+        )
         sizes.append(f"{name!r} ({' -> '.join(map(str, ends))})")
     return ", ".join(sizes) or "none: the model has no linear layer"

@@ -1,4 +1,6 @@
-"""Which model a file belongs to: digests of all its weights, known again in half precision and under other names."""
+"""Which model a file belongs to: digests of all its weights, known again in half precision and
+under other names.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,17 @@ IGNORED = "num_batches_tracked"  # of BatchNorm: it changes nothing in evaluatio
 
 
 def identity(model: nn.Module) -> Identity:
-    """Shape and three digests of each parameter and buffer: of its values, and of them as float16 and as bfloat16."""
+    """Shape and three digests of each parameter and buffer: of its values, and of them as float16
+    and as bfloat16.
+    """
     model, out = unwrapped(model), {}
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not name.endswith(IGNORED):
-            kinds = (torch.float32, torch.float16, torch.bfloat16) if value.is_floating_point() else (value.dtype,)
+            kinds = (
+                (torch.float32, torch.float16, torch.bfloat16)
+                if value.is_floating_point()
+                else (value.dtype,)
+            )
             out[name] = [str(list(value.shape)), *(_digest(value, kind) for kind in kinds)]
     return out
 
@@ -28,14 +36,16 @@ def identity(model: nn.Module) -> Identity:
 def difference(saved: Identity, model: nn.Module) -> str | None:
     """What distinguishes the model from the saved one, in words; None where nothing does.
 
-    A model in half precision is the same, and so is one that other modules are wrapped around: a prefix that all names
-    share does not count.
+    A model in half precision is the same, and so is one that other modules are wrapped around: a
+    prefix that all names share does not count.
     """
     found = identity(model)
     saved, found = (_without(prefix_of(names), names) for names in (saved, found))
     if missing := sorted(saved.keys() ^ found.keys()):
         name, where = missing[0], "" if missing[0] in found else "not "
-        return f"{len(missing)} of its tensors are not in both, {name!r} is {where}in the given model"
+        return (
+            f"{len(missing)} of its tensors are not in both, {name!r} is {where}in the given model"
+        )
     for name, (shape, *digests) in saved.items():
         other, *others = found[name]
         if shape != other:
@@ -46,7 +56,9 @@ def difference(saved: Identity, model: nn.Module) -> str | None:
 
 
 def prefix_of(names: Mapping[str, object]) -> str:
-    """What all names begin with, whole parts alone: ``"model."`` of ``model.fc.weight`` and ``model.fc.bias``."""
+    """What all names begin with, whole parts alone: ``"model."`` of ``model.fc.weight`` and
+    ``model.fc.bias``.
+    """
     parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
     shared = takewhile(lambda column: len(set(column)) == 1, parts)
     return ".".join([*(column[0] for column in shared), ""])

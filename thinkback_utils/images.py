@@ -1,4 +1,6 @@
-"""Image files of any kind as RGB pixels: each kind scaled by its own range, and refused where none is known."""
+"""Image files of any kind as RGB pixels: each kind scaled by its own range, and refused where none
+is known.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")  # none runs another program, as EPS does
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "GIF",
+    "PPM",
+    "JPEG2000",
+)  # none runs another program, as EPS does
 DAMAGED = (  # what Pillow lets through of a damaged file
     ArithmeticError,
     EOFError,
@@ -24,7 +35,20 @@ DAMAGED = (  # what Pillow lets through of a damaged file
     struct.error,
     zlib.error,
 )
-CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")  # Pillow scales these
+CONVERTIBLE = (
+    "1",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+)  # Pillow scales these
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
@@ -38,12 +62,14 @@ class ImageError(ValueError):
 def read_rgb(image: bytes | Image.Image, place: str = "the image") -> NDArray[np.uint8]:
     """Pixels of an image file, or of a Pillow image, as RGB.
 
-    Every kind of pixel is scaled by its own range: 1, 8, 12 and 16 bits, palettes, CMYK, YCbCr, LAB and HSV. 32-bit
-    integers, signed integers and floating-point numbers have no range that the file tells, and are refused.
+    Every kind of pixel is scaled by its own range: 1, 8, 12 and 16 bits, palettes, CMYK, YCbCr, LAB
+    and HSV. 32-bit integers, signed integers and floating-point numbers have no range that the file
+    tells, and are refused.
 
-    Pixels come as they are stored, as torchvision's reader gives them to the networks that train on them: EXIF
-    orientation and colour profiles are not applied, and transparency is left out, not laid on a ground. Of several
-    frames the first is read. 16-bit grey is rounded to 8 bits; of 16-bit colours Pillow keeps the upper 8.
+    Pixels come as they are stored, as torchvision's reader gives them to the networks that train on
+    them: EXIF orientation and colour profiles are not applied, and transparency is left out, not
+    laid on a ground. Of several frames the first is read. 16-bit grey is rounded to 8 bits; of
+    16-bit colours Pillow keeps the upper 8.
 
     Args:
         image: content of a file (``FORMATS``), or an image that is open.
@@ -63,11 +89,15 @@ def read_rgb(image: bytes | Image.Image, place: str = "the image") -> NDArray[np
     if isinstance(image, bytes) and not image:
         raise ImageError(f"thinkback: {place}: the file is empty")
     try:
-        opened = Image.open(io.BytesIO(image), formats=FORMATS) if isinstance(image, bytes) else image
+        opened = (
+            Image.open(io.BytesIO(image), formats=FORMATS) if isinstance(image, bytes) else image
+        )
         opened.load()
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
-        raise ImageError(f"thinkback: {place}: it is no {known} file that Pillow can read, or is damaged") from error
+        raise ImageError(
+            f"thinkback: {place}: it is no {known} file that Pillow can read, or is damaged"
+        ) from error
     except DAMAGED as error:
         raise ImageError(f"thinkback: {place}: {error}") from error
     if 0 in opened.size:
@@ -99,7 +129,10 @@ def _refused(image: Image.Image) -> str | None:
     """Why the range of its pixels is not known, if it is not."""
     if any(kind != UNSIGNED for kind in _tag(image, SAMPLE_FORMAT)) or image.mode == "F":
         return "signed or floating-point pixels have no range that the file tells"
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # 16 bits, which older versions of Pillow read as I
+    if image.mode == "I" and image.format not in (
+        "PNG",
+        "PPM",
+    ):  # 16 bits, which older versions of Pillow read as I
         return "32-bit pixels have no range that the file tells"
     if image.mode not in (*CONVERTIBLE, *PREMULTIPLIED, *SIXTEEN_BITS, "I"):
         return f"pixels of Pillow's mode {image.mode!r} are not known"

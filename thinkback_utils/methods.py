@@ -1,4 +1,6 @@
-"""The table of methods: how a score is fitted, computed and called. A new score is one function and one line here."""
+"""The table of methods: how a score is fitted, computed and called. A new score is one function and
+one line here.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,18 @@ class Root(NamedTuple):
 
 
 class KroneckerRoots(NamedTuple):
-    """Of a Fisher ``A ⊗ B``: the roots of the inverse of A, (K, R), and of B, (D, R') or (D + 1, R')."""
+    """Of a Fisher ``A ⊗ B``: the roots of the inverse of A, (K, R), and of B, (D, R') or (D + 1,
+    R').
+    """
 
     A: Tensor
     B: Tensor
 
 
 class AveragedRoots(NamedTuple):
-    """As :class:`KroneckerRoots`, with the distances between labels, (K, K), in place of the root of A."""
+    """As :class:`KroneckerRoots`, with the distances between labels, (K, K), in place of the root
+    of A.
+    """
 
     distances: Tensor
     B: Tensor
@@ -55,12 +61,16 @@ class Method:
 
     Args:
         title: what figures and tables call it.
-        score: of features (N, D), logits (N, K), what the fit left, and options; float64 (N,), higher = more OOD.
+        score: of features (N, D), logits (N, K), what the fit left, and options; float64 (N,),
+            higher = more OOD.
         options: that it takes, with their defaults: those of the score's own function.
-        fisher: of the temperature, makes the Fisher that streams over the fit data; None: nothing is fitted.
-        state: of a finished Fisher and the options: the tensors that the score reads, and all that a detector keeps.
+        fisher: of the temperature, makes the Fisher that streams over the fit data; None: nothing
+            is fitted.
+        state: of a finished Fisher and the options: the tensors that the score reads, and all that
+            a detector keeps.
         kind: of the state.
-        unit: score and Fisher read ``h / ||h||``, the direction of the features; logits stay as they are.
+        unit: score and Fisher read ``h / ||h||``, the direction of the features; logits stay as
+            they are.
     """
 
     title: str
@@ -72,9 +82,11 @@ class Method:
     unit: bool = False
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]], **options: Any) -> State:
-        """Stream over features (B, D) and logits (B, K) of in-distribution data; without a Fisher, read nothing.
+        """Stream over features (B, D) and logits (B, K) of in-distribution data; without a Fisher,
+        read nothing.
 
-        Under ``torch.distributed``, each process gives its own part of the data and gets the state of the whole.
+        Under ``torch.distributed``, each process gives its own part of the data and gets the state
+        of the whole.
         """
         if self.fisher is None:
             return Nothing()
@@ -99,7 +111,10 @@ def _averaged(fisher: KroneckerFisher, o: Options) -> AveragedRoots:
     return AveragedRoots(scores.label_distances(A), B)
 
 
-_PAPER, _ROOT = {"temperature": 5.0, "eps": 1e-16, "damping": 0.0}, {"temperature": 5.0, "damping": None}
+_PAPER, _ROOT = (
+    {"temperature": 5.0, "eps": 1e-16, "damping": 0.0},
+    {"temperature": 5.0, "damping": None},
+)
 METHODS: dict[str, Method] = {
     "msp": Method("Softmax", lambda h, z, s, o: scores.msp(z, **o), {"temperature": 1.0}),
     "energy": Method("Energy", lambda h, z, s, o: scores.energy(z, **o), {"temperature": 1.0}),
@@ -108,13 +123,19 @@ METHODS: dict[str, Method] = {
         lambda h, z, s, o: scores.thinkback_diagonal(h, z, s.inverse, o["temperature"]),
         _PAPER,
         DiagonalFisher,
-        lambda fisher, o: Inverse(scores.inverse_diagonal(fisher.compute(), o["eps"], o["damping"])),
+        lambda fisher, o: Inverse(
+            scores.inverse_diagonal(fisher.compute(), o["eps"], o["damping"])
+        ),
         Inverse,
     ),
     "max_logit": Method("MaxLogit", lambda h, z, s, o: scores.max_logit(z), {}),
     "joint_energy": Method("JointEnergy", lambda h, z, s, o: scores.joint_energy(z), {}),
-    "gradnorm": Method("GradNorm", lambda h, z, s, o: scores.gradnorm(h, z, **o), {"temperature": 1.0}),
-    "thinkback_eq5": Method("Thinkback, Eq. 5", lambda h, z, s, o: scores.thinkback(h, z, **o), {"temperature": 5.0}),
+    "gradnorm": Method(
+        "GradNorm", lambda h, z, s, o: scores.gradnorm(h, z, **o), {"temperature": 1.0}
+    ),
+    "thinkback_eq5": Method(
+        "Thinkback, Eq. 5", lambda h, z, s, o: scores.thinkback(h, z, **o), {"temperature": 5.0}
+    ),
     "thinkback_full": Method(
         "Thinkback, full Fisher",
         lambda h, z, s, o: scores.thinkback_full(h, z, s.root, o["temperature"]),
@@ -131,7 +152,8 @@ METHODS: dict[str, Method] = {
         lambda fisher, o: KroneckerRoots(*fisher.inverse_root(o["damping"])),
         KroneckerRoots,
     ),
-    "thinkback_averaged": Method(  # form, inputs, temperature and damping: the choice of study.development
+    # form, inputs, temperature and damping: the choice of study.development
+    "thinkback_averaged": Method(
         "Thinkback, averaged",
         lambda h, z, s, o: scores.thinkback_averaged(h, z, s, o["temperature"]),
         {"temperature": 3.0, "damping": 0.1},

@@ -1,4 +1,6 @@
-"""How well a score separates: OOD is the positive class, and a sample is called OOD when score >= threshold."""
+"""How well a score separates: OOD is the positive class, and a sample is called OOD when score >=
+threshold.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,9 @@ def tpr_at_fpr(curve: Roc, fpr: float = 0.10) -> float:
 def fpr_at_tpr(curve: Roc, tpr: float = 0.95, rule: Rule = "first") -> float:
     """False-positive rate at the first threshold that reaches ``tpr``.
 
-    ``rule="nearest"`` takes the point whose true-positive rate is closest instead, as Outlier Exposure's code does: it
-    walks from full recall to stricter thresholds, so among equal rates the largest false-positive rate wins.
+    ``rule="nearest"`` takes the point whose true-positive rate is closest instead, as Outlier
+    Exposure's code does: it walks from full recall to stricter thresholds, so among equal rates the
+    largest false-positive rate wins.
 
     Raises:
         ValueError: if ``tpr`` is not in [0, 1], the rule is another, or the curve is none.
@@ -74,7 +77,8 @@ def fpr_at_tpr(curve: Roc, tpr: float = 0.95, rule: Rule = "first") -> float:
 def average_precision(curve: Roc, prevalence: float) -> float:
     """Average precision (step rule) if a fraction ``prevalence`` of all samples were OOD.
 
-    Precision at a point is ``pi TPR / (pi TPR + (1 - pi) FPR)``, so the mix is a weight and nothing is resampled.
+    Precision at a point is ``pi TPR / (pi TPR + (1 - pi) FPR)``, so the mix is a weight and nothing
+    is resampled.
 
     Raises:
         ValueError: if the prevalence is not in (0, 1), or the curve is none.
@@ -96,21 +100,24 @@ def summary(curve: Roc, prevalence: float = 1 / 6) -> dict[str, float]:
     }
 
 
-def ood_metrics(id_scores: ArrayLike, ood_scores: ArrayLike, prevalence: float = 1 / 6) -> dict[str, float]:
+def ood_metrics(
+    id_scores: ArrayLike, ood_scores: ArrayLike, prevalence: float = 1 / 6
+) -> dict[str, float]:
     """TPR10, FPR95, AUROC and AUPR of a score, exact and tie-aware.
 
     Args:
         id_scores, ood_scores: float (N_id,) and (N_ood,), higher = more OOD.
         prevalence: fraction of OOD samples for the AUPR; 1/6 is 2,000 OOD against 10,000 ID images.
 
-    Returns:
-        ``{"tpr10", "fpr95", "auroc", "aupr"}`` in [0, 1]; higher is better but for fpr95. AUROC counts ties one half.
+    Returns: ``{"tpr10", "fpr95", "auroc", "aupr"}`` in [0, 1]; higher is better but for fpr95.
+        AUROC counts ties one half.
 
     Raises:
         ValueError: on an empty side, values that are not finite, or a prevalence outside (0, 1).
 
     Warns:
-        UserWarning: if the scores look like confidences, higher = less OOD (:func:`looks_reversed`).
+        UserWarning: if the scores look like confidences, higher = less OOD
+            (:func:`looks_reversed`).
 
     >>> ood_metrics([0.1, 0.2], [0.2, 0.9])["auroc"]
     0.875
@@ -118,15 +125,17 @@ def ood_metrics(id_scores: ArrayLike, ood_scores: ArrayLike, prevalence: float =
     ids, oods = _vector("id_scores", id_scores), _vector("ood_scores", ood_scores)
     values = summary(roc(ids, oods), prevalence)
     if looks_reversed(values["auroc"], len(ids), len(oods)):
-        warnings.warn(f"thinkback: the AUROC is far below 0.5; {REVERSED}", stacklevel=2)  # the same text: shown once
+        warnings.warn(
+            f"thinkback: the AUROC is far below 0.5; {REVERSED}", stacklevel=2
+        )  # the same text: shown once
     return values
 
 
 def looks_reversed(auroc: float, n_id: int, n_ood: int) -> bool:
     """Whether scores are rather confidences: an AUROC below 0.3 that chance does not explain.
 
-    Chance is the rank test of Mann & Whitney: the upper end of 95 % of what equal distributions of ``n_id`` and
-    ``n_ood`` scores give still lies above the AUROC. A few images are never enough.
+    Chance is the rank test of Mann & Whitney: the upper end of 95 % of what equal distributions of
+    ``n_id`` and ``n_ood`` scores give still lies above the AUROC. A few images are never enough.
 
     >>> looks_reversed(0.1, 100, 100), looks_reversed(0.0, 2, 2), looks_reversed(0.4, 10_000, 10_000)
     (True, False, False)
@@ -136,38 +145,54 @@ def looks_reversed(auroc: float, n_id: int, n_ood: int) -> bool:
 
 
 def conventions(
-    id_scores: ArrayLike, ood_scores: ArrayLike, prevalence: float | None = None, area: Area = "step"
+    id_scores: ArrayLike,
+    ood_scores: ArrayLike,
+    prevalence: float | None = None,
+    area: Area = "step",
 ) -> dict[str, float]:
-    """What other papers and libraries print under the same names, each in [0, 1] and named by its positive class.
+    """What other papers and libraries print under the same names, each in [0, 1] and named by its
+    positive class.
 
-    ============================================  ==============  ==========================================
-    paper or library                              positive class  what it prints, by the names used here
-    ============================================  ==============  ==========================================
+    ============================================  ==============
+    ==========================================
+    paper or library                              positive class  what it prints, by the names used
+    here ============================================  ==============
+    ==========================================
     this package; Outlier Exposure                OOD             ``fpr95_out``, ``aupr_out`` (step)
-    OpenOOD 1.5; pytorch-ood                      OOD             ``fpr95_out``, ``aupr_*`` (trapezoid)
-    ODIN                                          ID              ``fpr95_in``, ``aupr_*``, detection error
+    OpenOOD 1.5; pytorch-ood                      OOD             ``fpr95_out``, ``aupr_*``
+    (trapezoid)
+    ODIN                                          ID              ``fpr95_in``, ``aupr_*``,
+    detection error
     Energy (its code's default), many after it    ID              ``fpr95_in``, ``aupr_in`` (step)
-    ============================================  ==============  ==========================================
+    ============================================  ==============
+    ==========================================
 
-    The AUROC is the same either way. Outlier Exposure takes FPR95 by ``rule="nearest"`` of :func:`fpr_at_tpr`.
+    The AUROC is the same either way. Outlier Exposure takes FPR95 by ``rule="nearest"`` of
+    :func:`fpr_at_tpr`.
 
     Args:
         id_scores, ood_scores: float (N_id,) and (N_ood,), higher = more OOD, as everywhere here.
-        prevalence: fraction of OOD samples for both AUPR; None: as the scores are mixed, which is what libraries do.
-        area: ``"step"``, scikit-learn's ``average_precision_score``; or ``"trapezoid"``, its ``auc`` of precision over
-            recall, which joins the points of the curve by straight lines. They differ most where samples are few.
+        prevalence: fraction of OOD samples for both AUPR; None: as the scores are mixed, which is
+            what libraries do.
+        area: ``"step"``, scikit-learn's ``average_precision_score``; or ``"trapezoid"``, its
+            ``auc`` of precision over recall, which joins the points of the curve by straight lines.
+            They differ most where samples are few.
 
     Returns:
-        - ``fpr95_out``, lower is better: of ID samples, those called OOD where 95 % of OOD samples are;
-        - ``fpr95_in``, lower is better: of OOD samples, those called ID where 95 % of ID samples are;
-        - ``aupr_out``, ``aupr_in``, higher is better: of OOD and of ID samples as the positive class;
-        - ``detection_error``, lower is better, at most 0.5: ``min (FPR + 1 - TPR) / 2`` over all thresholds.
+        - ``fpr95_out``, lower is better: of ID samples, those called OOD where 95 % of OOD samples
+          are;
+        - ``fpr95_in``, lower is better: of OOD samples, those called ID where 95 % of ID samples
+          are;
+        - ``aupr_out``, ``aupr_in``, higher is better: of OOD and of ID samples as the positive
+          class;
+        - ``detection_error``, lower is better, at most 0.5: ``min (FPR + 1 - TPR) / 2`` over all
+          thresholds.
 
     Raises:
         ValueError: as :func:`ood_metrics` does, or on another rule for the area.
 
-    Sources: Liang et al. (2018, ODIN); Hendrycks et al. (2019, Outlier Exposure); Liu et al. (2020, Energy); Zhang et
-    al. (2023, OpenOOD 1.5).
+    Sources: Liang et al. (2018, ODIN); Hendrycks et al. (2019, Outlier Exposure); Liu et al. (2020,
+    Energy); Zhang et al. (2023, OpenOOD 1.5).
 
     >>> found = conventions([0.1, 0.2, 0.3, 0.6], [0.4, 0.5])
     >>> found["fpr95_out"], found["fpr95_in"], found["detection_error"]
@@ -188,18 +213,24 @@ def conventions(
 
 
 def _trapezoid(curve: Roc, prevalence: float) -> float:
-    """Area under precision over recall by straight lines, from recall 0 and precision 1 on as in scikit-learn."""
+    """Area under precision over recall by straight lines, from recall 0 and precision 1 on as in
+    scikit-learn.
+    """
     _check_mix(prevalence)
     hits = prevalence * curve.tpr[1:]
     precision = hits / (hits + (1 - prevalence) * curve.fpr[1:])
     return float(trapezoid(np.append(1.0, precision), curve.tpr))
 
 
-def draws(ood_scores: ArrayLike, size: int = 2000, count: int = 10, seed: int = 0) -> Iterator[NDArray[np.float64]]:
-    """The protocol's random subsets: ``count`` draws of min(size, N) scores without replacement, seeded.
+def draws(
+    ood_scores: ArrayLike, size: int = 2000, count: int = 10, seed: int = 0
+) -> Iterator[NDArray[np.float64]]:
+    """The protocol's random subsets: ``count`` draws of min(size, N) scores without replacement,
+    seeded.
 
     Raises:
-        ValueError: if the size or the count is not a whole number from 1 on, the seed from 0 on, or on bad scores.
+        ValueError: if the size or the count is not a whole number from 1 on, the seed from 0 on, or
+            on bad scores.
     """
     _check_whole(size=size, count=count)
     _check_whole(0, seed=seed)
@@ -208,14 +239,20 @@ def draws(ood_scores: ArrayLike, size: int = 2000, count: int = 10, seed: int = 
 
 
 def resampled(
-    id_scores: ArrayLike, ood_scores: ArrayLike, prevalence: float = 1 / 6, resamples: int = 500, seed: int = 0
+    id_scores: ArrayLike,
+    ood_scores: ArrayLike,
+    prevalence: float = 1 / 6,
+    resamples: int = 500,
+    seed: int = 0,
 ) -> NDArray[np.float64]:
-    """The four metrics of bootstrap resamples of the images, both sides resampled: float64 (resamples, 4).
+    """The four metrics of bootstrap resamples of the images, both sides resampled: float64
+    (resamples, 4).
 
     The scores are sorted once; a resample then is a count at each point of their curve.
 
-    Row i of two scores of the same images comes from the same resample, so a difference of rows is a paired one; and
-    row i of two OOD sets shares its in-distribution images, so a mean over sets is one too.
+    Row i of two scores of the same images comes from the same resample, so a difference of rows is
+    a paired one; and row i of two OOD sets shares its in-distribution images, so a mean over sets
+    is one too.
 
     Raises:
         ValueError: if there are no resamples, the seed is negative, or as :func:`ood_metrics` does.
@@ -225,10 +262,17 @@ def resampled(
     _check_mix(prevalence)
     sides = _vector("id_scores", id_scores), _vector("ood_scores", ood_scores)
     threshold = roc(*sides).threshold
-    points = [np.searchsorted(-threshold[1:], -side) for side in sides]  # of each sample; threshold[0] is above all
+    points = [
+        np.searchsorted(-threshold[1:], -side) for side in sides
+    ]  # of each sample; threshold[0] is above all
     values = []
-    for drawn in zip(*(_drawn(len(scores), resamples, seed, side) for side, scores in enumerate(sides)), strict=True):
-        counts = np.stack([np.bincount(*pair, len(threshold) - 1) for pair in zip(points, drawn, strict=True)])
+    for drawn in zip(
+        *(_drawn(len(scores), resamples, seed, side) for side, scores in enumerate(sides)),
+        strict=True,
+    ):
+        counts = np.stack(
+            [np.bincount(*pair, len(threshold) - 1) for pair in zip(points, drawn, strict=True)]
+        )
         seen = np.flatnonzero(counts.any(0))
         rates = np.zeros((2, len(seen) + 1))  # from (0, 0) on
         rates[:, 1:] = counts[:, seen].cumsum(1) / counts.sum(1, keepdims=True)
@@ -245,16 +289,22 @@ def _drawn(size: int, resamples: int, seed: int, side: int) -> NDArray[np.int16]
 
 
 def interval95(values: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
-    """95 % percentile interval of each metric, ``{metric: (low, high)}``, from :func:`resampled` or a difference.
+    """95 % percentile interval of each metric, ``{metric: (low, high)}``, from :func:`resampled` or
+    a difference.
 
     Raises:
         ValueError: if ``values`` are not finite of shape (resamples, 4).
     """
     table = np.asarray(values)
-    if table.ndim != 2 or table.shape[1] != len(METRICS) or not len(table) or not np.isfinite(table).all():
+    if (
+        table.ndim != 2
+        or table.shape[1] != len(METRICS)
+        or not len(table)
+        or not np.isfinite(table).all()
+    ):
         raise ValueError(
-            f"thinkback: an interval needs finite values of shape (resamples, {len(METRICS)}), as resampled gives; "
-            f"got shape {table.shape}"
+            f"thinkback: an interval needs finite values of shape (resamples, {len(METRICS)}), as"
+            f" resampled gives; got shape {table.shape}"
         )
     low, high = np.quantile(table, [0.025, 0.975], axis=0)
     return {metric: (float(a), float(b)) for metric, a, b in zip(METRICS, low, high, strict=True)}
@@ -263,24 +313,33 @@ def interval95(values: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
 def mean_auroc(id_scores: ArrayLike, ood_scores: Iterable[ArrayLike]) -> tuple[float, float]:
     """Mean AUROC over OOD sets and the half-width of its 95 % interval, ties counted one half.
 
-    An AUROC is the mean over ID images of the fraction of OOD scores above theirs, and the reverse; the variances of
-    both give its own (DeLong et al. 1988). The sets share their ID images, so those are averaged over sets first.
+    An AUROC is the mean over ID images of the fraction of OOD scores above theirs, and the reverse;
+    the variances of both give its own (DeLong et al. 1988). The sets share their ID images, so
+    those are averaged over sets first.
 
     Args:
         id_scores: float (N_id,), higher = more OOD.
         ood_scores: one vector for each OOD set.
 
     Raises:
-        ValueError: if there is no OOD set, fewer than two scores on a side (which have no variance), or bad scores.
+        ValueError: if there is no OOD set, fewer than two scores on a side (which have no
+            variance), or bad scores.
 
     >>> mean_auroc([0.1, 0.2, 0.3], [[0.2, 0.9]])[0]
     0.75
     """
-    ids, oods = _vector("id_scores", id_scores), [_vector("a set of ood_scores", side) for side in ood_scores]
+    ids, oods = (
+        _vector("id_scores", id_scores),
+        [_vector("a set of ood_scores", side) for side in ood_scores],
+    )
     if not oods:
-        raise ValueError("thinkback: ood_scores holds no OOD set; give a list of vectors, one for each set")
+        raise ValueError(
+            "thinkback: ood_scores holds no OOD set; give a list of vectors, one for each set"
+        )
     if few := [len(side) for side in (ids, *oods) if len(side) < 2]:
-        raise ValueError(f"thinkback: an interval of an AUROC needs two scores a side or more, got {few[0]}")
+        raise ValueError(
+            f"thinkback: an interval of an AUROC needs two scores a side or more, got {few[0]}"
+        )
     above, variance = np.zeros(len(ids)), 0.0
     for ood in oods:
         above += (1 - _rank(ids, ood)) / len(oods)
@@ -291,16 +350,22 @@ def mean_auroc(id_scores: ArrayLike, ood_scores: Iterable[ArrayLike]) -> tuple[f
 def _rank(values: NDArray[np.float64], among: NDArray[np.float64]) -> NDArray[np.float64]:
     """Fraction of ``among`` below each value, ties one half."""
     ordered = np.sort(among)
-    return (np.searchsorted(ordered, values) + np.searchsorted(ordered, values, "right")) / (2 * len(ordered))
+    return (np.searchsorted(ordered, values) + np.searchsorted(ordered, values, "right")) / (
+        2 * len(ordered)
+    )
 
 
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        values = (values.double() if values.is_floating_point() else values).numpy()  # NumPy has no bfloat16
+        values = (
+            values.double() if values.is_floating_point() else values
+        ).numpy()  # NumPy has no bfloat16
     try:
         given = np.asarray(values)
-        if given.dtype.kind not in "biufO":  # strings would be read as numbers, and complex numbers cut
+        if (
+            given.dtype.kind not in "biufO"
+        ):  # strings would be read as numbers, and complex numbers cut
             raise TypeError(f"its type is {given.dtype}")
         vector = given.astype(np.float64, copy=False)
     except (TypeError, ValueError) as error:
@@ -309,7 +374,9 @@ def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
         raise ValueError(f"thinkback: {name} must be a non-empty vector, got shape {vector.shape}")
     if not np.isfinite(vector).all():
         where = int(np.flatnonzero(~np.isfinite(vector))[0])
-        raise ValueError(f"thinkback: {name} holds {vector[where]} at position {where}; scores must be finite")
+        raise ValueError(
+            f"thinkback: {name} holds {vector[where]} at position {where}; scores must be finite"
+        )
     return vector
 
 
@@ -335,7 +402,14 @@ def _check_whole(least: int = 1, **values: int) -> None:
 
 
 def _check_ends(curve: Roc) -> None:
-    """A curve that stops early has no point that reaches a rate, and its first one would pass for it."""
-    ends = [[float(rates[i]) for i in (0, -1)] if len(rates) else [] for rates in (curve.fpr, curve.tpr)]
+    """A curve that stops early has no point that reaches a rate, and its first one would pass for
+    it.
+    """
+    ends = [
+        [float(rates[i]) for i in (0, -1)] if len(rates) else [] for rates in (curve.fpr, curve.tpr)
+    ]
     if ends != [[0.0, 1.0]] * 2:
-        raise ValueError(f"thinkback: a ROC curve runs from (0, 0) to (1, 1), this one has FPR and TPR {ends}; use roc")
+        raise ValueError(
+            f"thinkback: a ROC curve runs from (0, 0) to (1, 1), this one has FPR and TPR {ends};"
+            " use roc"
+        )

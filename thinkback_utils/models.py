@@ -21,7 +21,9 @@ CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
 
 class _Block(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-dropout-conv with a residual connection (Zagoruyko & Komodakis 2016, Fig. 1d)."""
+    """BN-ReLU-conv-BN-ReLU-dropout-conv with a residual connection (Zagoruyko & Komodakis 2016,
+    Fig. 1d).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -31,14 +33,17 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.dropout = dropout
         same = in_channels == out_channels and stride == 1
-        self.shortcut = None if same else nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        self.shortcut = (
+            None if same else nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         a = F.relu(self.bn1(x))
         residual = F.relu(self.bn2(self.conv1(a)))
         if self.dropout:
             residual = F.dropout(residual, self.dropout, self.training)
-        # The projection reads the activated input, the identity the raw one: the convention of the authors' code.
+        # The projection reads the activated input, the identity the raw one: the convention of the
+        # authors' code.
         output: Tensor = self.conv2(residual) + (x if self.shortcut is None else self.shortcut(a))
         return output
 
@@ -46,7 +51,8 @@ class _Block(nn.Module):
 class WideResNet(nn.Module):
     """Wide residual network WRN-depth-width for 32x32 images (any size divisible by 4 works).
 
-    The network normalises its own input, so the weights file holds everything that turns pixels into logits.
+    The network normalises its own input, so the weights file holds everything that turns pixels
+    into logits.
 
     Args:
         depth: number of convolutions plus one; depth - 4 must be divisible by 6.
@@ -80,10 +86,16 @@ class WideResNet(nn.Module):
         super().__init__()
         if not _whole(depth, 10) or (depth - 4) % 6:
             raise ValueError(
-                f"thinkback: WideResNet depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40), got {depth}"
+                "thinkback: WideResNet depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40), got"
+                f" {depth}"
             )
         _check(width, num_classes, dropout, mean, std)
-        self.config = {"depth": int(depth), "width": int(width), "num_classes": int(num_classes), "dropout": dropout}
+        self.config = {
+            "depth": int(depth),
+            "width": int(width),
+            "num_classes": int(num_classes),
+            "dropout": dropout,
+        }
         blocks, channels = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width]
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
@@ -122,14 +134,17 @@ class WideResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def save(self, path: str | Path) -> None:
-        """Write the weights as float16 safetensors, with the arguments of the constructor in its header.
+        """Write the weights as float16 safetensors, with the arguments of the constructor in its
+        header.
 
         Raises:
             ValueError: if a weight is not finite, or too large for float16.
         """
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
         if lost := _not_finite(state):
-            raise ValueError(f"thinkback: {lost} holds values that float16 cannot; {path} is not written")
+            raise ValueError(
+                f"thinkback: {lost} holds values that float16 cannot; {path} is not written"
+            )
         tensors = {k: v.contiguous().cpu() for k, v in state.items()}
         with replacing(path) as temporary:
             save_file(tensors, temporary, {"config": json.dumps(self.config)})
@@ -144,20 +159,29 @@ class WideResNet(nn.Module):
         """
         if not Path(path).exists():
             raise FileNotFoundError(
-                f"thinkback: no weights at {path}; train some with `python -m thinkback_utils.train`"
+                f"thinkback: no weights at {path}; train some with `python -m"
+                " thinkback_utils.train`"
             )
         tensors, metadata = read_tensors(path, "fetch it anew, or train the network again")
         if "config" not in metadata:
-            raise ValueError(f"thinkback: {path} does not name its network; only files written by WideResNet.save do")
+            raise ValueError(
+                f"thinkback: {path} does not name its network; only files written by"
+                " WideResNet.save do"
+            )
         try:
             model = cls(**json.loads(metadata["config"]))
             model.load_state_dict(tensors)
             if lost := _not_finite(tensors):
                 raise ValueError(f"{lost} holds values that are not finite")
-        except (TypeError, ValueError, RuntimeError) as error:  # of the configuration; of the tensors
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # of the configuration; of the tensors
             raise ValueError(
-                f"thinkback: {path} holds no weights of the network that it names, {metadata['config']} "
-                f"({last_line(error)}); fetch it anew, or train the network again"
+                f"thinkback: {path} holds no weights of the network that it names,"
+                f" {metadata['config']} ({last_line(error)}); fetch it anew, or train the network"
+                " again"
             ) from error
         return model.eval()
 
@@ -173,19 +197,29 @@ def read_tensors(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict
             metadata = file.metadata() or {}
         return load_file(path), metadata
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"thinkback: {path} is cut short or no safetensors file ({error}); {remedy}") from error
+        raise ValueError(
+            f"thinkback: {path} is cut short or no safetensors file ({error}); {remedy}"
+        ) from error
 
 
-def _check(width: int, num_classes: int, dropout: float, mean: Sequence[float], std: Sequence[float]) -> None:
+def _check(
+    width: int, num_classes: int, dropout: float, mean: Sequence[float], std: Sequence[float]
+) -> None:
     for name, value in (("width", width), ("num_classes", num_classes)):
         if not _whole(value, 1):
-            raise ValueError(f"thinkback: WideResNet {name} must be an integer from 1 on, got {value!r}")
+            raise ValueError(
+                f"thinkback: WideResNet {name} must be an integer from 1 on, got {value!r}"
+            )
     if not isinstance(dropout, Real) or not 0 <= dropout < 1:
         raise ValueError(f"thinkback: WideResNet dropout must be in [0, 1), got {dropout!r}")
     for name, values in (("mean", mean), ("std", std)):
-        if len(values) != 3 or not all(math.isfinite(v) and (v > 0 or name == "mean") for v in values):
+        if len(values) != 3 or not all(
+            math.isfinite(v) and (v > 0 or name == "mean") for v in values
+        ):
             what = "three finite numbers" + (" above 0" if name == "std" else "")
-            raise ValueError(f"thinkback: WideResNet {name} must be {what}, one a channel, got {values!r}")
+            raise ValueError(
+                f"thinkback: WideResNet {name} must be {what}, one a channel, got {values!r}"
+            )
 
 
 def _whole(value: object, least: int) -> bool:
@@ -194,9 +228,13 @@ def _whole(value: object, least: int) -> bool:
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor with a value that is not finite."""
-    return next((name for name, values in tensors.items() if not torch.isfinite(values).all()), None)
+    return next(
+        (name for name, values in tensors.items() if not torch.isfinite(values).all()), None
+    )
 
 
 def last_line(error: Exception) -> str:
-    """The last line of what an error says: of torch's on a state dictionary, one tensor that does not fit."""
+    """The last line of what an error says: of torch's on a state dictionary, one tensor that does
+    not fit.
+    """
     return str(error).strip().splitlines()[-1].strip()

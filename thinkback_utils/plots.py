@@ -38,15 +38,34 @@ def use_style() -> None:
 
 
 def plot_iso_scores(
-    residual2: Mapping[str, ArrayLike], norm2: Mapping[str, ArrayLike], *, levels: int = 9, ax: Axes | None = None
+    residual2: Mapping[str, ArrayLike],
+    norm2: Mapping[str, ArrayLike],
+    *,
+    levels: int = 9,
+    ax: Axes | None = None,
 ) -> Axes:
-    """Clouds of (squared feature norm, squared residual) per set over lines of equal ``||r||^2 ||h||^2`` (log-log)."""
+    """Clouds of (squared feature norm, squared residual) per set over lines of equal
+    ``||r||^2 ||h||^2`` (log-log).
+    """
     ax = ax or plt.subplots(figsize=(6.4, 4.4))[1]
     for (name, y), color in zip(
         residual2.items(), (ID_COLOR, OOD_COLOR, "#1f9e89", "#b4529c", "#b59a2c"), strict=False
     ):
-        ax.scatter(np.asarray(norm2[name]), np.asarray(y), s=5, alpha=0.35, linewidths=0, color=color, label=name)
-    ax.set(xscale="log", yscale="log", xlabel=r"squared feature norm $\|h\|^2$", ylabel=r"squared residual $\|r\|^2$")
+        ax.scatter(
+            np.asarray(norm2[name]),
+            np.asarray(y),
+            s=5,
+            alpha=0.35,
+            linewidths=0,
+            color=color,
+            label=name,
+        )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel=r"squared feature norm $\|h\|^2$",
+        ylabel=r"squared residual $\|r\|^2$",
+    )
     x, y_range = np.array(ax.get_xlim()), ax.get_ylim()
     for score in np.geomspace(x[0] * y_range[0], x[1] * y_range[1], levels + 2)[1:-1]:
         ax.plot(x, score / x, color=INK, linewidth=0.7, linestyle=":", scalex=False, scaley=False)
@@ -55,7 +74,9 @@ def plot_iso_scores(
     return ax
 
 
-def plot_training(loss: Sequence[float], accuracy: Sequence[float], *, ax: Axes | None = None) -> Axes:
+def plot_training(
+    loss: Sequence[float], accuracy: Sequence[float], *, ax: Axes | None = None
+) -> Axes:
     """Training loss (left scale) and accuracy (right scale) by epoch."""
     ax = ax or plt.subplots()[1]
     epochs = np.arange(1, len(loss) + 1)
@@ -78,7 +99,8 @@ def plot_dumbbells(
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """One line per set: the methods' values of a metric, filled where measured, hollow where the paper printed them.
+    """One line per set: the methods' values of a metric, filled where measured, hollow where the
+    paper printed them.
 
     A record with ``interval95`` gets it as a band around its dot.
 
@@ -105,7 +127,9 @@ def plot_dumbbells(
             ax.scatter(values, [y] * len(here), s=26, zorder=3, **faces)
             for row, color in zip(here, colors, strict=True):
                 interval = [100 * end for end in row.get("interval95", {}).get(metric, ())]
-                ax.plot(interval, [y] * len(interval), color=color, linewidth=7, alpha=0.35, zorder=2)
+                ax.plot(
+                    interval, [y] * len(interval), color=color, linewidth=7, alpha=0.35, zorder=2
+                )
     ax.set_yticks([-i for i in range(len(names))], [titles[name] for name in names])
     ax.set(xlabel="%")
     ax.grid(axis="x")
@@ -116,8 +140,15 @@ def plot_dumbbells(
 
 def legend_of_methods(ax: Axes, titles: Mapping[str, str], *, printed: bool = True) -> None:
     """A key for :func:`plot_dumbbells`: a colour per method, filled ours, hollow the paper's."""
-    handles = [Line2D([], [], marker="o", linestyle="", color=METHOD_COLORS[m], label=t) for m, t in titles.items()]
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=METHOD_COLORS[m], label=t)
+        for m, t in titles.items()
+    ]
     if printed:
         for label, face in (("measured here", INK), ("paper", "none")):
-            handles.append(Line2D([], [], marker="o", linestyle="", color=INK, markerfacecolor=face, label=label))
+            handles.append(
+                Line2D(
+                    [], [], marker="o", linestyle="", color=INK, markerfacecolor=face, label=label
+                )
+            )
     ax.figure.legend(handles=handles, loc="outside upper center", ncols=3)

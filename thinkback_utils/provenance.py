@@ -30,7 +30,11 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
         "commit": _commit(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": _device(torch.device(device)),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
     }
 
 
@@ -40,14 +44,16 @@ def digest(folder: Path) -> str:
 
 
 def label(folder: str | Path) -> str:
-    """Which network made the numbers of a page: size, recipe, epochs, device, training seeds and accuracy.
+    """Which network made the numbers of a page: size, recipe, epochs, device, training seeds and
+    accuracy.
 
     Args:
-        folder: of one run, ``results/<network>/seed<k>``; or of a network, for numbers from all its runs.
+        folder: of one run, ``results/<network>/seed<k>``; or of a network, for numbers from all its
+            runs.
 
-    Returns:
-        As in "WRN-40-2, `cpu` recipe (23 epochs on AMD EPYC, 2 threads, AVX2), 1 training seed, 92.8 % test accuracy";
-        of one run among others "training seed 0, one of 3"; differing recipes and machines are all named.
+    Returns: As in "WRN-40-2, `cpu` recipe (23 epochs on AMD EPYC, 2 threads, AVX2), 1 training
+        seed, 92.8 % test accuracy"; of one run among others "training seed 0, one of 3"; differing
+        recipes and machines are all named.
 
     Raises:
         ValueError: No finished run is there.
@@ -55,7 +61,9 @@ def label(folder: str | Path) -> str:
     folder, name = Path(folder), "provenance.json"
     files = [folder / name] if (folder / name).exists() else sorted(folder.glob(f"seed*/{name}"))
     if not files:
-        raise ValueError(f"thinkback: no {name} in {folder} or its seed folders; has the run finished?")
+        raise ValueError(
+            f"thinkback: no {name} in {folder} or its seed folders; has the run finished?"
+        )
     runs, beside = [read_json(file) for file in files], list(folder.parent.glob(f"seed*/{name}"))
     made: list[str] = []
     for run in runs:
@@ -80,7 +88,10 @@ class Box:
         self.parameters, self.start = parameters, time.perf_counter()
 
     def _repr_markdown_(self) -> str:
-        facts, seconds = describe(self.parameters.get("device", "cpu")), time.perf_counter() - self.start
+        facts, seconds = (
+            describe(self.parameters.get("device", "cpu")),
+            time.perf_counter() - self.start,
+        )
         commit = re.sub(r"^([0-9a-f]{12})[0-9a-f]*", r"\1", facts["commit"])
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
         parameters = ", ".join(f"`{name} = {value!r}`" for name, value in self.parameters.items())
@@ -91,22 +102,33 @@ class Box:
             "Versions": versions,
             "Run time": f"{seconds:.0f} s",
         }
-        return "\n".join(["| Reproduce this page | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())])
+        return "\n".join(
+            ["| Reproduce this page | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
+        )
 
 
 def _commit() -> str:
     """Commit of this package's checkout, ``-dirty`` where tracked files differ from it.
 
-    "unknown" and the version of the package where it is installed: also in a folder of somebody else's repository.
+    "unknown" and the version of the package where it is installed: also in a folder of somebody
+    else's repository.
     """
     source = Path(__file__)
-    own = ["ls-files", "--error-unmatch", source.name]  # fails where the repository does not hold this file
+    own = [
+        "ls-files",
+        "--error-unmatch",
+        source.name,
+    ]  # fails where the repository does not hold this file
     commit = ["describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    here = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of a hook, another's
+    here = {
+        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
+    }  # of a hook, another's
     try:
         for arguments in (own, commit):
             git = ["git", "-C", str(source.parent), *arguments]
-            said = subprocess.run(git, capture_output=True, text=True, check=True, env=here).stdout.strip()
+            said = subprocess.run(
+                git, capture_output=True, text=True, check=True, env=here
+            ).stdout.strip()
         return said
     except (OSError, subprocess.CalledProcessError):
         return f"unknown, thinkback_utils {thinkback_utils.__version__}"
@@ -118,6 +140,15 @@ def _device(device: torch.device) -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
+        cpu = next(
+            (
+                line.split(":")[1].strip()
+                for line in info.read_text().splitlines()
+                if "model name" in line
+            ),
+            cpu,
+        )
     kind = "" if device.type == "cpu" else f"{device.type} of "
-    return f"{kind}{cpu}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return (
+        f"{kind}{cpu}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )

@@ -1,7 +1,8 @@
-"""Scores g(x) as pure functions of penultimate features and logits: one forward pass feeds them all.
+"""Scores g(x) as pure functions of penultimate features and logits: one forward pass feeds them
+all.
 
-Shapes: N samples, D features, K classes. Every score is float64 (N,), higher = more out-of-distribution, and comes back
-as the kind of array that went in (torch or NumPy).
+Shapes: N samples, D features, K classes. Every score is float64 (N,), higher = more
+out-of-distribution, and comes back as the kind of array that went in (torch or NumPy).
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ def msp(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def max_logit(logits: Array) -> Array:
-    """Largest logit, negated: ``-max_k z_k``, float64 (N,), higher = more OOD (Hendrycks et al. 2022)."""
+    """Largest logit, negated: ``-max_k z_k``, float64 (N,), higher = more OOD (Hendrycks et al.
+    2022).
+    """
     return as_given(-as_matrix("logits", logits).amax(1), logits)
 
 
 def energy(logits: Array, temperature: float = 1.0) -> Array:
     """Free energy ``-T log sum_k exp(z_k / T)``, float64 (N,), higher = more OOD.
 
-    Arguments and errors as in :func:`msp`. Source: Liu et al. (2020), the row "Energy" of the paper.
+    Arguments and errors as in :func:`msp`. Source: Liu et al. (2020), the row "Energy" of the
+    paper.
 
     >>> energy(np.array([[0.0, 0.0]])).round(4)  # -log 2
     array([-0.6931])
@@ -55,10 +59,11 @@ def energy(logits: Array, temperature: float = 1.0) -> Array:
 
 
 def joint_energy(logits: Array) -> Array:
-    """Energies of independent sigmoids, added: ``-sum_k log(1 + exp z_k)``, float64 (N,), higher = more OOD.
+    """Energies of independent sigmoids, added: ``-sum_k log(1 + exp z_k)``, float64 (N,), higher =
+    more OOD.
 
-    For networks that answer yes or no for each class by itself (multi-label), where every other score here would take
-    two sure answers for doubt.
+    For networks that answer yes or no for each class by itself (multi-label), where every other
+    score here would take two sure answers for doubt.
 
     Args:
         logits: z, float (N, K).
@@ -66,7 +71,8 @@ def joint_energy(logits: Array) -> Array:
     Raises:
         ValueError: as :func:`msp`.
 
-    Source: Wang et al., "Can multi-label classification networks know what they don't know?" (2021).
+    Source: Wang et al., "Can multi-label classification networks know what they don't know?"
+    (2021).
 
     >>> joint_energy(np.array([[0.0, 0.0]])).round(4)  # -2 log 2
     array([-1.3863])
@@ -77,18 +83,23 @@ def joint_energy(logits: Array) -> Array:
 def gradnorm(features: Array, logits: Array, temperature: float = 1.0) -> Array:
     """GradNorm in closed form: ``-||h||_1 ||p - 1/K||_1 / T``, float64 (N,), higher = more OOD.
 
-    The L1 norm of the gradient that the *uniform* label causes in the last layer's weight. In-distribution inputs have
-    the larger norm, hence the sign. Source: Huang et al. (2021), Eq. 8; see :func:`gradnorm_autograd`.
+    The L1 norm of the gradient that the *uniform* label causes in the last layer's weight.
+    In-distribution inputs have the larger norm, hence the sign. Source: Huang et al. (2021), Eq. 8;
+    see :func:`gradnorm_autograd`.
     """
     h, z = as_pair(features, logits)
     u = (z / positive(temperature)).softmax(1) - 1 / z.shape[1]
     return as_given(-h.abs().sum(1) * u.abs().sum(1) / temperature, logits, features=h)
 
 
-def gradnorm_autograd(features: Tensor, weight: Tensor, bias: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+def gradnorm_autograd(
+    features: Tensor, weight: Tensor, bias: Tensor | None = None, temperature: float = 1.0
+) -> Tensor:
     """What :func:`gradnorm` must equal: backpropagate the uniform label's loss, sample by sample."""
     uniform = torch.full((len(weight),), 1 / len(weight), dtype=torch.float64, device=weight.device)
-    gradients = head_gradients(features, weight, bias, uniform.expand(len(features), -1), temperature)
+    gradients = head_gradients(
+        features, weight, bias, uniform.expand(len(features), -1), temperature
+    )
     return -gradients[:, :, :-1].abs().sum((1, 2))
 
 
@@ -102,26 +113,30 @@ def thinkback(
 ) -> Array:
     """Squared gradient of the network's own decision, weighed by what training data causes.
 
-    The gradient of ``-log softmax(z / T)_yhat`` in the last layer's weight is the outer product ``r h^T`` with
+    The gradient of ``-log softmax(z / T)_yhat`` in the last layer's weight is the outer product
+    ``r h^T`` with
     ``r = (softmax(z / T) - onehot(yhat)) / T``, so no backward pass is needed:
 
     - without ``fisher`` (Eq. 5): ``sum_kd r_k^2 h_d^2 = ||r||^2 ||h||^2``;
-    - with it (Eq. 6-7): ``sum_kd r_k^2 h_d^2 / (eps + E_kd)``, E the expected squared gradient on training data.
+    - with it (Eq. 6-7): ``sum_kd r_k^2 h_d^2 / (eps + E_kd)``, E the expected squared gradient on
+      training data.
 
     Args:
         features: h, float (N, D), the input of the last linear layer.
         logits: z, float (N, K).
-        fisher: E, (K, D), or (K, D + 1) with the bias column last; from ``DiagonalFisher(...).compute()``.
+        fisher: E, (K, D), or (K, D + 1) with the bias column last; from
+            ``DiagonalFisher(...).compute()``.
         temperature: T > 0; the paper lands on 5.
-        eps: absolute floor under E, 1e-16 in the paper. A feature that is silent on the fit data but not at test time
-            adds r_k^2 h_d^2 / eps, which drowns every other weight.
+        eps: absolute floor under E, 1e-16 in the paper. A feature that is silent on the fit data
+            but not at test time adds r_k^2 h_d^2 / eps, which drowns every other weight.
         damping: relative floor, in units of mean(E); 0 in the paper, 1e-3 tames silent features.
 
     Returns:
         float64 (N,), non-negative, higher = more OOD.
 
     Raises:
-        ValueError: on arrays that are empty, integer, non-finite or disagree on N, D or K; T <= 0; a negative floor.
+        ValueError: on arrays that are empty, integer, non-finite or disagree on N, D or K; T <= 0;
+            a negative floor.
 
     Source: Yang & Rossi (2021), Eq. 5-7; see :func:`thinkback_autograd`.
 
@@ -130,22 +145,28 @@ def thinkback(
     array([12.5])
     """
     if fisher is not None:
-        return thinkback_diagonal(features, logits, inverse_diagonal(fisher, eps, damping), temperature)
+        return thinkback_diagonal(
+            features, logits, inverse_diagonal(fisher, eps, damping), temperature
+        )
     h, z = as_pair(features, logits)
-    return as_given(residual(z, temperature).square().sum(1) * h.square().sum(1), logits, features=h)
+    return as_given(
+        residual(z, temperature).square().sum(1) * h.square().sum(1), logits, features=h
+    )
 
 
 def thinkback_diagonal(
     features: Array, logits: Array, inverse: Tensor | NDArray[np.floating], temperature: float = 5.0
 ) -> Array:
-    """:func:`thinkback` with the Fisher inverted beforehand: ``sum_kd r_k^2 h_d^2 V_kd``, for any number of batches.
+    """:func:`thinkback` with the Fisher inverted beforehand: ``sum_kd r_k^2 h_d^2 V_kd``, for any
+    number of batches.
 
-    The sum over d is a linear layer, V its weight, on squared features; the whole costs as much as the classifier's own
-    last layer in float64.
+    The sum over d is a linear layer, V its weight, on squared features; the whole costs as much as
+    the classifier's own last layer in float64.
 
     Args:
         features, logits, temperature: as in :func:`thinkback`.
-        inverse: V, float (K, D), or (K, D + 1) with the bias column last, from :func:`inverse_diagonal`.
+        inverse: V, float (K, D), or (K, D + 1) with the bias column last, from
+            :func:`inverse_diagonal`.
 
     Returns:
         float64 (N,), non-negative, higher = more OOD.
@@ -181,7 +202,9 @@ def thinkback_autograd(
         fisher, temperature, eps, damping: as in :func:`thinkback`.
     """
     logits = features.double() @ weight.double().T + (0 if bias is None else bias.double())
-    squared = head_gradients(features, weight, bias, logits.argmax(1), temperature).square()  # (N, K, D + 1)
+    squared = head_gradients(
+        features, weight, bias, logits.argmax(1), temperature
+    ).square()  # (N, K, D + 1)
     if fisher is None:
         return squared[:, :, :-1].sum((1, 2))
     return (squared[:, :, : fisher.shape[1]] * inverse_diagonal(fisher, eps, damping)).sum((1, 2))
@@ -190,17 +213,21 @@ def thinkback_autograd(
 def thinkback_full(
     features: Array, logits: Array, root: Tensor | NDArray[np.floating], temperature: float = 5.0
 ) -> Array:
-    """Squared gradient of the network's own decision, weighed by the whole Fisher: ``g^T F^-1 g``, ``g = vec(r h^T)``.
+    """Squared gradient of the network's own decision, weighed by the whole Fisher: ``g^T F^-1 g``,
+    ``g = vec(r h^T)``.
 
-    :func:`thinkback` is the same with the diagonal of F, as if the weights moved independently (the paper's Eq. 3).
-    Here a direction counts by how rarely training data push along it, whatever axes one measures it in: without damping
-    no invertible linear map of the features, and no common factor of the residuals, changes the score. Its mean over
-    the data that F was fitted on is then the rank of F, its maximum there at most N.
+    :func:`thinkback` is the same with the diagonal of F, as if the weights moved independently (the
+    paper's Eq. 3). Here a direction counts by how rarely training data push along it, whatever axes
+    one measures it in: without damping no invertible linear map of the features, and no common
+    factor of the residuals, changes the score. Its mean over the data that F was fitted on is then
+    the rank of F, its maximum there at most N.
 
     Args:
-        features: h, float (N, D); pass ``h / ||h||`` here and to the Fisher to compare directions instead of lengths.
+        features: h, float (N, D); pass ``h / ||h||`` here and to the Fisher to compare directions
+            instead of lengths.
         logits: z, float (N, K).
-        root: float (K D, R), or (K (D + 1), R) with the bias, from ``FullFisher(...).inverse_root()``.
+        root: float (K D, R), or (K (D + 1), R) with the bias, from
+            ``FullFisher(...).inverse_root()``.
         temperature: T > 0, that of the Fisher.
 
     Returns:
@@ -229,13 +256,14 @@ def thinkback_kronecker(
 ) -> Array:
     """The score of :func:`thinkback_full` under ``F = A ⊗ B``: ``(r^T A^-1 r) (h^T B^-1 h)``.
 
-    How unusual the residual is times how unusual the feature is: equal to the full score where training residuals and
-    features are independent. Invariances as there.
+    How unusual the residual is times how unusual the feature is: equal to the full score where
+    training residuals and features are independent. Invariances as there.
 
     Args:
         features, logits, temperature: as in :func:`thinkback_full`.
         roots: of A, float (K, R), and of B, float (D, R') or (D + 1, R') with the bias, from
-            ``KroneckerFisher(...).inverse_root()``; or :func:`inverse_root` of any other two matrices.
+            ``KroneckerFisher(...).inverse_root()``; or :func:`inverse_root` of any other two
+            matrices.
 
     Returns:
         float64 (N,), non-negative, higher = more OOD. A sample costs K R + D R' multiplications.
@@ -260,12 +288,14 @@ def thinkback_averaged(
     weights: tuple[Tensor | NDArray[np.floating], Tensor | NDArray[np.floating]],
     temperature: float = 5.0,
 ) -> Array:
-    """:func:`thinkback_kronecker` averaged over the labels that the network considers, not its decision alone.
+    """:func:`thinkback_kronecker` averaged over the labels that the network considers, not its
+    decision alone.
 
-    ``sum_y p_y (r_y^T A^-1 r_y) (h^T B^-1 h)`` with ``r_y = (p - onehot(y)) / T`` and ``p = softmax(z / T)``: a sample
-    counts by all that its doubt would move. A mean of squared distances to the mean is half the mean of those between
-    pairs, so the first factor is ``p^T C p / (2 T^2)``, C from :func:`label_distances`: no term is negative, and a
-    nearly sure sample loses no digit.
+    ``sum_y p_y (r_y^T A^-1 r_y) (h^T B^-1 h)`` with ``r_y = (p - onehot(y)) / T`` and
+    ``p = softmax(z / T)``: a sample counts by all that its doubt would move. A mean of squared
+    distances to the mean is half the mean of those between pairs, so the first factor is
+    ``p^T C p / (2 T^2)``, C from :func:`label_distances`: no term is negative, and a nearly sure
+    sample loses no digit.
 
     Args:
         features, logits, temperature: as in :func:`thinkback_kronecker`.
@@ -277,8 +307,8 @@ def thinkback_averaged(
     Raises:
         ValueError: as there.
 
-    Source: the label average is that of ExGrad (Igoe et al. 2022), here under the Fisher of the training data; p^T C p
-    is the quadratic entropy of Rao (1982).
+    Source: the label average is that of ExGrad (Igoe et al. 2022), here under the Fisher of the
+    training data; p^T C p is the quadratic entropy of Rao (1982).
 
     >>> weights = label_distances(inverse_root(np.eye(2))), inverse_root(np.diag([9.0, 16.0]))
     >>> thinkback_averaged(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), weights, temperature=1.0).round(6)
@@ -288,11 +318,18 @@ def thinkback_averaged(
     C, B = _roots(weights, h, z)
     p = (z / positive(temperature)).softmax(1)
     doubt = torch.linalg.vecdot(p @ C, p) / (2 * temperature**2)
-    return as_given(doubt * (_inputs(h, len(B), z, B) @ B).square().sum(1), logits, features=h, distances=C, root_B=B)
+    return as_given(
+        doubt * (_inputs(h, len(B), z, B) @ B).square().sum(1),
+        logits,
+        features=h,
+        distances=C,
+        root_B=B,
+    )
 
 
 def label_distances(root: Tensor | NDArray[np.floating]) -> Tensor:
-    """``C_jk = (e_j - e_k)^T A^-1 (e_j - e_k)``: how unusual it is that the label changes from j to k, in squares.
+    """``C_jk = (e_j - e_k)^T A^-1 (e_j - e_k)``: how unusual it is that the label changes from j to
+    k, in squares.
 
     Args:
         root: of A, float (K, R), from ``KroneckerFisher(...).inverse_root()``.
@@ -310,7 +347,9 @@ def label_distances(root: Tensor | NDArray[np.floating]) -> Tensor:
     return (length[:, None] + length - 2 * gram).clamp(min=0).fill_diagonal_(0)
 
 
-def inverse_diagonal(fisher: Tensor | NDArray[np.floating], eps: float = 1e-16, damping: float = 0.0) -> Tensor:
+def inverse_diagonal(
+    fisher: Tensor | NDArray[np.floating], eps: float = 1e-16, damping: float = 0.0
+) -> Tensor:
     """``1 / (eps + damping * mean(E) + E)``: what a squared gradient counts in :func:`thinkback`.
 
     Args:
@@ -320,7 +359,8 @@ def inverse_diagonal(fisher: Tensor | NDArray[np.floating], eps: float = 1e-16, 
         float64, the shape of E; scoring never sees E again.
 
     Raises:
-        ValueError: on a Fisher that is no matrix, not finite or negative; a negative floor; zeros without a floor.
+        ValueError: on a Fisher that is no matrix, not finite or negative; a negative floor; zeros
+            without a floor.
 
     >>> inverse_diagonal(np.array([[4.0, 0.0]]), eps=0.0, damping=0.5)
     tensor([[0.2000, 1.0000]], dtype=torch.float64)
@@ -328,33 +368,39 @@ def inverse_diagonal(fisher: Tensor | NDArray[np.floating], eps: float = 1e-16, 
     expected = as_matrix("fisher", fisher)
     if eps < 0 or damping < 0 or bool(expected.min() < 0):
         raise ValueError(
-            f"thinkback: eps, damping and fisher must not be negative, got eps={eps}, damping={damping}, "
-            f"smallest fisher entry {expected.min().item():.3g}"
+            f"thinkback: eps, damping and fisher must not be negative, got eps={eps},"
+            f" damping={damping}, smallest fisher entry {expected.min().item():.3g}"
         )
     floor = eps + damping * expected.mean() + expected
     if bool(floor.min() == 0):
-        raise ValueError("thinkback: fisher has entries that are 0 and eps and damping are 0 too; set one of them")
+        raise ValueError(
+            "thinkback: fisher has entries that are 0 and eps and damping are 0 too; set one of"
+            " them"
+        )
     return 1 / floor
 
 
 def inverse_root(matrix: Tensor | NDArray[np.floating], damping: float = 0.0) -> Tensor:
-    """W with ``W W^T = (M + damping * mean eigenvalue of M * I)^-1``: then ``x^T M^-1 x = ||x W||^2``.
+    """W with ``W W^T = (M + damping * mean eigenvalue of M * I)^-1``: then
+    ``x^T M^-1 x = ||x W||^2``.
 
     One eigendecomposition; scoring never sees M again.
 
     Args:
         matrix: M, symmetric and positive semi-definite, float64 (P, P).
-        damping: added to all eigenvalues, in units of their mean, which is the mean of M's diagonal: for a diagonal M
-            this is the ``damping`` of :func:`thinkback`. 0 is the pseudo-inverse: eigenvalues below 1e-12 of the
-            largest, where float64 sums are noise, are left out, and the score is blind to their directions. For
-            residuals, which always sum to zero, that is exact; a feature that is silent on the fit data is not seen.
-            With damping it counts, and the more the smaller the damping.
+        damping: added to all eigenvalues, in units of their mean, which is the mean of M's
+            diagonal: for a diagonal M this is the ``damping`` of :func:`thinkback`. 0 is the
+            pseudo-inverse: eigenvalues below 1e-12 of the largest, where float64 sums are noise,
+            are left out, and the score is blind to their directions. For residuals, which always
+            sum to zero, that is exact; a feature that is silent on the fit data is not seen. With
+            damping it counts, and the more the smaller the damping.
 
     Returns:
         float64 (P, R); R is P, or the rank of M without damping.
 
     Raises:
-        ValueError: on a matrix that is not square, symmetric and positive semi-definite, or zero; a negative damping.
+        ValueError: on a matrix that is not square, symmetric and positive semi-definite, or zero; a
+            negative damping.
 
     >>> inverse_root(np.diag([4.0, 0.0])).T.abs()
     tensor([[0.5000, 0.0000]], dtype=torch.float64)
@@ -367,8 +413,8 @@ def inverse_root(matrix: Tensor | NDArray[np.floating], damping: float = 0.0) ->
     values, vectors = torch.linalg.eigh(M)  # ascending
     if not bool(M.any()):
         raise ValueError(
-            "thinkback: matrix is zero: no sample causes a gradient where the network is certain of all of them, "
-            "or all features are 0; raise the temperature, or fit on other data"
+            "thinkback: matrix is zero: no sample causes a gradient where the network is certain of"
+            " all of them, or all features are 0; raise the temperature, or fit on other data"
         )
     if values[0] < -1e-9 * values[-1]:
         raise ValueError(
@@ -385,8 +431,9 @@ def head_gradients(
 ) -> Tensor:
     """Per-sample gradients of ``-log softmax(z / T)_label`` in the last layer, by plain autograd.
 
-    The loss of a class is written as ``-log sigmoid(z_y / T - logsumexp of the others)``, which is the same function:
-    through ``log softmax`` autograd itself would subtract 1 from a probability near 1 and lose digits.
+    The loss of a class is written as ``-log sigmoid(z_y / T - logsumexp of the others)``, which is
+    the same function: through ``log softmax`` autograd itself would subtract 1 from a probability
+    near 1 and lose digits.
 
     Args:
         features: h, float (N, D).
@@ -414,8 +461,8 @@ def head_gradients(
 def residual(logits: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
     """Gradient of the loss in the logits, ``(softmax(z / T) - onehot(label)) / T``, float64 (N, K).
 
-    The label's own entry is minus the sum of the others: subtracting 1 from a probability near 1 would lose every digit
-    of a confident sample's residual, and training samples are confident.
+    The label's own entry is minus the sum of the others: subtracting 1 from a probability near 1
+    would lose every digit of a confident sample's residual, and training samples are confident.
 
     Args:
         logits: z, float (N, K).
@@ -437,12 +484,14 @@ def _roots(roots: tuple[object, object], h: Tensor, z: Tensor) -> tuple[Tensor, 
 def _same_classes(name: str, weights: Tensor, logits: Tensor) -> None:
     if len(weights) != logits.shape[1]:
         raise ValueError(
-            f"thinkback: logits {tuple(logits.shape)} and {name} {tuple(weights.shape)} disagree on K; "
-            "was the Fisher fitted on another model?"
+            f"thinkback: logits {tuple(logits.shape)} and {name} {tuple(weights.shape)} disagree on"
+            " K; was the Fisher fitted on another model?"
         )
 
 
-def _inputs(features: Tensor, columns: float, logits: Tensor, weights: Tensor, name: str = "root") -> Tensor:
+def _inputs(
+    features: Tensor, columns: float, logits: Tensor, weights: Tensor, name: str = "root"
+) -> Tensor:
     """The features, with a constant 1 for the bias if the weights read ``columns`` = D + 1 of them."""
     width = features.shape[1]
     if columns not in (width, width + 1):
@@ -450,4 +499,6 @@ def _inputs(features: Tensor, columns: float, logits: Tensor, weights: Tensor, n
             f"thinkback: features {tuple(features.shape)}, logits {tuple(logits.shape)} and {name} "
             f"{tuple(weights.shape)} disagree; was the Fisher fitted on another model?"
         )
-    return features if columns == width else torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    return (
+        features if columns == width else torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    )

@@ -1,8 +1,10 @@
-"""Many images over many processes: sources that are read sample by sample, and scores that are written shard by shard.
+"""Many images over many processes: sources that are read sample by sample, and scores that are
+written shard by shard.
 
-Samples are cut into blocks of equal size, the last one shorter, and of W processes each takes every W-th block: none is
-padded or read twice, so a sum over all processes is the sum over all samples. Scores of a block are on disk as a whole
-or not at all, and need no other process: one that was killed is started again, alone or with any number of others.
+Samples are cut into blocks of equal size, the last one shorter, and of W processes each takes every
+W-th block: none is padded or read twice, so a sum over all processes is the sum over all samples.
+Scores of a block are on disk as a whole or not at all, and need no other process: one that was
+killed is started again, alone or with any number of others.
 """
 
 from __future__ import annotations
@@ -61,13 +63,16 @@ BUILDING = (  # what code that builds a model may raise, above all by a wrong na
 
 
 class ImageFiles(Dataset[Tensor]):
-    """Images of a folder, all levels, by path; or of a ``.tar`` of them (as WebDataset keeps them), by name.
+    """Images of a folder, all levels, by path; or of a ``.tar`` of them (as WebDataset keeps them),
+    by name.
 
-    Hidden files and folders (``.name``, ``__MACOSX``) are left out: systems put theirs beside the images.
+    Hidden files and folders (``.name``, ``__MACOSX``) are left out: systems put theirs beside the
+    images.
 
     Args:
         path: the folder or the archive.
-        side: the shorter side is scaled to it (bilinear, antialiased), the centre is cropped; None: as they are.
+        side: the shorter side is scaled to it (bilinear, antialiased), the centre is cropped; None:
+            as they are.
 
     Raises:
         ValueError: there is no image, or the archive is damaged or compressed.
@@ -127,7 +132,8 @@ class ImageFiles(Dataset[Tensor]):
 
 
 class ImageArray(Dataset[Tensor]):
-    """The array ``images``, uint8 (N, H, W, 3), of an ``.npz``; one file at a time is kept in memory.
+    """The array ``images``, uint8 (N, H, W, 3), of an ``.npz``; one file at a time is kept in
+    memory.
 
     Raises:
         ValueError: the file is damaged, or holds no such array.
@@ -138,8 +144,8 @@ class ImageArray(Dataset[Tensor]):
         self.shape, dtype, self.crc = _header(path)
         if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3 or 0 in self.shape:
             raise ValueError(
-                f"thinkback: images of {path} must be uint8 (N, H, W, 3), got {dtype} {self.shape}; "
-                "store pixels from 0 to 255 as uint8, with the channels last"
+                f"thinkback: images of {path} must be uint8 (N, H, W, 3), got {dtype} {self.shape};"
+                " store pixels from 0 to 255 as uint8, with the channels last"
             )
 
     def __len__(self) -> int:
@@ -161,7 +167,8 @@ class ImageArray(Dataset[Tensor]):
 
 
 class Sources(ConcatDataset[Tensor]):
-    """Images of several sources, one after the other; index i stays the same image in every process and every run.
+    """Images of several sources, one after the other; index i stays the same image in every process
+    and every run.
 
     Attributes:
         skip_broken: images that cannot be read are left out by :func:`loader`, instead of an error.
@@ -181,17 +188,24 @@ class Sources(ConcatDataset[Tensor]):
         return self.datasets[part].name(i - (self.cumulative_sizes[part - 1] if part else 0))
 
     def known_by(self) -> list[dict[str, str]]:
-        """Path of each source, and what tells whether it is still the same; for the manifest of :func:`start`."""
+        """Path of each source, and what tells whether it is still the same; for the manifest of
+        :func:`start`.
+        """
         return [{"path": str(part.path), "is": part.known_by()} for part in self.datasets]
 
 
-def open_sources(paths: Iterable[str | Path], side: int | None = None, skip_broken: bool = False) -> Sources:
-    """Folders of images, ``.tar`` archives of images and ``.npz`` arrays, one after the other, as a map-style data set.
+def open_sources(
+    paths: Iterable[str | Path], side: int | None = None, skip_broken: bool = False
+) -> Sources:
+    """Folders of images, ``.tar`` archives of images and ``.npz`` arrays, one after the other, as a
+    map-style data set.
 
     Args:
         paths: the sources.
-        side: images become squares of that many pixels, see :func:`thinkback_utils.images.square`; None: as they are.
-        skip_broken: leave images out that cannot be read, and note them in ``skipped``; False: they are errors.
+        side: images become squares of that many pixels, see :func:`thinkback_utils.images.square`;
+            None: as they are.
+        skip_broken: leave images out that cannot be read, and note them in ``skipped``; False: they
+            are errors.
 
     Raises:
         FileNotFoundError: naming the path that is not there.
@@ -203,12 +217,19 @@ def open_sources(paths: Iterable[str | Path], side: int | None = None, skip_brok
     for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
         suffix = "" if path.is_dir() else path.suffix.lower()
         if not path.exists():
-            raise FileNotFoundError(f"thinkback: no source {path}; give folders, .tar archives or .npz files of images")
+            raise FileNotFoundError(
+                f"thinkback: no source {path}; give folders, .tar archives or .npz files of images"
+            )
         if not path.is_dir() and suffix not in (".tar", ".npz"):
-            raise ValueError(f"thinkback: {path} is no source; give folders, .tar archives or .npz files of images")
+            raise ValueError(
+                f"thinkback: {path} is no source; give folders, .tar archives or .npz files of"
+                " images"
+            )
         parts.append(ImageArray(path, side) if suffix == ".npz" else ImageFiles(path, side))
     if not parts:
-        raise ValueError("thinkback: no source is given; give folders, .tar archives or .npz files of images")
+        raise ValueError(
+            "thinkback: no source is given; give folders, .tar archives or .npz files of images"
+        )
     return Sources(parts, skip_broken)
 
 
@@ -236,7 +257,9 @@ def _images_in(folder: Path) -> Iterator[str]:
     """Paths of the images of a folder, relative to it."""
 
     def unreadable(error: OSError) -> NoReturn:
-        raise ValueError(f"thinkback: {error.filename} cannot be listed: {error.strerror}") from error
+        raise ValueError(
+            f"thinkback: {error.filename} cannot be listed: {error.strerror}"
+        ) from error
 
     for parent, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = (name for name in folders if not _hidden(name))
@@ -253,9 +276,13 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
             file.seek(archive.offset)
             end = file.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, *DAMAGED) as error:
-        raise ValueError(f"thinkback: {path} cannot be read as a .tar archive ({error}); {remedy}") from error
+        raise ValueError(
+            f"thinkback: {path} cannot be read as a .tar archive ({error}); {remedy}"
+        ) from error
     if any(end) or not end:  # tarfile takes a damaged header for the end
-        raise ValueError(f"thinkback: {path} is damaged or cut short after {archive.offset:,} bytes; {remedy}")
+        raise ValueError(
+            f"thinkback: {path} is damaged or cut short after {archive.offset:,} bytes; {remedy}"
+        )
     return members
 
 
@@ -270,29 +297,42 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
                     version = np.lib.format.read_magic(member)
                     form: Any = np.lib.format
                     # Version 3 has other names of fields than 2, and images have none.
-                    read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+                    read = (
+                        form.read_array_header_1_0
+                        if version == (1, 0)
+                        else form.read_array_header_2_0
+                    )
                     shape, _, dtype = read(member)
                     return shape, dtype, crc
     except DAMAGED as error:
-        raise ValueError(f"thinkback: {path} cannot be read as an .npz file ({error}); make it anew") from error
-    raise ValueError(f"thinkback: {path} holds {', '.join(names) or 'nothing'}, no array named images")
+        raise ValueError(
+            f"thinkback: {path} cannot be read as an .npz file ({error}); make it anew"
+        ) from error
+    raise ValueError(
+        f"thinkback: {path} holds {', '.join(names) or 'nothing'}, no array named images"
+    )
 
 
 @lru_cache(maxsize=1)
 def _images(path: Path, crc: int) -> NDArray[np.uint8]:
     if _header(path)[2] != crc:
-        raise ValueError(f"thinkback: {path} was replaced while it was in use; run the same command again")
+        raise ValueError(
+            f"thinkback: {path} was replaced while it was in use; run the same command again"
+        )
     return read_arrays(path, "make it anew", ["images"])["images"]
 
 
 def place() -> tuple[int, int]:
-    """Rank and number of processes, as ``torchrun`` sets them (RANK, WORLD_SIZE); (0, 1) without it.
+    """Rank and number of processes, as ``torchrun`` sets them (RANK, WORLD_SIZE); (0, 1) without
+    it.
 
     Raises:
         ValueError: one of them is missing, or they do not fit.
     """
     if ("RANK" in os.environ) != ("WORLD_SIZE" in os.environ):
-        raise ValueError("thinkback: of RANK and WORLD_SIZE one is set; set both, as torchrun does, or none")
+        raise ValueError(
+            "thinkback: of RANK and WORLD_SIZE one is set; set both, as torchrun does, or none"
+        )
     rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if not rank < world:
         raise ValueError(f"thinkback: RANK is {rank} and WORLD_SIZE {world}; ranks count from 0")
@@ -302,12 +342,15 @@ def place() -> tuple[int, int]:
 def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, str(default))
     if not text.isdecimal():
-        raise ValueError(f"thinkback: the environment variable {variable} must be a whole number, got {text!r}")
+        raise ValueError(
+            f"thinkback: the environment variable {variable} must be a whole number, got {text!r}"
+        )
     return int(text)
 
 
 def blocks(total: int, rank: int, world: int, size: int = BLOCK) -> Iterator[tuple[int, range]]:
-    """Number and samples of each block that process ``rank`` of ``world`` takes; none where there are fewer blocks.
+    """Number and samples of each block that process ``rank`` of ``world`` takes; none where there
+    are fewer blocks.
 
     Raises:
         ValueError: a block without samples, or a rank that is none of the world's.
@@ -318,19 +361,24 @@ def blocks(total: int, rank: int, world: int, size: int = BLOCK) -> Iterator[tup
     if size < 1:
         raise ValueError(f"thinkback: a block must have at least 1 sample, got {size}")
     if not 0 <= rank < world:
-        raise ValueError(f"thinkback: rank must be from 0 to world - 1, got rank {rank} of world {world}")
+        raise ValueError(
+            f"thinkback: rank must be from 0 to world - 1, got rank {rank} of world {world}"
+        )
     numbers = range(rank, math.ceil(total / size), world)
     return ((number, range(number * size, min((number + 1) * size, total))) for number in numbers)
 
 
 class Batches:
-    """Batches of some samples of a data set, in their order, each (B, 3, H, W); a broken image is an error.
+    """Batches of some samples of a data set, in their order, each (B, 3, H, W); a broken image is
+    an error.
 
-    Where the data set is :class:`Sources` with ``skip_broken`` it is left out instead, and noted in ``skipped`` here
-    and there; a batch may then be smaller, and one without images does not come.
+    Where the data set is :class:`Sources` with ``skip_broken`` it is left out instead, and noted in
+    ``skipped`` here and there; a batch may then be smaller, and one without images does not come.
     """
 
-    def __init__(self, dataset: Dataset[Any], indices: Sequence[int], batch_size: int, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], indices: Sequence[int], batch_size: int, workers: int = 0
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"thinkback: a batch must have at least 1 image, got {batch_size}")
         if workers < 0:
@@ -347,7 +395,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[Any]:
         """The batches; errors come from here, also those that a worker met."""
-        sources = self.dataset if isinstance(self.dataset, Sources) and self.dataset.skip_broken else None
+        sources = (
+            self.dataset if isinstance(self.dataset, Sources) and self.dataset.skip_broken else None
+        )
         self.skipped.clear()
         for batch, broken, sizes in self._loader:
             for i, error in broken.items():
@@ -366,13 +416,15 @@ class Batches:
             for shape, i in itertools.islice(sizes.items(), 2)
         ]
         return (
-            f"thinkback: images of one batch differ in size (channels x height x width): {' and '.join(examples)}; "
-            "bring all to one size with side=… (--side)"
+            "thinkback: images of one batch differ in size (channels x height x width):"
+            f" {' and '.join(examples)}; bring all to one size with side=… (--side)"
         )
 
 
 class _Attempts(Dataset[tuple[int, Any]]):
-    """Samples with their indices; the error in place of one that is broken, since a worker's would lose its words."""
+    """Samples with their indices; the error in place of one that is broken, since a worker's would
+    lose its words.
+    """
 
     def __init__(self, dataset: Dataset[Any], indices: Sequence[int]) -> None:
         self.dataset, self.indices = dataset, indices
@@ -388,8 +440,12 @@ class _Attempts(Dataset[tuple[int, Any]]):
             return i, error
 
 
-def _collated(samples: list[tuple[int, Any]]) -> tuple[Any, dict[int, ImageError], dict[tuple[int, ...], int]]:
-    """The batch, None without good samples; the broken ones by index; and of each size the first sample's index."""
+def _collated(
+    samples: list[tuple[int, Any]],
+) -> tuple[Any, dict[int, ImageError], dict[tuple[int, ...], int]]:
+    """The batch, None without good samples; the broken ones by index; and of each size the first
+    sample's index.
+    """
     broken = {i: sample for i, sample in samples if isinstance(sample, ImageError)}
     good = [sample for _, sample in samples if not isinstance(sample, ImageError)]
     sizes: dict[tuple[int, ...], int] = {}
@@ -399,7 +455,9 @@ def _collated(samples: list[tuple[int, Any]]) -> tuple[Any, dict[int, ImageError
     return default_collate(good) if good and len(sizes) < 2 else None, broken, sizes
 
 
-def loader(dataset: Dataset[Any], indices: Sequence[int], batch_size: int, workers: int = 0) -> Batches:
+def loader(
+    dataset: Dataset[Any], indices: Sequence[int], batch_size: int, workers: int = 0
+) -> Batches:
     """Batches of those samples, in that order; see :class:`Batches`.
 
     Args:
@@ -421,7 +479,8 @@ def score_samples(
     """What a detector says of each of these samples, also of those that were skipped.
 
     Args:
-        score: takes batches (B, 3, H, W) and returns arrays by name, each with one entry an image, (n,).
+        score: takes batches (B, 3, H, W) and returns arrays by name, each with one entry an image,
+            (n,).
         dataset, indices, options: as :func:`loader` takes them.
         blank: names of the arrays, and what stands for a skipped sample: NaN for scores.
 
@@ -429,9 +488,14 @@ def score_samples(
         Arrays (len(indices),) by name, in the order of the indices; floats as float64.
     """
     batches, size = loader(dataset, indices, **options), (len(indices),)
-    out = {n: torch.full(size, v, dtype=torch.float64 if isinstance(v, float) else None) for n, v in blank.items()}
+    out = {
+        n: torch.full(size, v, dtype=torch.float64 if isinstance(v, float) else None)
+        for n, v in blank.items()
+    }
     stream = iter(batches)
-    if (first := next(stream, None)) is not None:  # else all of them are broken, and there is nothing to score
+    if (
+        first := next(stream, None)
+    ) is not None:  # else all of them are broken, and there is nothing to score
         found = score(itertools.chain([first], stream))
         read = torch.tensor([i not in batches.skipped for i in indices])
         for name, values in found.items():
@@ -443,8 +507,8 @@ def load_model(name: str) -> nn.Module:
     """A classifier by name, in evaluation mode.
 
     Args:
-        name: a file that ``WideResNet.save`` wrote; or ``package.module:name``, a function that returns a
-            ``torch.nn.Module``, or such a module itself.
+        name: a file that ``WideResNet.save`` wrote; or ``package.module:name``, a function that
+            returns a ``torch.nn.Module``, or such a module itself.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -455,7 +519,10 @@ def load_model(name: str) -> nn.Module:
             return WideResNet.load(name)
         module, _, path = name.partition(":")
         if not module or not path:
-            raise ValueError(f"thinkback: model {name!r} is neither a .safetensors file nor package.module:function")
+            raise ValueError(
+                f"thinkback: model {name!r} is neither a .safetensors file nor"
+                " package.module:function"
+            )
         model = attrgetter(path)(importlib.import_module(module))
         if not isinstance(model, nn.Module) and callable(model):
             model = model()
@@ -465,16 +532,20 @@ def load_model(name: str) -> nn.Module:
         cause = shorten(f"{type(error).__name__}: {error}", 300)
         raise ValueError(f"thinkback: model {name!r} cannot be made, {cause}") from error
     if not isinstance(model, nn.Module):
-        raise ValueError(f"thinkback: {name} returned {type(model).__name__}, not a torch.nn.Module")
+        raise ValueError(
+            f"thinkback: {name} returned {type(model).__name__}, not a torch.nn.Module"
+        )
     return model.eval()
 
 
 def start(folder: Path, job: dict[str, Any]) -> None:
-    """Write what makes the scores in ``folder`` what they are; where it is written already, it must be the same.
+    """Write what makes the scores in ``folder`` what they are; where it is written already, it must
+    be the same.
 
     Args:
         folder: of the scores.
-        job: JSON types; ``samples`` and ``block`` cut the blocks, ``sources`` is :meth:`Sources.known_by`.
+        job: JSON types; ``samples`` and ``block`` cut the blocks, ``sources`` is
+            :meth:`Sources.known_by`.
 
     Raises:
         ValueError: naming what differs, or that the manifest is damaged or missing.
@@ -486,13 +557,18 @@ def start(folder: Path, job: dict[str, Any]) -> None:
             if not path.exists():
                 if old := sorted(folder.glob("block-*.npz")):
                     raise ValueError(
-                        f"thinkback: {folder} holds {old[0].name} but no {MANIFEST} that says of which job; "
-                        "remove the blocks, or name another folder"
+                        f"thinkback: {folder} holds {old[0].name} but no {MANIFEST} that says of"
+                        " which job; remove the blocks, or name another folder"
                     )
                 write_json(path, job)
     held = _manifest(folder)
-    if differing := [words for key, value in job.items() for words in _differences(key, held.get(key), value)]:
-        raise ValueError(f"thinkback: {folder} holds scores of another job ({_listed(differing, '; ')}); name another")
+    if differing := [
+        words for key, value in job.items() for words in _differences(key, held.get(key), value)
+    ]:
+        raise ValueError(
+            f"thinkback: {folder} holds scores of another job ({_listed(differing, '; ')}); name"
+            " another"
+        )
 
 
 def _listed(items: Sequence[str], separator: str = ", ") -> str:
@@ -505,9 +581,16 @@ def _differences(key: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (before, now) in enumerate(zip(old, new, strict=True)):
             yield from _differences(f"{key}[{i}]", before, now)
-    elif isinstance(old, dict) and isinstance(new, dict) and "path" in old and old["path"] == new.get("path"):
+    elif (
+        isinstance(old, dict)
+        and isinstance(new, dict)
+        and "path" in old
+        and old["path"] == new.get("path")
+    ):
         if old != new:
-            yield f"the source {old['path']} changed: it was {old.get('is')}, and is {new.get('is')}"
+            yield (
+                f"the source {old['path']} changed: it was {old.get('is')}, and is {new.get('is')}"
+            )
     elif old != new:
         yield f"{key} {old!r} != {new!r}"
 
@@ -515,10 +598,14 @@ def _differences(key: str, old: Any, new: Any) -> Iterator[str]:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
-        raise FileNotFoundError(f"thinkback: {folder} holds no scores, it lacks {MANIFEST}; was another folder meant?")
+        raise FileNotFoundError(
+            f"thinkback: {folder} holds no scores, it lacks {MANIFEST}; was another folder meant?"
+        )
     job = read_json(path)
     if not isinstance(job, dict):
-        raise ValueError(f"thinkback: {path} is damaged, it is no JSON object; remove {folder} and score again")
+        raise ValueError(
+            f"thinkback: {path} is damaged, it is no JSON object; remove {folder} and score again"
+        )
     return job
 
 
@@ -528,7 +615,10 @@ def _cut(folder: Path) -> tuple[int, int]:
     samples, size = job.get("samples"), job.get("block")
     if not (isinstance(samples, int) and isinstance(size, int) and samples > 0 and size > 0):
         path = folder / MANIFEST
-        raise ValueError(f"thinkback: {path} is damaged, it lacks samples or block; remove {folder} and score again")
+        raise ValueError(
+            f"thinkback: {path} is damaged, it lacks samples or block; remove {folder} and score"
+            " again"
+        )
     return samples, size
 
 
@@ -543,7 +633,9 @@ def block_file(folder: Path, number: int) -> Path:
 
 
 def block_done(folder: Path, number: int) -> bool:
-    """Whether the scores of a block are there and whole; one that is damaged or cut short is to be made again."""
+    """Whether the scores of a block are there and whole; one that is damaged or cut short is to be
+    made again.
+    """
     try:
         _read_block(block_file(folder, number), _length(folder, number))
     except (FileNotFoundError, ValueError):
@@ -561,7 +653,8 @@ def write_block(folder: Path, number: int, arrays: dict[str, Tensor]) -> None:
     for name, array in arrays.items():
         if array.shape != (length,):
             raise ValueError(
-                f"thinkback: block {number} of {folder} has {length} samples, and its {name} {tuple(array.shape)}"
+                f"thinkback: block {number} of {folder} has {length} samples, and its {name}"
+                f" {tuple(array.shape)}"
             )
     save_arrays(block_file(folder, number), {name: array.numpy() for name, array in arrays.items()})
 
@@ -570,12 +663,16 @@ def _read_block(file: Path, length: int) -> dict[str, NDArray[Any]]:
     arrays = read_arrays(file, AGAIN)
     shapes = {name: array.shape for name, array in arrays.items()}
     if not shapes or any(shape != (length,) for shape in shapes.values()):
-        raise ValueError(f"thinkback: {file} is not whole, it holds {shapes or 'nothing'}, not ({length},); {AGAIN}")
+        raise ValueError(
+            f"thinkback: {file} is not whole, it holds {shapes or 'nothing'}, not ({length},);"
+            f" {AGAIN}"
+        )
     return arrays
 
 
 def read_blocks(folder: str | Path) -> dict[str, Tensor]:
-    """The arrays of all blocks, each (N,), in the order of the samples; NaN where an image was skipped.
+    """The arrays of all blocks, each (N,), in the order of the samples; NaN where an image was
+    skipped.
 
     Raises:
         FileNotFoundError: if blocks are missing, with their numbers.
@@ -583,12 +680,18 @@ def read_blocks(folder: str | Path) -> dict[str, Tensor]:
     """
     folder = Path(folder)
     samples, size = _cut(folder)
-    lengths = {block_file(folder, number): len(block) for number, block in blocks(samples, 0, 1, size)}
+    lengths = {
+        block_file(folder, number): len(block) for number, block in blocks(samples, 0, 1, size)
+    }
     if missing := [file.name for file in lengths if not file.exists()]:
         again = "run the same command again, it goes on there"
         raise FileNotFoundError(f"thinkback: {folder} lacks {_listed(missing)}; {again}")
     parts = [_read_block(file, length) for file, length in lengths.items()]
     for file, part in zip(lengths, parts, strict=True):
         if part.keys() != parts[0].keys():
-            raise ValueError(f"thinkback: {file} holds {sorted(part)}, and others {sorted(parts[0])}; {AGAIN}")
-    return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+            raise ValueError(
+                f"thinkback: {file} holds {sorted(part)}, and others {sorted(parts[0])}; {AGAIN}"
+            )
+    return {
+        name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]
+    }

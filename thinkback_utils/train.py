@@ -1,4 +1,6 @@
-"""Training of the classifier: one function, resumable after a kill, the same on a laptop core and on a GPU."""
+"""Training of the classifier: one function, resumable after a kill, the same on a laptop core and
+on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,13 @@ Anneal = Literal["cosine", "linear"]
 Flip = Literal["random", "alternating", "off"]
 Amp = Literal["auto", "off"]
 CHOICES = {"anneal": get_args(Anneal), "flip": get_args(Flip), "amp": get_args(Amp)}
-RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # in words, and the test of a number of the field's kind
-    "depth": ("must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40)", lambda value: value >= 10 and value % 6 == 4),
+RANGES: dict[
+    str, tuple[str, Callable[[Any], bool]]
+] = {  # in words, and the test of a number of the field's kind
+    "depth": (
+        "must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40)",
+        lambda value: value >= 10 and value % 6 == 4,
+    ),
     "width": ("must be positive", lambda value: value > 0),
     "dropout": ("is a probability in [0, 1)", lambda value: 0 <= value < 1),
     "epochs": ("must be positive", lambda value: value > 0),
@@ -43,7 +50,10 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {  # in words, and the te
     "warmup": ("is a fraction in [0, 1)", lambda value: 0 <= value < 1),
     "momentum": ("is a fraction in [0, 1)", lambda value: 0 <= value < 1),
     "weight_decay": ("must be finite and not negative", lambda value: 0 <= value < math.inf),
-    "seed": ("must be in [0, 2**46)", lambda value: 0 <= value < 2**46),  # times 100,003 is still an int64
+    "seed": (
+        "must be in [0, 2**46)",
+        lambda value: 0 <= value < 2**46,
+    ),  # times 100,003 is still an int64
 }
 pick_device = process_device  # the name that other modules know
 
@@ -63,11 +73,15 @@ class TrainConfig:
     peak_lr: float = 0.1
     warmup: float = 0.0  # fraction of all steps in which the rate climbs linearly to its peak
     anneal: Anneal = "cosine"  # to zero, per step
-    restarts: tuple[tuple[int, float], ...] = ()  # (first epoch, peak) of further cycles of warm-up and annealing
+    restarts: tuple[
+        tuple[int, float], ...
+    ] = ()  # (first epoch, peak) of further cycles of warm-up and annealing
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 5e-4
     flip: Flip = "random"  # alternating: mirrored every second epoch; off: digits
-    resolutions: tuple[tuple[int, int], ...] = ((0, 0),)  # (first epoch, image side); side 0 is the full size
+    resolutions: tuple[tuple[int, int], ...] = (
+        (0, 0),
+    )  # (first epoch, image side); side 0 is the full size
     amp: Amp = "auto"  # mixed precision where the hardware has it
     compile: bool = False  # pays on a GPU only
     seed: int = 0
@@ -78,30 +92,40 @@ class TrainConfig:
         for name in ("resolutions", "restarts"):
             _check_stages(name, getattr(self, name))
         if not isinstance(self.compile, bool):
-            raise ValueError(f"thinkback: TrainConfig.compile is True or False, got {self.compile!r}")
+            raise ValueError(
+                f"thinkback: TrainConfig.compile is True or False, got {self.compile!r}"
+            )
         starts = [first for first, _ in self.resolutions]
         if not starts or starts[0] != 0 or starts != sorted(starts) or starts[-1] >= self.epochs:
             raise ValueError(
-                f"thinkback: TrainConfig.resolutions must start at epoch 0, rise, and end before epoch {self.epochs}, "
-                f"got {self.resolutions}"
+                "thinkback: TrainConfig.resolutions must start at epoch 0, rise, and end before"
+                f" epoch {self.epochs}, got {self.resolutions}"
             )
         cycles = [0, *(first for first, _ in self.restarts), self.epochs - 1]
         if cycles != sorted(cycles) or not all(0 < peak < math.inf for _, peak in self.restarts):
             raise ValueError(
-                f"thinkback: TrainConfig.restarts must rise from epoch 0, end before epoch {self.epochs}, and have "
-                f"positive peaks, got {self.restarts}"
+                "thinkback: TrainConfig.restarts must rise from epoch 0, end before epoch"
+                f" {self.epochs}, and have positive peaks, got {self.restarts}"
             )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"thinkback: TrainConfig.{name} is one of {choices}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"thinkback: TrainConfig.{name} is one of {choices}, got"
+                    f" {getattr(self, name)!r}"
+                )
 
     def override(self, **fields: Any) -> TrainConfig:
-        """The same recipe with other fields; another number of epochs stretches its stages and cycles."""
+        """The same recipe with other fields; another number of epochs stretches its stages and
+        cycles.
+        """
         if "epochs" in fields:
             _check_number("epochs", fields["epochs"])
             stretch, last = fields["epochs"] / self.epochs, fields["epochs"] - 1
             for name in ("resolutions", "restarts"):
-                stretched = tuple((min(round(first * stretch), last), value) for first, value in getattr(self, name))
+                stretched = tuple(
+                    (min(round(first * stretch), last), value)
+                    for first, value in getattr(self, name)
+                )
                 fields.setdefault(name, stretched)
         return dataclasses.replace(self, **fields)
 
@@ -133,21 +157,31 @@ def _check_number(name: str, value: object) -> None:
 
 
 def _check_stages(name: str, stages: object) -> None:
-    """Pairs of a first epoch and a side in pixels, or a rate; what values they may have is checked together."""
+    """Pairs of a first epoch and a side in pixels, or a rate; what values they may have is checked
+    together.
+    """
     kind: Any = int if name == "resolutions" else int | float
     words = "(first epoch, image side)" if name == "resolutions" else "(first epoch, peak rate)"
     paired = isinstance(stages, tuple | list) and all(
-        isinstance(stage, tuple | list) and len(stage) == 2 and isinstance(stage[0], int) and isinstance(stage[1], kind)
+        isinstance(stage, tuple | list)
+        and len(stage) == 2
+        and isinstance(stage[0], int)
+        and isinstance(stage[1], kind)
         for stage in stages
     )
     if not paired or (name == "resolutions" and any(side < 0 for _, side in stages)):  # type: ignore[attr-defined]
-        raise ValueError(f"thinkback: TrainConfig.{name} is a tuple of pairs {words}, no side negative; got {stages!r}")
+        raise ValueError(
+            f"thinkback: TrainConfig.{name} is a tuple of pairs {words}, no side negative; got"
+            f" {stages!r}"
+        )
 
 
 RECIPES: dict[str, TrainConfig] = {
     "reference": TrainConfig(),
-    # For two CPU cores: no dropout, since so few epochs underfit. A one-cycle of 15 epochs on growing images (at 16 px
-    # an epoch costs a quarter) is not enough; a second, gentler one at full size takes it on from there.
+    # For two CPU cores: no dropout, since so few epochs underfit. A one-cycle of 15 epochs on
+    # growing images (at 16 px
+    # an epoch costs a quarter) is not enough; a second, gentler one at full size takes it on from
+    # there.
     "cpu": TrainConfig(
         epochs=23,
         dropout=0.0,
@@ -175,7 +209,9 @@ RECIPES: dict[str, TrainConfig] = {
 
 @dataclass
 class History:
-    """What training printed, one entry per epoch: mean loss, accuracy on the augmented batches, seconds."""
+    """What training printed, one entry per epoch: mean loss, accuracy on the augmented batches,
+    seconds.
+    """
 
     loss: list[float]
     accuracy: list[float]
@@ -191,10 +227,12 @@ def fit(
     progress: bool = True,
     stop_after: int | None = None,
 ) -> History:
-    """Train ``model`` in place with SGD on cross-entropy; resume from ``checkpoint`` when that file exists.
+    """Train ``model`` in place with SGD on cross-entropy; resume from ``checkpoint`` when that file
+    exists.
 
-    Shuffling, augmentation and dropout are functions of (seed, epoch), so a run that was killed and resumed ends in
-    the same weights as one that was not (bit for bit on one CPU with one thread count).
+    Shuffling, augmentation and dropout are functions of (seed, epoch), so a run that was killed and
+    resumed ends in the same weights as one that was not (bit for bit on one CPU with one thread
+    count).
 
     Args:
         model: maps images in [0, 1], float (N, 3, H, W), to logits (N, K).
@@ -203,11 +241,13 @@ def fit(
         checkpoint: file written after every epoch, atomically; None keeps nothing.
         device: default is the GPU when there is one.
         progress: show loss, accuracy and time left on standard error.
-        stop_after: leave after so many epochs, with the schedule of the whole run; to be continued from the checkpoint.
+        stop_after: leave after so many epochs, with the schedule of the whole run; to be continued
+            from the checkpoint.
 
     Raises:
-        ValueError: if images or labels are not what they must be; if there is a label that the model has no logit for;
-            or if the checkpoint is damaged, or belongs to another recipe, network, or set of images and labels.
+        ValueError: if images or labels are not what they must be; if there is a label that the
+            model has no logit for; or if the checkpoint is damaged, or belongs to another recipe,
+            network, or set of images and labels.
         FloatingPointError: if the loss is no longer finite.
     """
     labels = checked_labels(data)
@@ -226,7 +266,12 @@ def fit(
     labels, images, side = labels.to(device), data.images, -1
     steps = math.ceil(len(labels) / config.batch_size)
     scaler = torch.amp.GradScaler(device.type, enabled=_amp_dtype(config, device) == torch.float16)
-    bar = tqdm(total=config.epochs * steps, initial=len(history.loss) * steps, disable=not progress, mininterval=5.0)
+    bar = tqdm(
+        total=config.epochs * steps,
+        initial=len(history.loss) * steps,
+        disable=not progress,
+        mininterval=5.0,
+    )
     for epoch in range(len(history.loss), min(config.epochs, stop_after or config.epochs)):
         if config.side(epoch, data.images.shape[-1]) != side:
             side = config.side(epoch, data.images.shape[-1])
@@ -262,21 +307,31 @@ def checked_labels(data: ImageSet) -> Tensor:
         raise ValueError(f"thinkback: training needs labels and {where} has none")
     for name, values in (("images", images), ("labels", labels)):
         if not isinstance(values, Tensor):
-            raise ValueError(f"thinkback: {name} of {where} must be a torch tensor, got {type(values).__name__}")
+            raise ValueError(
+                f"thinkback: {name} of {where} must be a torch tensor, got {type(values).__name__}"
+            )
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(
-            f"thinkback: training needs square images, uint8 (N, C, H, H), and {where} has {images.dtype} "
-            f"{tuple(images.shape)}"
+            f"thinkback: training needs square images, uint8 (N, C, H, H), and {where} has"
+            f" {images.dtype} {tuple(images.shape)}"
         )
     if not images.numel():
-        raise ValueError(f"thinkback: {where} has no image to train on, its shape is {tuple(images.shape)}")
-    if labels.shape != images.shape[:1] or labels.dtype.is_floating_point or labels.dtype.is_complex:
         raise ValueError(
-            f"thinkback: labels of {where} must be integers of shape ({len(images)},), one for each image, got "
-            f"{labels.dtype} {tuple(labels.shape)}"
+            f"thinkback: {where} has no image to train on, its shape is {tuple(images.shape)}"
+        )
+    if (
+        labels.shape != images.shape[:1]
+        or labels.dtype.is_floating_point
+        or labels.dtype.is_complex
+    ):
+        raise ValueError(
+            f"thinkback: labels of {where} must be integers of shape ({len(images)},), one for each"
+            f" image, got {labels.dtype} {tuple(labels.shape)}"
         )
     if int(labels.min()) < 0:
-        raise ValueError(f"thinkback: labels of {where} must not be negative, got {int(labels.min())}")
+        raise ValueError(
+            f"thinkback: labels of {where} must not be negative, got {int(labels.min())}"
+        )
     return labels.long()
 
 
@@ -285,12 +340,14 @@ def _check_classes(model: nn.Module, data: ImageSet, device: torch.device) -> No
     with evaluating(model):
         logits = model(data.images[:1].to(device).float().div_(255))
     if logits.ndim != 2 or len(logits) != 1:
-        raise ValueError(f"thinkback: the model gives {tuple(logits.shape)} for one image, training needs (1, K)")
+        raise ValueError(
+            f"thinkback: the model gives {tuple(logits.shape)} for one image, training needs (1, K)"
+        )
     top = int(data.labels.max())  # type: ignore[union-attr]
     if top >= logits.shape[1]:
         raise ValueError(
-            f"thinkback: the set {data.name!r} has label {top}, and the model has logits for labels 0 to "
-            f"{logits.shape[1] - 1} only"
+            f"thinkback: the set {data.name!r} has label {top}, and the model has logits for labels"
+            f" 0 to {logits.shape[1] - 1} only"
         )
 
 
@@ -315,7 +372,10 @@ def _epoch(
 ) -> None:
     device, start, seen = optimizer.param_groups[0]["params"][0].device, time.perf_counter(), 0
     home = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-    sums, dtype = torch.zeros(2, dtype=torch.float64, device=home), _amp_dtype(config, device)  # loss, correct
+    sums, dtype = (
+        torch.zeros(2, dtype=torch.float64, device=home),
+        _amp_dtype(config, device),
+    )  # loss, correct
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed * 100_003 + epoch)  # dropout
         for step, (x, y) in enumerate(batches):
@@ -328,16 +388,23 @@ def _epoch(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            sums += torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()]).to(home).double()
+            sums += (
+                torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()])
+                .to(home)
+                .double()
+            )
             seen += len(y)
             bar.update()
             if step % 20 == 0 or step == steps - 1:
                 mean_loss, accuracy = (sums / seen).tolist()
-                bar.set_postfix_str(f"epoch {epoch + 1}/{config.epochs} loss {mean_loss:.3f} acc {accuracy:.3f}", False)
+                bar.set_postfix_str(
+                    f"epoch {epoch + 1}/{config.epochs} loss {mean_loss:.3f} acc {accuracy:.3f}",
+                    False,
+                )
                 if not math.isfinite(mean_loss):
                     raise FloatingPointError(
-                        f"thinkback: the training loss is {mean_loss} in epoch {epoch + 1}, step {step}; "
-                        f"lower peak_lr (now {config.peak_lr})"
+                        f"thinkback: the training loss is {mean_loss} in epoch {epoch + 1}, step"
+                        f" {step}; lower peak_lr (now {config.peak_lr})"
                     )
     history.loss.append(mean_loss)
     history.accuracy.append(accuracy)
@@ -347,7 +414,9 @@ def _epoch(
 def augmented_batches(
     images: Tensor, labels: Tensor, config: TrainConfig, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled, cropped and flipped batches: float (B, 3, s, s) in [0, 1], channels last, and labels (B,)."""
+    """Shuffled, cropped and flipped batches: float (B, 3, s, s) in [0, 1], channels last, and
+    labels (B,).
+    """
     n, side, device = len(labels), images.shape[-1], images.device
     pad = side // 8  # 4 pixels at 32
     padded = F.pad(images, [pad] * 4).permute(0, 2, 3, 1).contiguous()  # (N, s + 2p, s + 2p, 3)
@@ -356,7 +425,9 @@ def augmented_batches(
     top, left = (torch.randint(2 * pad + 1, (n,), generator=generator).to(device) for _ in range(2))
     mirrored = torch.randint(2, (n,), generator=generator).to(device).bool()
     if config.flip == "alternating":
-        coin = torch.randint(2, (n,), generator=torch.Generator().manual_seed(config.seed)).to(device)
+        coin = torch.randint(2, (n,), generator=torch.Generator().manual_seed(config.seed)).to(
+            device
+        )
         mirrored = (coin + epoch) % 2 == 1
     elif config.flip == "off":
         mirrored = torch.zeros_like(mirrored)
@@ -371,17 +442,26 @@ def augmented_batches(
 def _resize(images: Tensor, side: int) -> Tensor:
     if images.shape[-1] == side:
         return images
-    parts = (F.interpolate(part.float(), (side, side), mode="bilinear", antialias=True) for part in images.split(1000))
+    parts = (
+        F.interpolate(part.float(), (side, side), mode="bilinear", antialias=True)
+        for part in images.split(1000)
+    )
     return torch.cat([part.round_().clamp_(0, 255).byte() for part in parts])
 
 
 def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies it, float16 on older GPUs, None (float32) on other CPUs."""
+    """bfloat16 where the hardware multiplies it, float16 on older GPUs, None (float32) on other
+    CPUs.
+    """
     if config.amp == "off":
         return None
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch < 2.13 cannot say
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        )
+    capabilities: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # torch < 2.13 cannot say
     return torch.bfloat16 if capabilities.get("avx512_bf16") else None
 
 
@@ -391,13 +471,24 @@ def accuracy(model: nn.Module, data: ImageSet) -> float:
 
 
 def _save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: TrainConfig, history: History, digest: str
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.SGD,
+    config: TrainConfig,
+    history: History,
+    digest: str,
 ) -> None:
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        if (held := optimizer.state[parameter].get("momentum_buffer")) is not None:  # none without momentum
+        if (
+            held := optimizer.state[parameter].get("momentum_buffer")
+        ) is not None:  # none without momentum
             tensors[f"momentum.{name}"] = held.contiguous()
-    metadata = {"config": json.dumps(asdict(config)), "history": json.dumps(asdict(history)), "data_sha256": digest}
+    metadata = {
+        "config": json.dumps(asdict(config)),
+        "history": json.dumps(asdict(history)),
+        "data_sha256": digest,
+    }
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -413,24 +504,42 @@ def _load_checkpoint(
         if len(epochs) != 1 or not isinstance(saved, dict):
             raise ValueError("its history has columns of different lengths, or its recipe is none")
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"thinkback: {path} is no checkpoint of a training ({error}); {again}") from error
+        raise ValueError(
+            f"thinkback: {path} is no checkpoint of a training ({error}); {again}"
+        ) from error
     _same_recipe(saved, config, path)
     if (held := metadata.get("data_sha256")) != digest:
-        what = "does not say what it was trained on" if held is None else "was trained on other images or labels"
-        raise ValueError(f"thinkback: {path} {what}; give it its own set, choose another folder, or {again}")
+        what = (
+            "does not say what it was trained on"
+            if held is None
+            else "was trained on other images or labels"
+        )
+        raise ValueError(
+            f"thinkback: {path} {what}; give it its own set, choose another folder, or {again}"
+        )
     try:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        model.load_state_dict(
+            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        )
         for name, parameter in model.named_parameters():
             if (momentum := tensors.get(f"momentum.{name}")) is not None:
-                optimizer.state[parameter]["momentum_buffer"] = momentum.view(parameter.shape).to(parameter)
+                optimizer.state[parameter]["momentum_buffer"] = momentum.view(parameter.shape).to(
+                    parameter
+                )
     except RuntimeError as error:
-        raise ValueError(f"thinkback: {path} is of another network ({last_line(error)}); {again}") from error
+        raise ValueError(
+            f"thinkback: {path} is of another network ({last_line(error)}); {again}"
+        ) from error
     return history
 
 
 def _same_recipe(saved: dict[str, Any], config: TrainConfig, where: Path) -> None:
     wanted = json.loads(json.dumps(asdict(config)))
-    different = [f"{key} {saved.get(key)} != {value}" for key, value in wanted.items() if saved.get(key) != value]
+    different = [
+        f"{key} {saved.get(key)} != {value}"
+        for key, value in wanted.items()
+        if saved.get(key) != value
+    ]
     if different:
         raise ValueError(
             f"thinkback: {where} belongs to another recipe ({'; '.join(different)}); "
@@ -439,33 +548,52 @@ def _same_recipe(saved: dict[str, Any], config: TrainConfig, where: Path) -> Non
 
 
 def train_network(
-    config: TrainConfig, dataset: str | ImageSet, folder: Path, device: str | None = None, progress: bool = True
+    config: TrainConfig,
+    dataset: str | ImageSet,
+    folder: Path,
+    device: str | None = None,
+    progress: bool = True,
 ) -> tuple[WideResNet, dict[str, Any]]:
-    """Train a WideResNet on a set and keep it: ``weights.safetensors`` and ``training.json`` in ``folder``.
+    """Train a WideResNet on a set and keep it: ``weights.safetensors`` and ``training.json`` in
+    ``folder``.
 
-    A run that was killed goes on from its checkpoint; weights that are there already are read, not trained again.
+    A run that was killed goes on from its checkpoint; weights that are there already are read, not
+    trained again.
 
-    Returns:
-        The network as read back from its float16 weights file, in evaluation mode, and the training record.
+    Returns: The network as read back from its float16 weights file, in evaluation mode, and the
+        training record.
 
     Raises:
         ValueError: if the folder holds a run of another recipe or set.
     """
-    weights, record_path, chosen = folder / "weights.safetensors", folder / "training.json", process_device(device)
+    weights, record_path, chosen = (
+        folder / "weights.safetensors",
+        folder / "training.json",
+        process_device(device),
+    )
     name = dataset if isinstance(dataset, str) else dataset.name
     record = _record(record_path) if record_path.exists() else describe(chosen) | {"dataset": name}
     if record["dataset"] != name:
-        raise ValueError(f"thinkback: {folder} holds a network of {record['dataset']!r}, not of {name!r}")
-    _same_recipe(record.setdefault("config", json.loads(json.dumps(asdict(config)))), config, folder)
+        raise ValueError(
+            f"thinkback: {folder} holds a network of {record['dataset']!r}, not of {name!r}"
+        )
+    _same_recipe(
+        record.setdefault("config", json.loads(json.dumps(asdict(config)))), config, folder
+    )
     if weights.exists() and "history" not in record:
-        raise ValueError(f"thinkback: {weights} has no training.json beside it that tells its recipe; move it away")
+        raise ValueError(
+            f"thinkback: {weights} has no training.json beside it that tells its recipe; move it"
+            " away"
+        )
     if not weights.exists():
         train = load(dataset, "train") if isinstance(dataset, str) else dataset
         classes = int(checked_labels(train).max()) + 1
         write_json(record_path, record)  # the first start describes the run, resumptions keep it
         torch.manual_seed(config.seed)  # initial weights
         model = WideResNet(config.depth, config.width, classes, config.dropout)
-        record["history"] = asdict(fit(model, train, config, folder / "checkpoint.safetensors", chosen, progress))
+        record["history"] = asdict(
+            fit(model, train, config, folder / "checkpoint.safetensors", chosen, progress)
+        )
         write_json(record_path, record)
         model.save(weights)
     return WideResNet.load(weights).to(chosen), record
@@ -474,14 +602,22 @@ def train_network(
 def _record(path: Path) -> dict[str, Any]:
     """What ``training.json`` says."""
     record: dict[str, Any] = read_json(path)
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict) or "dataset" not in record:
-        raise ValueError(f"thinkback: {path} is no record of a training; fetch it anew, or choose another folder")
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("config"), dict)
+        or "dataset" not in record
+    ):
+        raise ValueError(
+            f"thinkback: {path} is no record of a training; fetch it anew, or choose another folder"
+        )
     return record
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """``--recipe`` and an option for each field of :class:`TrainConfig`."""
-    parser.add_argument("--recipe", choices=sorted(RECIPES), help="default: that of the folder, else reference")
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), help="default: that of the folder, else reference"
+    )
     for field in dataclasses.fields(TrainConfig):
         option, choices = f"--{field.name.replace('_', '-')}", CHOICES.get(field.name)
         if isinstance(field.default, bool):
@@ -491,8 +627,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(options: argparse.Namespace, folder: Path | None = None) -> TrainConfig:
-    """The recipe that the parsed options name, else the folder's own, else the reference, with the fields they set."""
-    named = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(TrainConfig)}
+    """The recipe that the parsed options name, else the folder's own, else the reference, with the
+    fields they set.
+    """
+    named = {
+        field.name: getattr(options, field.name, None) for field in dataclasses.fields(TrainConfig)
+    }
     fields = {name: value for name, value in named.items() if value is not None}
     if folder and options.recipe is None and (folder / "training.json").exists():
         saved = _record(folder / "training.json")["config"]
@@ -501,7 +641,8 @@ def config_from(options: argparse.Namespace, folder: Path | None = None) -> Trai
             config = TrainConfig(**(saved | pairs))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"thinkback: {folder / 'training.json'} holds no recipe of this version ({error}); name one by --recipe"
+                f"thinkback: {folder / 'training.json'} holds no recipe of this version ({error});"
+                " name one by --recipe"
             ) from error
     else:
         config = RECIPES[options.recipe or "reference"]
@@ -510,7 +651,10 @@ def config_from(options: argparse.Namespace, folder: Path | None = None) -> Trai
 
 def recipe_name(config: TrainConfig) -> str:
     """The recipe of that configuration whatever the seed, or ``custom``."""
-    return next((name for name, recipe in RECIPES.items() if recipe.override(seed=config.seed) == config), "custom")
+    return next(
+        (name for name, recipe in RECIPES.items() if recipe.override(seed=config.seed) == config),
+        "custom",
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -518,10 +662,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(prog="python -m thinkback_utils.train", description=main.__doc__)
     add_config_arguments(parser)
     parser.add_argument("--dataset", default="cifar10", help="a set with a train and a test split")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, weights and training record")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoint, weights and training record"
+    )
     parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
-    config, test = config_from(options, options.out), load(options.dataset, "test")  # before hours of training
+    config, test = (
+        config_from(options, options.out),
+        load(options.dataset, "test"),
+    )  # before hours of training
     model, record = train_network(config, options.dataset, options.out, options.device)
     minutes = sum(record["history"]["seconds"]) / 60
     print(f"test accuracy {accuracy(model, test):.4f} after {minutes:.1f} minutes")

@@ -1,4 +1,6 @@
-"""The opening figure: a familiar and a strange image, from pixels to a verdict, as an SVG that plays once and rests."""
+"""The opening figure: a familiar and a strange image, from pixels to a verdict, as an SVG that
+plays once and rests.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from torch import Tensor
 
-from ..calibration import conformal_threshold
-from ..data import SIDE
-from ..evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
-from ..features import Bundle
-from ..files import read_json, replacing, write_json
-from ..fisher import KroneckerFisher
-from ..methods import METHODS, TITLES
-from ..plots import ID_COLOR, INK, OOD_COLOR
-from ..provenance import describe, digest
-from ..scores import residual
+from thinkback_utils.calibration import conformal_threshold
+from thinkback_utils.data import SIDE
+from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
+from thinkback_utils.features import Bundle
+from thinkback_utils.files import read_json, replacing, write_json
+from thinkback_utils.fisher import KroneckerFisher
+from thinkback_utils.methods import METHODS, TITLES
+from thinkback_utils.plots import ID_COLOR, INK, OOD_COLOR
+from thinkback_utils.provenance import describe, digest
+from thinkback_utils.scores import residual
+
 from .gallery import ALPHA, alarms, percentiles
 
 METHOD, COMPARED = "thinkback_averaged", ("thinkback", "energy")
@@ -38,7 +41,11 @@ STEPS = (  # where in the wide drawing, title, what is drawn
     (472, "Gradient r hᵀ", "against training"),
     (622, "Score", "on the test scale"),
 )
-TALL, SCALE, STEP = 64, 116, 118  # of a picture; width of the test scale; from step to step in the narrow drawing
+TALL, SCALE, STEP = (
+    64,
+    116,
+    118,
+)  # of a picture; width of the test scale; from step to step in the narrow drawing
 WIDE, NARROW = (740, 232), (340, 6 * STEP)  # sizes with steps side by side and one below the other
 STYLE = f"""
 text {{ font: 12.5px system-ui, sans-serif; fill: {INK}; }} text.b {{ font-weight: 600; }} text.v {{ font-size: 14px; }}
@@ -75,7 +82,9 @@ class Row(NamedTuple):
 
 
 class Story(NamedTuple):
-    """Both rows, all CIFAR-10 test scores, where an alarm begins, and by method the share of SVHN that raises one."""
+    """Both rows, all CIFAR-10 test scores, where an alarm begins, and by method the share of SVHN
+    that raises one.
+    """
 
     rows: tuple[Row, ...]
     test: Vector
@@ -83,11 +92,13 @@ class Story(NamedTuple):
     caught: dict[str, float]
 
 
-def cells(features: Tensor, logits: Tensor, roots: Sequence[Tensor], temperature: float) -> NDArray[np.float64]:
+def cells(
+    features: Tensor, logits: Tensor, roots: Sequence[Tensor], temperature: float
+) -> NDArray[np.float64]:
     """The summands of :func:`scores.thinkback_averaged` for one image, by class and feature.
 
-    ``sum_y p_y (A^-1/2 r_y)_k^2 (B^-1/2 h)_d^2``: squared gradients in units of what training data cause, in the mean
-    over the labels. The symmetric root mixes classes and features least.
+    ``sum_y p_y (A^-1/2 r_y)_k^2 (B^-1/2 h)_d^2``: squared gradients in units of what training data
+    cause, in the mean over the labels. The symmetric root mixes classes and features least.
 
     Args:
         features: h as the method reads it, float (D,).
@@ -104,24 +115,35 @@ def cells(features: Tensor, logits: Tensor, roots: Sequence[Tensor], temperature
     """
     p = (logits.double() / temperature).softmax(0)
     r = residual(logits.expand(len(p), -1), temperature, torch.arange(len(p)))  # (labels, K)
-    A, B = (u * s @ u.T for u, s, _ in (torch.linalg.svd(root, full_matrices=False) for root in roots))
+    A, B = (
+        u * s @ u.T for u, s, _ in (torch.linalg.svd(root, full_matrices=False) for root in roots)
+    )
     h = F.pad(features.double(), (0, len(B) - len(features)), value=1.0)
     return torch.outer(p @ (r @ A).square(), (h @ B).square()).numpy()
 
 
 def tell(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Story:
-    """Compute what is drawn, of the browsable picture of each set whose score is nearest to the set's median."""
+    """Compute what is drawn, of the browsable picture of each set whose score is nearest to the
+    set's median.
+    """
     bundle = Bundle.load(results / network / f"seed{seed}" / "bundle.npz")
     browsed, method, rows = read_json(results / "gallery" / "examples.json"), METHODS[METHOD], []
     scored, train = score_sets(bundle.sets, (METHOD, *COMPARED), ROWS), bundle.sets[ID_TRAIN]
-    T, fisher = method.options["temperature"], KroneckerFisher(method.options["temperature"], bias=True)
-    roots = fisher.update(method.inputs(train.features), train.logits).inverse_root(method.options["damping"])
+    T, fisher = (
+        method.options["temperature"],
+        KroneckerFisher(method.options["temperature"], bias=True),
+    )
+    roots = fisher.update(method.inputs(train.features), train.logits).inverse_root(
+        method.options["damping"]
+    )
     sprite = Image.open(results / "gallery" / "sprite.png")
     for name in ROWS:
         own = scored[name][METHOD]
         shown = [row for row in browsed["images"] if row["set"] == name]
         pick = shown[int(np.abs(own[[row["index"] for row in shown]] - np.median(own)).argmin())]
-        h, z = (part[pick["index"]] for part in (bundle.sets[name].features, bundle.sets[name].logits))
+        h, z = (
+            part[pick["index"]] for part in (bundle.sets[name].features, bundle.sets[name].logits)
+        )
         y, x = (SIDE * place for place in divmod(pick["tile"], browsed["columns"]))
         pixels, p = sprite.crop((x, y, x + SIDE, y + SIDE)), z.double().softmax(0).numpy()
         r, weighed = residual(z[None], T)[0].numpy(), cells(method.inputs(h[None])[0], z, roots, T)
@@ -137,18 +159,35 @@ def draw(story: Story) -> str:
     style, play, body = STYLE, PLAY, []
     for i, (left, title, drawn) in enumerate(STEPS):
         style += (
-            f".t{i} {{ transform: translate(3px, {13 + STEP * i}px); }} .t{i} .d {{ transform: translate(130px); }}\n"
+            f".t{i} {{ transform: translate(3px, {13 + STEP * i}px); }} .t{i} .d {{ transform:"
+            " translate(130px); }\n"
         )
         play += f".s{i}, .s{i} * {{ animation-delay: {0.7 * i:.1f}s; }}\n"
-        words = f'<text class="b">{title}</text><text class="d" transform="translate(0 16)">{drawn}</text>'
-        body.append(f'<g class="t{i}" transform="translate({left} 12)"><g class="c s{i}">{words}</g></g>')
+        words = (
+            f'<text class="b">{title}</text><text class="d" transform="translate(0'
+            f' 16)">{drawn}</text>'
+        )
+        body.append(
+            f'<g class="t{i}" transform="translate({left} 12)"><g class="c s{i}">{words}</g></g>'
+        )
         for j, row in enumerate(story.rows):
             style += f".p{i}{j} {{ transform: translate({3 + 176 * j}px, {22 + STEP * i}px); }}\n"
-            arrow = f'<path class="arrow" d="M-15 27l5 5-5 5" fill="none" stroke="{INK}"/>' if i else ""
+            arrow = (
+                f'<path class="arrow" d="M-15 27l5 5-5 5" fill="none" stroke="{INK}"/>' if i else ""
+            )
             inner = f'<g class="c s{i}">{arrow}{_picture(story, row, i)}</g>'
-            body.append(f'<g class="p{i}{j}" transform="translate({left} {38 + 102 * j})">{inner}</g>')
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE[0]} {WIDE[1]}" preserveAspectRatio="xMidYMin">'
-    return f'{head}\n<style>{style}{play}}}</style>\n<g class="all">\n' + "\n".join(body) + "\n</g>\n</svg>\n"
+            body.append(
+                f'<g class="p{i}{j}" transform="translate({left} {38 + 102 * j})">{inner}</g>'
+            )
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE[0]} {WIDE[1]}"'
+        ' preserveAspectRatio="xMidYMin">'
+    )
+    return (
+        f'{head}\n<style>{style}{play}}}</style>\n<g class="all">\n'
+        + "\n".join(body)
+        + "\n</g>\n</svg>\n"
+    )
 
 
 def _picture(story: Story, row: Row, step: int) -> str:
@@ -162,24 +201,33 @@ def _picture(story: Story, row: Row, step: int) -> str:
         shape = f'<path class="y" d="{lines}" stroke="{color}"/>'
         return f'<g transform="translate(0 {TALL})">{shape}</g>' + _words(f"{len(row.h)} values")
     if step == 2:
-        return _bars(72 * row.p, thick, color) + _words(f"{row.answer} {100 * row.p.max():.1f}\u00a0%")
+        return _bars(72 * row.p, thick, color) + _words(
+            f"{row.answer} {100 * row.p.max():.1f}\u00a0%"
+        )
     if step == 3:
         zero = f'<path d="M0 0v{TALL}" stroke="{INK}" stroke-opacity=".6"/>'
         bars = _bars(72 * row.r / longest["r"], thick, color)
-        return f'<g transform="translate(74 0)">{zero}{bars}</g>' + _words(f"‖r‖ = {np.linalg.norm(row.r):.2f}")
+        return f'<g transform="translate(74 0)">{zero}{bars}</g>' + _words(
+            f"‖r‖ = {np.linalg.norm(row.r):.2f}"
+        )
     if step == 4:
         top = np.quantile([np.sqrt(other.cells) for other in story.rows], 0.99)
         alpha = np.rint(255 * (np.sqrt(row.cells) / top).clip(0, 1)).astype(np.uint8)[..., None]
         solid = np.broadcast_to(np.array(ImageColor.getrgb(color), np.uint8), (*row.cells.shape, 3))
         heat = _embed(Image.fromarray(np.concatenate([solid, alpha], 2)), row.cells.shape[1])
-        frame = f'<path d="M0 0H{row.cells.shape[1]}V{TALL}H0z" fill="none" stroke="{INK}" stroke-opacity=".5"/>'
+        frame = (
+            f'<path d="M0 0H{row.cells.shape[1]}V{TALL}H0z" fill="none" stroke="{INK}"'
+            ' stroke-opacity=".5"/>'
+        )
         return f'<g class="m">{heat}</g>{frame}' + _words(f"adds up to {row.score:,.0f}")
     return _scale(story, row, color)
 
 
 def _scale(story: Story, row: Row, color: str) -> str:
     """The row's score as a bar under the histogram of the test scores, and the verdict."""
-    unit = SCALE / (1.1 * max(float(np.quantile(story.test, 0.999)), *(other.score for other in story.rows)))
+    unit = SCALE / (
+        1.1 * max(float(np.quantile(story.test, 0.999)), *(other.score for other in story.rows))
+    )
     counts = np.histogram(story.test, 32, (0, SCALE / unit))[0]
     hill = "".join(f"V{46 - 44 * n / counts.max():.1f}h{SCALE / 32:.2f}" for n in counts)
     cut = f"{unit * story.threshold:.1f}"
@@ -188,7 +236,8 @@ def _scale(story: Story, row: Row, color: str) -> str:
         f'<path d="M0 46{hill}V46z" fill="{INK}" fill-opacity=".35"/>'
         f'<path class="x" d="M0 50h{unit * row.score:.1f}v10H0z" fill="{color}"/>'
         f'<path d="M{cut} 0V{TALL}" stroke="{INK}" stroke-dasharray="4 3"/>'
-        f'<text transform="translate({cut} 11)" dx="5">{100 * (1 - ALPHA):.0f}\u00a0%</text>' + _words(verdict, color)
+        f'<text transform="translate({cut} 11)" dx="5">{100 * (1 - ALPHA):.0f}\u00a0%</text>'
+        + _words(verdict, color)
     )
 
 
@@ -197,7 +246,9 @@ def _verdict(story: Story, row: Row, above: str, below: str) -> str:
 
 
 def _bars(lengths: Vector, thick: float, color: str) -> str:
-    shape = "".join(f"M0 {thick * k + 0.7:.1f}h{x:.1f}v{thick - 1.4:.1f}H0z" for k, x in enumerate(lengths))
+    shape = "".join(
+        f"M0 {thick * k + 0.7:.1f}h{x:.1f}v{thick - 1.4:.1f}H0z" for k, x in enumerate(lengths)
+    )
     return f'<path class="x" d="{shape}" fill="{color}"/>'
 
 
@@ -220,23 +271,26 @@ def as_markdown(story: Story) -> str:
         shown.append(f"{SET_TITLES['cifar10' if row.name == ID_TEST else row.name]}, {row.true}")
         place.append(f"{percentiles(story.test, np.array([row.score]))[0]:.0f}\u00a0%")
         alt.append(
-            f"A {ROWS[row.name][0]} image ({shown[-1]}): the network says {row.answer}, {100 * row.p.max():.1f} %. "
-            f"Pretending that this is true leaves a residual of length {np.linalg.norm(row.r):.2f}. The gradient adds "
-            f"up to {row.score:,.0f}, {_verdict(story, row, 'above', 'below')} the threshold, "
-            f"{story.threshold:,.0f}: {_verdict(story, row, 'out', 'in')}."
+            f"A {ROWS[row.name][0]} image ({shown[-1]}): the network says {row.answer},"
+            f" {100 * row.p.max():.1f} %. Pretending that this is true leaves a residual of length"
+            f" {np.linalg.norm(row.r):.2f}. The gradient adds up to {row.score:,.0f},"
+            f" {_verdict(story, row, 'above', 'below')} the threshold, {story.threshold:,.0f}:"
+            f" {_verdict(story, row, 'out', 'in')}."
         )
     rate = {m: f"{100 * share:.0f}\u00a0%" for m, share in story.caught.items()}
     T = METHODS[METHOD].options["temperature"]
     caption = (
-        f"A familiar image ({shown[0]}) and a strange one ({shown[1]}) on their way through the network of this book. "
-        "*Decision*: ten classes, a bar each. *Pretend it’s true*: how far each class then is off, at the score’s "
-        f"T = {T:g}. *Gradient*: the weights of the last layer, class by feature, the stronger the color the larger, "
-        "in units of what training images cause. Here and in the score the length of h is left out, and all ten "
-        "answers are pretended in turn and averaged by their probability. *Score*: the squares, added up. "
-        f"{place[0]} and {place[1]} of the CIFAR-10 test images (gray) lie lower; the dashed line leaves "
-        f"{100 * ALPHA:.0f}\u00a0% above. The images follow a rule: of the pictures in this book, those with the "
-        f"scores nearest to the medians of their sets. The score is *{TITLES[METHOD]}*. It raises an alarm for "
-        f"{rate[METHOD]} of SVHN, {TITLES['energy']} for {rate['energy']}, the paper’s Eq. 6 for {rate['thinkback']}."
+        f"A familiar image ({shown[0]}) and a strange one ({shown[1]}) on their way through the"
+        " network of this book. *Decision*: ten classes, a bar each. *Pretend it’s true*: how far"
+        f" each class then is off, at the score’s T = {T:g}. *Gradient*: the weights of the last"
+        " layer, class by feature, the stronger the color the larger, in units of what training"
+        " images cause. Here and in the score the length of h is left out, and all ten answers are"
+        " pretended in turn and averaged by their probability. *Score*: the squares, added up."
+        f" {place[0]} and {place[1]} of the CIFAR-10 test images (gray) lie lower; the dashed line"
+        f" leaves {100 * ALPHA:.0f}\u00a0% above. The images follow a rule: of the pictures in this"
+        " book, those with the scores nearest to the medians of their sets. The score is"
+        f" *{TITLES[METHOD]}*. It raises an alarm for {rate[METHOD]} of SVHN, {TITLES['energy']}"
+        f" for {rate['energy']}, the paper’s Eq. 6 for {rate['thinkback']}."
     )
     options = f":name: fig-opening\n:class: tb-opening\n:alt: {' '.join(alt)}"
     return f"```{{figure}} /book/_static/gallery/opening.svg\n{options}\n\n{caption}\n```\n"
@@ -244,20 +298,32 @@ def as_markdown(story: Story) -> str:
 
 def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
     """Write ``gallery/opening.svg``, its provenance and ``opening.md``; returns the drawing's path."""
-    story, provenance, path = tell(results, network, seed), describe(), results / "gallery" / "opening.svg"
-    picks: dict[str, Any] = {row.name: {"index": row.place, "score": round(row.score, 2)} for row in story.rows}
+    story, provenance, path = (
+        tell(results, network, seed),
+        describe(),
+        results / "gallery" / "opening.svg",
+    )
+    picks: dict[str, Any] = {
+        row.name: {"index": row.place, "score": round(row.score, 2)} for row in story.rows
+    }
     for file, text in ((path, draw(story)), (results / "opening.md", as_markdown(story))):
         with replacing(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    facts = {"weights_sha256": digest(results / network / f"seed{seed}"), "method": METHOD, "images": picks}
+    facts = {
+        "weights_sha256": digest(results / network / f"seed{seed}"),
+        "method": METHOD,
+        "images": picks,
+    }
     write_json(path.with_suffix(".json"), provenance | facts)
     return path
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw the opening figure of the book from one run's features and the pictures of the gallery."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.pages.opening", description=main.__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished runs")
+    parser = argparse.ArgumentParser(prog="python -m bookmaking.opening", description=main.__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of the finished runs"
+    )
     print(f"wrote {run(parser.parse_args(arguments).results)}")
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import verdicts
 from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import write_json
-from thinkback_utils.study import claims
 
 ROOT = Path(__file__).parents[1]
 PAPER = evaluation.paper_table()
@@ -21,16 +21,22 @@ def measured(shift_of_thinkback, sets=("svhn",), seed=0):
     for name in (evaluation.ID_TEST, *sets):
         far = float(name != evaluation.ID_TEST)
         noise = generator.normal(0, 1, 400)
-        scored[name] = {"msp": noise + far, "energy": noise + far, "thinkback": noise + far * shift_of_thinkback}
+        scored[name] = {
+            "msp": noise + far,
+            "energy": noise + far,
+            "thinkback": noise + far * shift_of_thinkback,
+        }
     records = evaluation.table(scored)
     return evaluation.with_intervals([*records, *evaluation.means(records)], scored, resamples=60)
 
 
-@pytest.mark.parametrize(("shift", "verdict"), [(2.0, claims.YES), (0.5, claims.NO), (1.0, claims.NO)])
+@pytest.mark.parametrize(
+    ("shift", "verdict"), [(2.0, verdicts.YES), (0.5, verdicts.NO), (1.0, verdicts.NO)]
+)
 def test_a_difference_is_reproduced_by_its_sign_and_interval(shift, verdict):
-    rows = claims.deltas(measured(shift), PAPER)
+    rows = verdicts.deltas(measured(shift), PAPER)
     assert {row["verdict"] for row in rows if row["set"] == "svhn"} == {verdict}
-    assert {row["verdict"] for row in rows if row["set"] != "svhn"} == {claims.UNTESTED}
+    assert {row["verdict"] for row in rows if row["set"] != "svhn"} == {verdicts.UNTESTED}
     for row in rows:
         if row["set"] == "svhn":
             assert row["interval"][0] <= row["measured"] <= row["interval"][1]
@@ -38,63 +44,96 @@ def test_a_difference_is_reproduced_by_its_sign_and_interval(shift, verdict):
 
 def test_printed_differences_are_the_papers():
     """FPR95 falls from 36.62 to 22.65 in the mean: a gain of 13.97 points, whatever the text says."""
-    rows = claims.deltas(measured(1.0), PAPER)
-    gap = next(r for r in rows if (r["set"], r["baseline"], r["metric"]) == ("mean", "energy", "fpr95"))
+    rows = verdicts.deltas(measured(1.0), PAPER)
+    gap = next(
+        r for r in rows if (r["set"], r["baseline"], r["metric"]) == ("mean", "energy", "fpr95")
+    )
     assert gap["printed"] == pytest.approx(0.1397)
-    crop = next(r for r in rows if (r["set"], r["baseline"], r["metric"]) == ("lsun_crop", "energy", "auroc"))
+    crop = next(
+        r
+        for r in rows
+        if (r["set"], r["baseline"], r["metric"]) == ("lsun_crop", "energy", "auroc")
+    )
     assert crop["printed"] < 0  # the paper's own loss; to reproduce it is to lose too
 
 
 def test_every_seed_must_agree():
-    both = [{**r, "seed": 0} for r in measured(2.0)] + [{**r, "seed": 1} for r in measured(0.5, seed=1)]
-    assert {r["verdict"] for r in claims.deltas(both, PAPER) if r["set"] == "svhn"} == {claims.NO}
-    assert len(claims.gains(both, "svhn", "msp", "auroc")) == 2
+    both = [{**r, "seed": 0} for r in measured(2.0)] + [
+        {**r, "seed": 1} for r in measured(0.5, seed=1)
+    ]
+    assert {r["verdict"] for r in verdicts.deltas(both, PAPER) if r["set"] == "svhn"} == {
+        verdicts.NO
+    }
+    assert len(verdicts.gains(both, "svhn", "msp", "auroc")) == 2
 
 
 def test_the_mean_is_tested_once_all_five_sets_are():
-    rows = claims.deltas(measured(2.0, data.PAPER_SETS), PAPER)
-    assert all(row["verdict"] != claims.UNTESTED for row in rows)
-    assert {row["verdict"] for row in rows if row["set"] == "mean"} == {claims.YES}
+    rows = verdicts.deltas(measured(2.0, data.PAPER_SETS), PAPER)
+    assert all(row["verdict"] != verdicts.UNTESTED for row in rows)
+    assert {row["verdict"] for row in rows if row["set"] == "mean"} == {verdicts.YES}
 
 
 def test_raw_scores_let_the_rule_pick_the_largest_temperature():
-    """Gradients shrink as 1/T^2, so the smallest spread is at the end of whatever range is searched."""
+    """Gradients shrink as 1/T^2, so the smallest spread is at the end of whatever range is
+    searched.
+    """
     generator = torch.Generator().manual_seed(0)
     train, held_out = (
-        Features(torch.rand(500, 8, generator=generator), 4 * torch.randn(500, 5, generator=generator)) for _ in "ab"
+        Features(
+            torch.rand(500, 8, generator=generator), 4 * torch.randn(500, 5, generator=generator)
+        )
+        for _ in "ab"
     )
     for temperatures in ([1.0, 2.0, 5.0], [1.0, 10.0, 1000.0]):
-        chosen, spread = claims.rule_temperature(train, held_out, temperatures, fisher=False)
+        chosen, spread = verdicts.rule_temperature(train, held_out, temperatures, fisher=False)
         assert chosen == temperatures[-1]
         assert spread == sorted(spread, reverse=True)
 
 
 def test_text_claims_hold_when_thinkback_wins_everywhere():
     generator = torch.Generator().manual_seed(0)
-    train = Features(torch.rand(500, 8, generator=generator), 4 * torch.randn(500, 5, generator=generator))
+    train = Features(
+        torch.rand(500, 8, generator=generator), 4 * torch.randn(500, 5, generator=generator)
+    )
     bundle = Bundle({evaluation.ID_TRAIN: train}, torch.zeros(5, 8), torch.zeros(5))
     won, lost = (
-        {row["claim"].split()[0]: row["verdict"] for row in claims.text_claims(measured(s), PAPER, bundle)}
+        {
+            row["claim"].split()[0]: row["verdict"]
+            for row in verdicts.text_claims(measured(s), PAPER, bundle)
+        }
         for s in (4.0, 0.5)
     )
-    assert won["Consistent"] == won["Significantly"] == claims.YES
-    assert lost["Consistent"] == lost["Significantly"] == lost["AUPR"] == claims.NO
+    assert won["Consistent"] == won["Significantly"] == verdicts.YES
+    assert lost["Consistent"] == lost["Significantly"] == lost["AUPR"] == verdicts.NO
 
 
-@pytest.mark.parametrize(("shifts", "verdict"), [((4.0, 3.5, 4.5), claims.YES), ((4.0, 3.5, 0.5), claims.NO)])
+@pytest.mark.parametrize(
+    ("shifts", "verdict"), [((4.0, 3.5, 4.5), verdicts.YES), ((4.0, 3.5, 0.5), verdicts.NO)]
+)
 def test_one_of_three_seeds_is_enough_to_refute(shifts, verdict):
-    """Every claim of the table, the gain in AUPR too, is put to each seed; numbers are means, intervals hold all."""
+    """Every claim of the table, the gain in AUPR too, is put to each seed; numbers are means,
+    intervals hold all.
+    """
     generator = torch.Generator().manual_seed(0)
-    train = Features(torch.rand(500, 8, generator=generator), 4 * torch.randn(500, 5, generator=generator))
+    train = Features(
+        torch.rand(500, 8, generator=generator), 4 * torch.randn(500, 5, generator=generator)
+    )
     bundle = Bundle({evaluation.ID_TRAIN: train}, torch.zeros(5, 8), torch.zeros(5))
-    runs = [[{**r, "seed": k} for r in measured(shift, data.PAPER_SETS, k)] for k, shift in enumerate(shifts)]
+    runs = [
+        [{**r, "seed": k} for r in measured(shift, data.PAPER_SETS, k)]
+        for k, shift in enumerate(shifts)
+    ]
     records = [record for run in runs for record in run]
-    rows = claims.text_claims(records, PAPER, bundle)
+    rows = verdicts.text_claims(records, PAPER, bundle)
     assert {row["claim"].split()[0]: row["verdict"] for row in rows[:3]} == dict.fromkeys(
         ("Consistent", "Significantly", "AUPR"), verdict
     )
-    delta = evaluation.find(claims.deltas(records, PAPER), set="mean", baseline="msp", metric="fpr95")
-    own, other = ([evaluation.find(run, set="mean", method=m) for run in runs] for m in ("thinkback", "msp"))
+    delta = evaluation.find(
+        verdicts.deltas(records, PAPER), set="mean", baseline="msp", metric="fpr95"
+    )
+    own, other = (
+        [evaluation.find(run, set="mean", method=m) for run in runs] for m in ("thinkback", "msp")
+    )
     assert delta["verdict"] == verdict
     values = [b["fpr95"] - a["fpr95"] for a, b in zip(own, other, strict=True)]  # falling is better
     assert delta["measured"] == pytest.approx(np.mean(values))
@@ -106,29 +145,41 @@ def test_committed_verdicts_follow_from_the_committed_results(tmp_path):
     results = ROOT / "results"
     for name in ("table1.json", "wrn40-2-cifar10"):
         (tmp_path / name).symlink_to(results / name)
-    claims.main(["--results", str(tmp_path)])
+    verdicts.main(["--results", str(tmp_path)])
     for name in ("verdicts.json", "verdicts.md"):
         assert (tmp_path / name).read_text() == (results / name).read_text()
 
 
 def test_the_sentence_on_what_lies_beyond_takes_the_mean_over_seeds():
-    values = {"thinkback_averaged": (0.9, 0.8), "msp": (0.5, 0.6), "energy": (0.7, 0.7), "thinkback": (0.1, 0.2)}
+    values = {
+        "thinkback_averaged": (0.9, 0.8),
+        "msp": (0.5, 0.6),
+        "energy": (0.7, 0.7),
+        "thinkback": (0.1, 0.2),
+    }
     records = [{"set": "mean", "method": m, "auroc": v} for m, pair in values.items() for v in pair]
-    assert "**Thinkback, averaged 85.0 %**, Softmax 55.0 %, Energy 70.0 %, Thinkback 15.0 %." in claims.beyond(records)
-    assert claims.beyond([r for r in records if r["method"] != "thinkback_averaged"]) == ""
+    assert (
+        "**Thinkback, averaged 85.0 %**, Softmax 55.0 %, Energy 70.0 %, Thinkback 15.0 %."
+        in verdicts.beyond(records)
+    )
+    assert verdicts.beyond([r for r in records if r["method"] != "thinkback_averaged"]) == ""
 
 
 @pytest.mark.parametrize(
     ("records", "error", "message"),
     [
-        (None, FileNotFoundError, r"no table at .*table1\.json; .*thinkback_utils\.reproduce"),
+        (None, FileNotFoundError, r"no table at .*table1\.json; .*experiments\.reproduce"),
         ([], ValueError, "has no far OOD set of network 'wrn40-2-cifar10'"),
         ([{"network": "another", "set": "mean"}], ValueError, "has no far OOD set of network"),
-        ([{"network": "wrn40-2-cifar10", "set": "cifar100"}], ValueError, "has no far OOD set of network"),
+        (
+            [{"network": "wrn40-2-cifar10", "set": "cifar100"}],
+            ValueError,
+            "has no far OOD set of network",
+        ),
     ],
 )
 def test_results_without_a_far_set_are_named(records, error, message, tmp_path):
     if records is not None:
         write_json(tmp_path / "table1.json", records)
     with pytest.raises(error, match=f"thinkback: .*{message}"):
-        claims.main(["--results", str(tmp_path)])
+        verdicts.main(["--results", str(tmp_path)])

@@ -1,4 +1,6 @@
-"""A built site without what no reader sees: icons and style rules that no page uses, digits too fine for a figure."""
+"""A built site without what no reader sees: icons and style rules that no page uses, digits too
+fine for a figure.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,16 @@ from fontTools.ttLib import TTFont
 Node = Any  # of tinycss2, which has no types
 
 GROUPS = ("media", "supports", "container", "layer")
-ICONS = re.compile(r"""<script [^>]*fontawesome[^>]*></script>|<link rel="preload" as="font"[^>]*>""")
-FOR = {"explorers|gallery": "tb-", "sphinx-design|design-tabs": "sd-"}  # files, and the classes that they serve
-PLAIN = re.compile(r'<span class="[np]">([^<]*)</span>')  # names and marks in code have the color of what is around
+ICONS = re.compile(
+    r"""<script [^>]*fontawesome[^>]*></script>|<link rel="preload" as="font"[^>]*>"""
+)
+FOR = {
+    "explorers|gallery": "tb-",
+    "sphinx-design|design-tabs": "sd-",
+}  # files, and the classes that they serve
+PLAIN = re.compile(
+    r'<span class="[np]">([^<]*)</span>'
+)  # names and marks in code have the color of what is around
 WORD = re.compile(r"[\w-]+")
 BARE = (True, True)  # without comments, without white space between rules
 ALIKE = re.compile(r'<use ([^>]*?) style="([^"]*)"/>(?:\s*<use [^>]*? style="\2"/>)+')
@@ -30,9 +39,13 @@ def slim(html: Path) -> None:
         text = PLAIN.sub(r"\1", ICONS.sub("", page.read_text(encoding="utf-8")))
         for files, mark in FOR.items():
             if not re.search(rf'class="[^"]*\b{mark}', text):
-                text = re.sub(rf"<(?:script|link) [^>]*_static/(?:{files})[^>]*>(?:</script>)?", "", text)
+                text = re.sub(
+                    rf"<(?:script|link) [^>]*_static/(?:{files})[^>]*>(?:</script>)?", "", text
+                )
         page.write_text(text, encoding="utf-8")
-    for folder in html.glob("_static/vendor/fontawesome/*/js"):  # icons as scripts, beside those as fonts
+    for folder in html.glob(
+        "_static/vendor/fontawesome/*/js"
+    ):  # icons as scripts, beside those as fonts
         shutil.rmtree(folder)
     used, glyphs = names(html), set()
     for sheet in html.glob("_static/**/*.css"):
@@ -57,7 +70,8 @@ def names(html: Path) -> set[str]:
 def prune(css: str, used: set[str]) -> str:
     """A style sheet without comments and without rules for classes and ids that are not used.
 
-    A used word that ends in "-" is the beginning of names that a script makes; licences, ``/*! ... */``, stay.
+    A used word that ends in "-" is the beginning of names that a script makes; licences,
+    ``/*! ... */``, stay.
 
     >>> prune("a, .old { top: 0 } .new-1 { left: 0 } @media print { .old { top: 1px } }", {"new-"})
     'a{ top: 0 }.new-1{ left: 0 }'
@@ -65,24 +79,42 @@ def prune(css: str, used: set[str]) -> str:
     stems = tuple(word for word in used if word.endswith("-") and len(word) > 2)
 
     def wanted(selector: list[Node]) -> bool:
-        classes = [name.value for dot, name in pairwise(selector) if dot == "." and name.type == "ident"]
-        asked = " ".join(classes + [part.value for part in selector if part.type == "hash"])  # not those in brackets
+        classes = [
+            name.value for dot, name in pairwise(selector) if dot == "." and name.type == "ident"
+        ]
+        asked = " ".join(
+            classes + [part.value for part in selector if part.type == "hash"]
+        )  # not those in brackets
         return all(name in used or name.startswith(stems) for name in WORD.findall(asked))
 
     def kept(rules: list[Node]) -> Iterator[str]:
         for rule in rules:
             if rule.type == "qualified-rule":
                 commas = [i for i, part in enumerate(rule.prelude) if part == ","]
-                selectors = [rule.prelude[i + 1 : j] for i, j in pairwise([-1, *commas, len(rule.prelude)])]
-                if some := [tinycss2.serialize(selector).strip() for selector in selectors if wanted(selector)]:
+                selectors = [
+                    rule.prelude[i + 1 : j] for i, j in pairwise([-1, *commas, len(rule.prelude)])
+                ]
+                if some := [
+                    tinycss2.serialize(selector).strip()
+                    for selector in selectors
+                    if wanted(selector)
+                ]:
                     yield f"{','.join(some)}{{{tinycss2.serialize(rule.content)}}}"
-            elif rule.type == "at-rule" and rule.lower_at_keyword in GROUPS and rule.content is not None:
+            elif (
+                rule.type == "at-rule"
+                and rule.lower_at_keyword in GROUPS
+                and rule.content is not None
+            ):
                 if inner := "".join(kept(tinycss2.parse_rule_list(rule.content, *BARE))):
-                    yield f"@{rule.at_keyword}{tinycss2.serialize(rule.prelude).rstrip()}{{{inner}}}"
+                    yield (
+                        f"@{rule.at_keyword}{tinycss2.serialize(rule.prelude).rstrip()}{{{inner}}}"
+                    )
             else:
                 yield rule.serialize()
 
-    return "".join([*re.findall(r"/\*!.*?\*/", css, re.DOTALL), *kept(tinycss2.parse_stylesheet(css, *BARE))])
+    return "".join(
+        [*re.findall(r"/\*!.*?\*/", css, re.DOTALL), *kept(tinycss2.parse_stylesheet(css, *BARE))]
+    )
 
 
 def cut(font: Path, glyphs: set[int]) -> None:
@@ -94,7 +126,8 @@ def cut(font: Path, glyphs: set[int]) -> None:
 
 
 def short(svg: str) -> str:
-    """A figure with the places of its points to a tenth of a point, and with the style of many alike said once.
+    """A figure with the places of its points to a tenth of a point, and with the style of many
+    alike said once.
 
     >>> short('<path d="M 1.23456 -0.5 L 2.04 3" style="opacity: 0.12345"/>')
     '<path d="M1.2 -0.5L2 3" style="opacity: 0.12345"/>'
@@ -107,8 +140,14 @@ def short(svg: str) -> str:
         return f"<g{style}>{run[0].replace(style, '')}</g>"
 
     def tenths(places: re.Match[str]) -> str:
-        near = re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), places[0])
+        near = re.sub(
+            r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), places[0]
+        )
         return re.sub(r"\s*([MLCQZ])\s*", r"\1", near)
 
-    svg = re.sub(r'\b(?:d|x|y|points)="[^"]*"', tenths, re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL))
+    svg = re.sub(
+        r'\b(?:d|x|y|points)="[^"]*"',
+        tenths,
+        re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL),
+    )
     return re.sub(r"\n\s+", "\n", ALIKE.sub(together, svg))

@@ -1,7 +1,9 @@
-"""What a reader can explore without a kernel: numbers as small JSON, or tables, for the book's own script.
+"""What a reader can explore without a kernel: numbers as small JSON, or tables, for the book's own
+script.
 
-``book/_static/explorers.js`` finds these outputs on a page and draws, in place of a figure's image that shows a part of
-the same. Without it (Jupyter, Colab, no JavaScript) nothing is lost: the figure stays, and a table is a table.
+``book/_static/explorers.js`` finds these outputs on a page and draws, in place of a figure's image
+that shows a part of the same. Without it (Jupyter, Colab, no JavaScript) nothing is lost: the
+figure stays, and a table is a table.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ import numpy as np
 from IPython.display import HTML
 from numpy.typing import ArrayLike, NDArray
 
-from .. import evaluation, metrics, plots
-from ..methods import TITLES
+from thinkback_utils import evaluation, metrics, plots
+from thinkback_utils.methods import TITLES
 
 BINS = 40  # of a drawn histogram
 STEPS = 3 * BINS  # of the threshold's slider
 START = "thinkback"  # the score that the example browser shows first
-SET_COLORS = (plots.ID_COLOR, plots.OOD_COLOR, plots.METHOD_COLORS["energy"])  # of its sets, in their order
+SET_COLORS = (
+    plots.ID_COLOR,
+    plots.OOD_COLOR,
+    plots.METHOD_COLORS["energy"],
+)  # of its sets, in their order
 SLIDERS = '<a href="#{}">A figure of this page</a> has sliders where JavaScript runs.'
 MARKS = '<a href="#{}">The figure</a> shows the picture behind each mark where JavaScript runs.'
 
@@ -32,15 +38,18 @@ Record = Mapping[str, Any]
 def threshold(pairs: Mapping[str, Pair], figure: str, prevalence: float = 1 / 6) -> HTML:
     """Two histograms under a threshold, and the AUPR under a prevalence: both on a slider.
 
-    Counts at every place of the threshold and the AUPR at every prevalence are exact, so the page only divides.
+    Counts at every place of the threshold and the AUPR at every prevalence are exact, so the page
+    only divides.
 
     Args:
-        pairs: what the reader chooses from, by title: (N_id,) and (N_ood,) scores, higher = more OOD.
+        pairs: what the reader chooses from, by title: (N_id,) and (N_ood,) scores, higher = more
+            OOD.
         figure: name of the figure on the same page whose image gives way.
         prevalence: where the slider starts, in (0, 1).
 
     Raises:
-        ValueError: on scores without two different values, or as :func:`thinkback_utils.metrics.ood_metrics` does.
+        ValueError: on scores without two different values, or as
+            :func:`thinkback_utils.metrics.ood_metrics` does.
 
     >>> '"auroc":0.875' in threshold({"toy": ([0.0, 1.0], [1.0, 3.0])}, "fig-toy").data
     True
@@ -62,15 +71,21 @@ def threshold(pairs: Mapping[str, Pair], figure: str, prevalence: float = 1 / 6)
             }
         )
     start = grid.index(round(prevalence, 6))
-    return _fed("threshold", figure, {"bin": STEPS // BINS, "start": start, "prevalence": grid, "pairs": choices})
+    return _fed(
+        "threshold",
+        figure,
+        {"bin": STEPS // BINS, "start": start, "prevalence": grid, "pairs": choices},
+    )
 
 
 def temperature(
     steps: Mapping[float, Sequence[ArrayLike]], sets: Sequence[str], figure: str, start: float = 5.0
 ) -> HTML:
-    """Histograms of the score at every T, in-distribution against one set at a time, over AUROC and FPR95 by T.
+    """Histograms of the score at every T, in-distribution against one set at a time, over AUROC and
+    FPR95 by T.
 
-    The axis is the logarithm of the score; what lies below the lowest 1 % of a set is counted in the first bin.
+    The axis is the logarithm of the score; what lies below the lowest 1 % of a set is counted in
+    the first bin.
 
     Args:
         steps: T -> scores, not negative: (N_id,), then one (N,) per set.
@@ -79,22 +94,31 @@ def temperature(
         start: the T that is shown first.
 
     Raises:
-        ValueError: on a T without scores of every set, or as :func:`thinkback_utils.metrics.ood_metrics` does.
+        ValueError: on a T without scores of every set, or as
+            :func:`thinkback_utils.metrics.ood_metrics` does.
     """
     frames = []
     for T, (ids, *oods) in steps.items():
         if len(oods) != len(sets):
-            raise ValueError(f"thinkback: T = {T:g} has scores of {len(oods)} OOD sets, the titles name {len(sets)}")
+            raise ValueError(
+                f"thinkback: T = {T:g} has scores of {len(oods)} OOD sets, the titles name"
+                f" {len(sets)}"
+            )
         curves = [metrics.roc(ids, ood) for ood in oods]
         numbers = [metrics.summary(curve) for curve in curves]
         logs = [_log10(side) for side in (ids, *oods)]
-        edges = _edges(min(np.quantile(side, 0.01) for side in logs), max(side.max() for side in logs), BINS)
+        edges = _edges(
+            min(np.quantile(side, 0.01) for side in logs), max(side.max() for side in logs), BINS
+        )
         frames.append(
             {
                 "T": T,
                 "range": [_digits(edges[0]), _digits(edges[-1])],
                 "counts": [np.histogram(side.clip(edges[0]), edges)[0].tolist() for side in logs],
-                "cut": [_digits(_log10(curve.threshold[(curve.tpr >= 0.95).argmax()])) for curve in curves],
+                "cut": [
+                    _digits(_log10(curve.threshold[(curve.tpr >= 0.95).argmax()]))
+                    for curve in curves
+                ],
                 "auroc": [_digits(number["auroc"]) for number in numbers],
                 "fpr95": [_digits(number["fpr95"]) for number in numbers],
             }
@@ -104,10 +128,11 @@ def temperature(
 
 
 def examples(browsed: Record, figure: str) -> HTML:
-    """Single images as marks on a plane, each with its picture, the network's answer and what every score says.
+    """Single images as marks on a plane, each with its picture, the network's answer and what every
+    score says.
 
     Args:
-        browsed: of ``results/gallery/examples.json``: see :func:`thinkback_utils.pages.gallery.examples`.
+        browsed: of ``results/gallery/examples.json``: see :func:`bookmaking.gallery.examples`.
         figure: name of the figure on the same page whose image gives way.
     """
     rows, sets = browsed["images"], list(dict.fromkeys(row["set"] for row in browsed["images"]))
@@ -124,7 +149,11 @@ def examples(browsed: Record, figure: str) -> HTML:
         | {"alarms": [int(row["alarms"][name]) for row in rows]}
         for name, title in browsed["methods"].items()
     ]
-    data |= {"start": list(browsed["methods"]).index(START), "alpha": browsed["alpha"], "columns": browsed["columns"]}
+    data |= {
+        "start": list(browsed["methods"]).index(START),
+        "alpha": browsed["alpha"],
+        "columns": browsed["columns"],
+    }
     return _fed("examples", figure, data, MARKS)
 
 
@@ -137,11 +166,15 @@ def set_title(name: str) -> str:
     return evaluation.SET_TITLES[name.removesuffix("-test")]
 
 
-def results(records: Sequence[Record], paper: Sequence[Record], sets: Sequence[str], methods: Sequence[str]) -> HTML:
-    """One table per metric, a set a row and a method a column: ours, its 95 % interval, and what the paper printed.
+def results(
+    records: Sequence[Record], paper: Sequence[Record], sets: Sequence[str], methods: Sequence[str]
+) -> HTML:
+    """One table per metric, a set a row and a method a column: ours, its 95 % interval, and what
+    the paper printed.
 
-    Of several records of a set and method (training seeds) the mean is shown, and the interval holds all of theirs; ±
-    is the standard deviation over these records, then, in brackets where both are there, over draws of images.
+    Of several records of a set and method (training seeds) the mean is shown, and the interval
+    holds all of theirs; ± is the standard deviation over these records, then, in brackets where
+    both are there, over draws of images.
 
     Args:
         records: from :func:`thinkback_utils.evaluation.with_intervals`.
@@ -149,21 +182,35 @@ def results(records: Sequence[Record], paper: Sequence[Record], sets: Sequence[s
         sets: rows from top to bottom; ``mean`` is the foot of the table.
         methods: columns.
     """
-    prevalence = next((f", prevalence {record['prevalence']:.3g}" for record in records if "prevalence" in record), "")
+    prevalence = next(
+        (
+            f", prevalence {record['prevalence']:.3g}"
+            for record in records
+            if "prevalence" in record
+        ),
+        "",
+    )
     heads = "".join(f'<th scope="col" data-method="{m}">{escape(TITLES[m])}</th>' for m in methods)
     tables = []
     for metric, title in metrics.TITLES.items():
         rows = []
         for name in [*sets, "mean"]:
-            cells = "".join(_cell(_of(records, name, m), _of(paper, name, m), metric) for m in methods)
-            label = escape(evaluation.SET_TITLES[name]).replace("-", "‑")  # hyphens that do not break
+            cells = "".join(
+                _cell(_of(records, name, m), _of(paper, name, m), metric) for m in methods
+            )
+            label = escape(evaluation.SET_TITLES[name]).replace(
+                "-", "‑"
+            )  # hyphens that do not break
             rows.append(f'<tr data-set="{name}"><th scope="row">{label}</th>{cells}</tr>')
         tables.append(
-            f'<table data-metric="{metric}"><caption>{title} (%{prevalence if metric == "aupr" else ""})</caption>'
+            f'<table data-metric="{metric}"><caption>{title}'
+            f" (%{prevalence if metric == 'aupr' else ''})</caption>"
             f'<thead><tr><th scope="col">Set</th>{heads}</tr></thead>'
             f"<tbody>{''.join(rows[:-1])}</tbody><tfoot>{rows[-1]}</tfoot></table>"
         )
-    return _explorer("results", "\n".join(tables), "These tables can be sorted and drawn where JavaScript runs.")
+    return _explorer(
+        "results", "\n".join(tables), "These tables can be sorted and drawn where JavaScript runs."
+    )
 
 
 def _of(records: Sequence[Record], name: str, method: str) -> list[Record]:
@@ -179,7 +226,11 @@ def _cell(own: Sequence[Record], printed: Sequence[Record], metric: str) -> str:
             spread.append(f"± {np.mean([100 * record[f'{metric}_std'] for record in own]):.2f}")
         numbers["here"] = float(np.mean(values))
         text = f"{numbers['here']:.2f}"
-        text += f'<small class="tb-spread"> {" (".join(spread)}{")" * (len(spread) > 1)}</small>' if spread else ""
+        text += (
+            f'<small class="tb-spread"> {" (".join(spread)}{")" * (len(spread) > 1)}</small>'
+            if spread
+            else ""
+        )
     if own and all("interval95" in record for record in own):
         low, high = zip(*(record["interval95"][metric] for record in own), strict=True)
         numbers |= {"low": 100 * min(low), "high": 100 * max(high)}
@@ -192,7 +243,9 @@ def _cell(own: Sequence[Record], printed: Sequence[Record], metric: str) -> str:
 
 
 def _fed(kind: str, figure: str, data: Mapping[str, Any], hint: str = SLIDERS) -> HTML:
-    text = json.dumps({"figure": figure, **data}, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    text = json.dumps(
+        {"figure": figure, **data}, separators=(",", ":"), ensure_ascii=False
+    ).replace("<", "\\u003c")
     return _explorer(kind, f'<script type="application/json">{text}</script>', hint.format(figure))
 
 
@@ -200,7 +253,8 @@ def _explorer(kind: str, content: str, hint: str) -> HTML:
     colors = {"ink": plots.INK, "id": plots.ID_COLOR, "ood": plots.OOD_COLOR, **plots.METHOD_COLORS}
     style = "; ".join(f"--tb-{name}: {color}" for name, color in colors.items())
     return HTML(
-        f'<div class="tb-explorer" data-kind="{kind}" style="{style}">{content}<noscript><p>{hint}</p></noscript></div>'
+        f'<div class="tb-explorer" data-kind="{kind}"'
+        f' style="{style}">{content}<noscript><p>{hint}</p></noscript></div>'
     )
 
 

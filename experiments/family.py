@@ -1,7 +1,8 @@
-"""The family ``g^T F^-1 g`` of the last layer's gradients: which Fisher, of which inputs, at which T and damping.
+"""The family ``g^T F^-1 g`` of the last layer's gradients: which Fisher, of which inputs, at which
+T and damping.
 
-What earned its place is in :mod:`scores` and :mod:`fisher`; this is the workshop, where a whole grid shares its sums
-and eigendecompositions. A test holds it to those modules.
+What earned its place is in :mod:`scores` and :mod:`fisher`; this is the workshop, where a whole
+grid shares its sums and eigendecompositions. A test holds it to those modules.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import scores
-from ..features import Features
-from ..fisher import DiagonalFisher, FullFisher, KroneckerFisher, LabelKind
-from ..scores import residual
+from thinkback_utils import scores
+from thinkback_utils.features import Features
+from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher, LabelKind
+from thinkback_utils.scores import residual
 
 TEMPERATURES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 20.0)
 DAMPINGS = (None, 1e-3, 1e-2, 1e-1)
@@ -34,9 +35,10 @@ SIZES: dict[str, Callable[[int, int], int]] = {  # numbers kept, of K classes an
 class Candidate(NamedTuple):
     """One setting of the family.
 
-    - ``form``: what F keeps. ``diagonal``; ``kronecker``, ``A ⊗ B``; ``classwise``, ``A ⊗ B_c`` for each predicted
-      class c, with its mean but one scatter within classes for all; ``full``. Two take other statistics of the
-      Kronecker form: ``additive``, the sum of its two factors; ``averaged``, its mean over labels drawn from p.
+    - ``form``: what F keeps. ``diagonal``; ``kronecker``, ``A ⊗ B``; ``classwise``, ``A ⊗ B_c`` for
+      each predicted class c, with its mean but one scatter within classes for all; ``full``. Two
+      take other statistics of the Kronecker form: ``additive``, the sum of its two factors;
+      ``averaged``, its mean over labels drawn from p.
     - ``unit``: gradient and Fisher read ``h / ||h||``; logits stay as they are.
     - ``bias``: the bias's gradient counts too.
     - ``labels``: of the Fisher, see :class:`fisher.DiagonalFisher`.
@@ -59,25 +61,44 @@ def candidates() -> Iterator[Candidate]:
     """The grid, dampings of the same setting side by side."""
     switches = (False, True)
     for form, unit, bias, T in itertools.product(SIZES, switches, switches, TEMPERATURES):
-        kinds: tuple[LabelKind, ...] = ("predicted", "model") if form in ("diagonal", "kronecker") else ("predicted",)
+        kinds: tuple[LabelKind, ...] = (
+            ("predicted", "model") if form in ("diagonal", "kronecker") else ("predicted",)
+        )
         for labels, damping in itertools.product(kinds, DAMPINGS):
             if bias or form != "classwise":  # whose class means are what the bias brings
                 yield Candidate(form, unit, bias, labels, T, damping)
 
 
-def statistics(candidate: Candidate, fit: Features, sets: Mapping[str, Features]) -> dict[str, Tensor]:
-    """Scores of the candidate, fitted on ``fit``, at all of ``DAMPINGS``: float64 (N, dampings) for each set."""
+def statistics(
+    candidate: Candidate, fit: Features, sets: Mapping[str, Features]
+) -> dict[str, Tensor]:
+    """Scores of the candidate, fitted on ``fit``, at all of ``DAMPINGS``: float64 (N, dampings) for
+    each set.
+    """
     form, unit, bias, labels, T, _ = candidate
-    h, z = {n: _inputs(x.features, unit, bias) for n, x in sets.items()}, {n: x.logits for n, x in sets.items()}
-    fit_h, fit_z, r = _inputs(fit.features, unit, bias), fit.logits, {n: residual(z[n], T) for n in sets}
+    h, z = (
+        {n: _inputs(x.features, unit, bias) for n, x in sets.items()},
+        {n: x.logits for n, x in sets.items()},
+    )
+    fit_h, fit_z, r = (
+        _inputs(fit.features, unit, bias),
+        fit.logits,
+        {n: residual(z[n], T) for n in sets},
+    )
     if form == "diagonal":
         E = DiagonalFisher(T, labels).update(fit_h, fit_z).compute()
         relative = [1 / len(fit) if damping is None else damping for damping in DAMPINGS]
-        return {n: torch.stack([scores.thinkback(h[n], z[n], E, T, 0.0, d) for d in relative], 1) for n in sets}
+        return {
+            n: torch.stack([scores.thinkback(h[n], z[n], E, T, 0.0, d) for d in relative], 1)
+            for n in sets
+        }
     if form == "full":
         quadratic = _Quadratic(FullFisher(T, labels).update(fit_h, fit_z).compute(), len(fit))
         return {n: quadratic.of_products(r[n], h[n]) for n in sets}
-    A, B = (_Quadratic(moment, len(fit)) for moment in KroneckerFisher(T, labels).update(fit_h, fit_z).compute())
+    A, B = (
+        _Quadratic(moment, len(fit))
+        for moment in KroneckerFisher(T, labels).update(fit_h, fit_z).compute()
+    )
     if form == "additive":  # each in units of its mean over the fit data
         return {n: A(r[n]) / (fit_z.shape[1] - 1) + B(h[n]) / fit_h.shape[1] for n in sets}
     if form == "averaged":
@@ -91,12 +112,16 @@ def statistics(candidate: Candidate, fit: Features, sets: Mapping[str, Features]
 
 
 class _Quadratic:
-    """``x^T (M + damping * mean eigenvalue * I)^-1 x`` for all dampings from one eigendecomposition."""
+    """``x^T (M + damping * mean eigenvalue * I)^-1 x`` for all dampings from one
+    eigendecomposition.
+    """
 
     def __init__(self, matrix: Tensor, count: int) -> None:
         values, self.vectors = torch.linalg.eigh(matrix)
         values = values.where(values > 1e-12 * values[-1], 0.0)
-        relative = values.new_tensor([1 / count if damping is None else damping for damping in DAMPINGS])
+        relative = values.new_tensor(
+            [1 / count if damping is None else damping for damping in DAMPINGS]
+        )
         self.inverse = 1 / (values[:, None] + relative * values.mean())  # (P, dampings)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -105,12 +130,16 @@ class _Quadratic:
         return out
 
     def of_products(self, r: Tensor, h: Tensor) -> Tensor:
-        """The same of the outer products of r (N, K) and h (N, D), in parts: they are K times as large as h."""
+        """The same of the outer products of r (N, K) and h (N, D), in parts: they are K times as
+        large as h.
+        """
         parts = zip(r.split(1024), h.split(1024), strict=True)
         return torch.cat([self(torch.einsum("nk,nd->nkd", *part).flatten(1)) for part in parts])
 
     def averaged(self, p: Tensor) -> Tensor:
-        """The mean over labels y drawn from p (N, P) of that of ``p - e_y``: ``sum_k p_k M^-1_kk - p^T M^-1 p``."""
+        """The mean over labels y drawn from p (N, P) of that of ``p - e_y``:
+        ``sum_k p_k M^-1_kk - p^T M^-1 p``.
+        """
         out: Tensor = p @ self.vectors.square() @ self.inverse - self(p)
         return out
 
@@ -122,6 +151,8 @@ def _inputs(h: Tensor, unit: bool, bias: bool) -> Tensor:
 
 
 def _class_means(h: Tensor, z: Tensor) -> Tensor:
-    """Mean inputs (K, D) of the samples that are given each class; 0 for a class that none is given."""
+    """Mean inputs (K, D) of the samples that are given each class; 0 for a class that none is
+    given.
+    """
     member = F.one_hot(z.argmax(1), z.shape[1]).double()
     return member.T @ h / member.sum(0).clamp(min=1)[:, None]

@@ -1,8 +1,11 @@
-"""Where the scores fail: the numbers of the page on limits, its gallery of misses and false alarms, images to browse.
+"""Where the scores fail: the numbers of the page on limits, its gallery of misses and false alarms,
+images to browse.
 
-This module picks and counts; :mod:`thinkback_utils.pages.gallery_page` puts into figures and words what it found.
+This module picks and counts; :mod:`bookmaking.gallery_page` puts into figures and words what it
+found.
 
-Images of three sets may be shown, as few small pictures: CIFAR-10, CIFAR-100 and SVHN. Of all others only numbers are.
+Images of three sets may be shown, as few small pictures: CIFAR-10, CIFAR-100 and SVHN. Of all
+others only numbers are.
 """
 
 from __future__ import annotations
@@ -20,14 +23,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from .. import plots, scores
-from ..calibration import Calibration
-from ..evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, load_verified, score_sets
-from ..features import Bundle, Features
-from ..files import read_json, replacing, write_json
-from ..methods import TITLES
-from ..metrics import mean_auroc
-from ..provenance import describe, digest
+from thinkback_utils import plots, scores
+from thinkback_utils.calibration import Calibration
+from thinkback_utils.evaluation import (
+    ID_TEST,
+    ID_TRAIN,
+    NEAR,
+    Scores,
+    evenly,
+    load_verified,
+    score_sets,
+)
+from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import read_json, replacing, write_json
+from thinkback_utils.methods import TITLES
+from thinkback_utils.metrics import mean_auroc
+from thinkback_utils.provenance import describe, digest
+
 from . import gallery_page
 from .gallery_page import CLASSES, Facts
 
@@ -49,7 +61,8 @@ Statistics = Mapping[str, Mapping[str, Vector]]  # set -> statistic -> (N,)
 def percentiles(id_scores: NDArray[Any], values: NDArray[Any]) -> Vector:
     """How many of 100 in-distribution test scores lie below each value.
 
-    For an image from elsewhere ``1 - percentile / 100`` is the conformal p-value, but for one image in n + 1.
+    For an image from elsewhere ``1 - percentile / 100`` is the conformal p-value, but for one image
+    in n + 1.
 
     >>> percentiles(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 2.5, 4.0]))
     array([ 0., 50., 75.])
@@ -58,7 +71,9 @@ def percentiles(id_scores: NDArray[Any], values: NDArray[Any]) -> Vector:
 
 
 def alarms(scored: Scores, name: str, method: str) -> NDArray[np.bool_]:
-    """Which images of a set raise an alarm at the threshold where ``ALPHA`` of the test images do, bool (N,)."""
+    """Which images of a set raise an alarm at the threshold where ``ALPHA`` of the test images do,
+    bool (N,).
+    """
     return Calibration.of(scored[ID_TEST][method], ALPHA).rejects(scored[name][method])
 
 
@@ -68,20 +83,34 @@ def outliers(scored: Scores, near: bool = True) -> list[str]:
 
 
 def described(bundle: Bundle, scored: Scores, method: str, name: str, index: int) -> Facts:
-    """Set, index in ``data.load(set)``, the network's answer, the true class where it has a name, the percentile."""
+    """Set, index in ``data.load(set)``, the network's answer, the true class where it has a name,
+    the percentile.
+    """
     item = bundle.sets[name]
-    true = None if name not in CLASSES or item.labels is None else CLASSES[name][int(item.labels[index])]
+    true = (
+        None
+        if name not in CLASSES or item.labels is None
+        else CLASSES[name][int(item.labels[index])]
+    )
     answer = CLASSES[ID_TEST][int(item.logits[index].argmax())]
     place = percentiles(scored[ID_TEST][method], scored[name][method][[index]])[0]
-    return {"set": name, "index": index, "predicted": answer, "true": true, "percentile": _short(place)}
+    return {
+        "set": name,
+        "index": index,
+        "predicted": answer,
+        "true": true,
+        "percentile": _short(place),
+    }
 
 
 def extremes(bundle: Bundle, scored: Scores, method: str) -> Facts:
     """The images that one score gets most wrong; among equals those that come first.
 
     Returns:
-        ``lowest``: the ``COUNT`` lowest of all OOD images; ``pictured``: the lowest of each set in ``SHOWN``;
-        ``alarms``: the ``COUNT`` highest of the test images. Each a list of what :func:`described` says.
+        ``lowest``: the ``COUNT`` lowest of all OOD images; ``pictured``: the lowest of each set in
+            ``SHOWN``;
+        ``alarms``: the ``COUNT`` highest of the test images. Each a list of what :func:`described`
+            says.
     """
 
     def first(name: str, count: int, sign: int = 1) -> list[Facts]:
@@ -90,21 +119,25 @@ def extremes(bundle: Bundle, scored: Scores, method: str) -> Facts:
 
     candidates = [row for name in outliers(scored) for row in first(name, COUNT)]
     return {
-        "lowest": sorted(candidates, key=lambda row: float(scored[row["set"]][method][row["index"]]))[:COUNT],
+        "lowest": sorted(
+            candidates, key=lambda row: float(scored[row["set"]][method][row["index"]])
+        )[:COUNT],
         "pictured": {name: first(name, count) for name, count in SHOWN.items()},
         "alarms": first(ID_TEST, COUNT, -1),
     }
 
 
-def examples(bundle: Bundle, scored: Scores, counts: Mapping[str, int], seed: int = 0) -> list[Facts]:
+def examples(
+    bundle: Bundle, scored: Scores, counts: Mapping[str, int], seed: int = 0
+) -> list[Facts]:
     """Images to browse, spread evenly over the range of each score in ``BROWSED``.
 
-    Each score gets an equal part of a set's count: it ranks the images that are not drawn yet, cuts the list into as
-    many pieces of equal length, and one image is drawn from each.
+    Each score gets an equal part of a set's count: it ranks the images that are not drawn yet, cuts
+    the list into as many pieces of equal length, and one image is drawn from each.
 
-    Returns:
-        What :func:`described` says, without one percentile but with ``norm2``, ``residual2`` (T = 5), ``residual2_T1``
-        and, by method, ``scores``, ``percentiles`` and ``alarms``; in the order of sets and indices.
+    Returns: What :func:`described` says, without one percentile but with ``norm2``, ``residual2``
+        (T = 5), ``residual2_T1`` and, by method, ``scores``, ``percentiles`` and ``alarms``; in the
+        order of sets and indices.
     """
     generator, out = np.random.default_rng(seed), []
     for name, count in counts.items():
@@ -122,14 +155,18 @@ def examples(bundle: Bundle, scored: Scores, counts: Mapping[str, int], seed: in
             facts["residual2_T1"] = _short(sharp[index])
             own = {m: scored[name][m][index] for m in BROWSED}
             facts["scores"] = {m: _short(value) for m, value in own.items()}
-            facts["percentiles"] = {m: _short(percentiles(scored[ID_TEST][m], own[m])) for m in BROWSED}
+            facts["percentiles"] = {
+                m: _short(percentiles(scored[ID_TEST][m], own[m])) for m in BROWSED
+            }
             facts["alarms"] = {m: bool(raised[m][index]) for m in BROWSED}
             out.append(facts)
     return out
 
 
 def network_statistics(item: Features) -> dict[str, Vector]:
-    """What a score may read of each image: ``‖h‖²``, ``‖r‖²`` at the paper's T = 5, and the confidence."""
+    """What a score may read of each image: ``‖h‖²``, ``‖r‖²`` at the paper's T = 5, and the
+    confidence.
+    """
     return {
         "norm2": item.features.double().square().sum(1).numpy(),
         "residual2": scores.residual(item.logits, 5.0).square().sum(1).numpy(),
@@ -140,9 +177,9 @@ def network_statistics(item: Features) -> dict[str, Vector]:
 def pixel_statistics(images: Tensor) -> dict[str, Vector]:
     """What an eye sees of each image, uint8 (N, 3, H, W), as gray levels in [0, 1].
 
-    ``brightness`` is their mean, ``contrast`` their standard deviation, ``edges`` the root mean square difference of
-    neighbors, ``detail`` the share of the spectrum's power above 1/4 cycle a pixel (0 for a flat image), and ``size``
-    the bytes of the colored pixels after zlib.
+    ``brightness`` is their mean, ``contrast`` their standard deviation, ``edges`` the root mean
+    square difference of neighbors, ``detail`` the share of the spectrum's power above 1/4 cycle a
+    pixel (0 for a flat image), and ``size`` the bytes of the colored pixels after zlib.
     """
     gray = images.double().mean(1) / 255  # (N, H, W)
     down, right = (gray.diff(dim=axis).square().mean((1, 2)) for axis in (1, 2))
@@ -154,7 +191,9 @@ def pixel_statistics(images: Tensor) -> dict[str, Vector]:
         "contrast": gray.std((1, 2), correction=0).numpy(),
         "edges": ((down + right) / 2).sqrt().numpy(),
         "detail": (fine / power.sum((1, 2)).clamp_min(1e-12)).numpy(),
-        "size": np.array([len(zlib.compress(image.numpy().tobytes(), 9)) for image in images], dtype=np.float64),
+        "size": np.array(
+            [len(zlib.compress(image.numpy().tobytes(), 9)) for image in images], dtype=np.float64
+        ),
     }
 
 
@@ -164,20 +203,26 @@ def shared(bundle: Bundle, scored: Scores, statistics: Statistics, method: str) 
     Wrong is no alarm for an OOD image and an alarm for a test image.
 
     Returns:
-        For each set, unless a side has fewer than ``FEWEST`` images: AUROC and half-width of its 95 % interval for each
-        statistic (0.5: no difference; 1: each image on the wrong side has more of it); under ``answer`` the network's
-        answer that is most overrepresented on the wrong side, with its share there and on the right side; for test
-        images under ``errors`` the share of wrong answers on both sides.
+        For each set, unless a side has fewer than ``FEWEST`` images: AUROC and half-width of its 95
+        % interval for each statistic (0.5: no difference; 1: each image on the wrong side has more
+        of it); under ``answer`` the network's answer that is most overrepresented on the wrong
+        side, with its share there and on the right side; for test images under ``errors`` the share
+        of wrong answers on both sides.
     """
     out: Facts = {}
     for name, columns in statistics.items():
         wrong = alarms(scored, name, method) == (name == ID_TEST)
         if min(wrong.sum(), (~wrong).sum()) < FEWEST:
             continue
-        out[name] = {key: [_short(v) for v in mean_auroc(x[~wrong], [x[wrong]])] for key, x in columns.items()}
+        out[name] = {
+            key: [_short(v) for v in mean_auroc(x[~wrong], [x[wrong]])]
+            for key, x in columns.items()
+        }
         item, classes = bundle.sets[name], len(CLASSES[ID_TEST])
         answers = item.logits.argmax(1).numpy()
-        here, there = (np.bincount(answers[side], minlength=classes) / side.sum() for side in (wrong, ~wrong))
+        here, there = (
+            np.bincount(answers[side], minlength=classes) / side.sum() for side in (wrong, ~wrong)
+        )
         top = int((here - there).argmax())
         out[name]["answer"] = [CLASSES[ID_TEST][top], _short(here[top]), _short(there[top])]
         if name == ID_TEST and item.labels is not None:
@@ -187,16 +232,23 @@ def shared(bundle: Bundle, scored: Scores, statistics: Statistics, method: str) 
 
 
 def louder(bundle: Bundle, names: Iterable[str], count: int = 200) -> dict[str, Features]:
-    """Images of each set with the features multiplied by each of ``LOUDNESS``, and what the head says to that."""
+    """Images of each set with the features multiplied by each of ``LOUDNESS``, and what the head
+    says to that.
+    """
     out: dict[str, Features] = {}
     for name in names:
         h = bundle.sets[name].features[evenly(len(bundle.sets[name]), count)]
-        out |= {f"{name}*{c:g}": Features(c * h, c * h @ bundle.weight.T + bundle.bias) for c in LOUDNESS}
+        out |= {
+            f"{name}*{c:g}": Features(c * h, c * h @ bundle.weight.T + bundle.bias)
+            for c in LOUDNESS
+        }
     return out
 
 
 def confident(bundle: Bundle, scored: Scores) -> Facts:
-    """How many images a set has, in how many the confidence reaches ``SURE``, and how many of these raise an alarm."""
+    """How many images a set has, in how many the confidence reaches ``SURE``, and how many of these
+    raise an alarm.
+    """
     out: Facts = {}
     for name in scored:
         sure = network_statistics(bundle.sets[name])["confidence"] >= SURE
@@ -206,22 +258,31 @@ def confident(bundle: Bundle, scored: Scores) -> Facts:
 
 
 def lengths(bundle: Bundle, scored: Scores) -> Facts:
-    """Of each OOD set: the AUROC of ``‖h‖²``, of ``‖r‖²``, of their product (Eq. 5) and of Eq. 6 as a score."""
+    """Of each OOD set: the AUROC of ``‖h‖²``, of ``‖r‖²``, of their product (Eq. 5) and of Eq. 6 as
+    a score.
+    """
     columns: Scores = {}
     for name in scored:
         seen = network_statistics(bundle.sets[name])
         h, r = seen["norm2"], seen["residual2"]
-        columns[name] = {"norm2": h, "residual2": r, "product": h * r, "thinkback": scored[name]["thinkback"]}
-    return {name: {key: _auroc(columns, name, key) for key in columns[name]} for name in outliers(scored)}
+        columns[name] = {
+            "norm2": h,
+            "residual2": r,
+            "product": h * r,
+            "thinkback": scored[name]["thinkback"],
+        }
+    return {
+        name: {key: _auroc(columns, name, key) for key in columns[name]}
+        for name in outliers(scored)
+    }
 
 
 def rates(bundle: Bundle, scored: Scores, loud: Scores, method: str) -> Facts:
     """What one method does at the threshold.
 
-    Returns:
-        ``auroc`` and ``caught``, the share of alarms, of each OOD set; ``classes`` and ``near``, the share of alarms in
-        each class of the test images and of CIFAR-100; ``louder``, the share of alarms at each of ``LOUDNESS``, in the
-        mean over the far sets.
+    Returns: ``auroc`` and ``caught``, the share of alarms, of each OOD set; ``classes`` and
+        ``near``, the share of alarms in each class of the test images and of CIFAR-100; ``louder``,
+        the share of alarms at each of ``LOUDNESS``, in the mean over the far sets.
     """
     raised = {name: alarms(scored, name, method) for name in scored}
     at = {name: alarms({**loud, ID_TEST: scored[ID_TEST]}, name, method).mean() for name in loud}
@@ -241,20 +302,33 @@ def rates(bundle: Bundle, scored: Scores, loud: Scores, method: str) -> Facts:
 
 
 def gather(bundle: Bundle) -> tuple[Facts, Facts, Scores]:
-    """What a bundle alone says of ``limits.json`` and ``examples.json``, all but :func:`shared`; and the scores."""
+    """What a bundle alone says of ``limits.json`` and ``examples.json``, all but :func:`shared`;
+    and the scores.
+    """
     far = [name for name in bundle.sets if name not in (ID_TRAIN, ID_TEST, *NEAR)]
     extra = louder(bundle, far)
     scored = score_sets({**bundle.sets, **extra}, METHODS)
     loud = {name: scored.pop(name) for name in extra}
-    facts: Facts = {"alpha": ALPHA, "sure": SURE, "loudness": [_short(factor) for factor in LOUDNESS]}
+    facts: Facts = {
+        "alpha": ALPHA,
+        "sure": SURE,
+        "loudness": [_short(factor) for factor in LOUDNESS],
+    }
     facts |= {"confident": confident(bundle, scored), "lengths": lengths(bundle, scored)}
-    facts["methods"] = {m: rates(bundle, scored, loud, m) | extremes(bundle, scored, m) for m in METHODS}
-    browsed = {"alpha": ALPHA, "methods": {m: TITLES[m] for m in BROWSED}, "images": examples(bundle, scored, EXAMPLES)}
+    facts["methods"] = {
+        m: rates(bundle, scored, loud, m) | extremes(bundle, scored, m) for m in METHODS
+    }
+    browsed = {
+        "alpha": ALPHA,
+        "methods": {m: TITLES[m] for m in BROWSED},
+        "images": examples(bundle, scored, EXAMPLES),
+    }
     return facts, browsed, scored
 
 
 def number(facts: Facts, browsed: Facts) -> list[tuple[str, int]]:
-    """Give each picture its ``tile``, a place in the sprite by set and index; returns what lies on each.
+    """Give each picture its ``tile``, a place in the sprite by set and index; returns what lies on
+    each.
 
     Raises:
         ValueError: if there are more than ``MOST_IMAGES``, or one of a set that may not be shown.
@@ -266,8 +340,8 @@ def number(facts: Facts, browsed: Facts) -> list[tuple[str, int]]:
     if len(tiles) > MOST_IMAGES or {name for name, _ in tiles} - set(CLASSES):
         names = ", ".join(sorted({name for name, _ in tiles}))
         raise ValueError(
-            f"thinkback: {len(tiles)} pictures from {names}: at most {MOST_IMAGES} from {', '.join(CLASSES)} may be "
-            "kept; lower gallery.EXAMPLES or gallery.SHOWN"
+            f"thinkback: {len(tiles)} pictures from {names}: at most {MOST_IMAGES} from"
+            f" {', '.join(CLASSES)} may be kept; lower gallery.EXAMPLES or gallery.SHOWN"
         )
     for row in rows:
         row["tile"] = tiles.index((row["set"], row["index"]))
@@ -284,7 +358,8 @@ def _short(value: Any) -> float:
 
 
 def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
-    """Write ``gallery/``, ``gallery.md`` and ``examples.md`` from one run's bundle and the images; returns the folder.
+    """Write ``gallery/``, ``gallery.md`` and ``examples.md`` from one run's bundle and the images;
+    returns the folder.
 
     Raises:
         ValueError: if an image set is not the one that the bundle was made of.
@@ -299,14 +374,25 @@ def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
         statistics[name] = network_statistics(bundle.sets[name]) | pixel_statistics(images[name])
     for method, own in facts["methods"].items():
         own["shared"] = shared(bundle, scored, statistics, method)
-    seeds = sorted({r["seed"] for r in read_json(results / "table1.json") if r["network"] == network})
+    seeds = sorted(
+        {r["seed"] for r in read_json(results / "table1.json") if r["network"] == network}
+    )
     accuracy = made_of["accuracy"][ID_TEST]
-    facts |= {"runs": seeds, "network": {"recipe": made_of["recipe"], "seed": seed, "accuracy": accuracy}}
+    facts |= {
+        "runs": seeds,
+        "network": {"recipe": made_of["recipe"], "seed": seed, "accuracy": accuracy},
+    }
     tiles = number(facts, browsed)
     browsed |= {"network": facts["network"], "columns": gallery_page.COLUMNS}
     save(out, facts, browsed, gallery_page.sprite(tiles, images))
-    write_json(out / "provenance.json", provenance | {"weights_sha256": digest(folder), "pictures": len(tiles)})
-    for name, text in (("gallery", gallery_page.limits(facts)), ("examples", gallery_page.browser(browsed))):
+    write_json(
+        out / "provenance.json",
+        provenance | {"weights_sha256": digest(folder), "pictures": len(tiles)},
+    )
+    for name, text in (
+        ("gallery", gallery_page.limits(facts)),
+        ("examples", gallery_page.browser(browsed)),
+    ):
         with replacing(results / f"{name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
     return out
@@ -331,10 +417,16 @@ def save(folder: Path, facts: Facts, browsed: Facts, pictures: Image.Image) -> N
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the numbers, pictures and figures of the page on limits, and the images of the example browser."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.pages.gallery", description=main.__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished runs")
-    parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network inside it")
+    """Write the numbers, pictures and figures of the page on limits, and the images of the example
+    browser.
+    """
+    parser = argparse.ArgumentParser(prog="python -m bookmaking.gallery", description=main.__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of the finished runs"
+    )
+    parser.add_argument(
+        "--network", default="wrn40-2-cifar10", help="folder of the network inside it"
+    )
     parser.add_argument("--seed", type=int, default=0, help="which training run")
     options = parser.parse_args(arguments)
     print(f"wrote {run(options.results, options.network, options.seed)}")

@@ -1,10 +1,12 @@
 """Which average precisions, and so which prevalences, can go with a printed TPR10, FPR95 and AUROC.
 
-A ROC curve is read as ``T(c)``, the largest TPR at an FPR of at most c, or as ``f(t)``, the FPR at the first threshold
-whose TPR is at least t. With ``rho = (1 - pi) / pi``, precision is ``t / (t + rho f(t))``, and average precision is its
-integral over t. Layer by layer in c this is ``AP = 1 - integral of H(c, T(c)) dc`` with ``H(c, tau) = integral from tau
-to 1 of rho t / (t + rho c)^2 dt``, and the area above the curve, ``1 - AUROC``, is the ``integral of 1 - T(c) dc``.
-Both bounds are values of a Lagrangian dual: whatever price of area they are taken at, no curve lies beyond them.
+A ROC curve is read as ``T(c)``, the largest TPR at an FPR of at most c, or as ``f(t)``, the FPR at
+the first threshold whose TPR is at least t. With ``rho = (1 - pi) / pi``, precision is
+``t / (t + rho f(t))``, and average precision is its integral over t. Layer by layer in c this is
+``AP = 1 - integral of H(c, T(c)) dc`` with ``H(c, tau) = integral from tau to 1 of rho t / (t + rho
+c)^2 dt``, and the area above the curve, ``1 - AUROC``, is the ``integral of 1 - T(c) dc``. Both
+bounds are values of a Lagrangian dual: whatever price of area they are taken at, no curve lies
+beyond them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from scipy.integrate import trapezoid
 from scipy.optimize import brentq
 from sklearn.isotonic import isotonic_regression
 
-from ..metrics import Roc
+from thinkback_utils.metrics import Roc
 
 ROUNDING = 0.00005  # half of the last digit of a percentage with two decimals
 NODES = 2000  # of the trapezoids of the lower bound, between two levels of FPR
@@ -48,11 +50,12 @@ class Printed:
         fpr95: FPR at the first threshold with TPR >= ``at_tpr``.
         auroc: area under the curve, ties one half; None if it is not to be used.
         half_width: half of the last printed digit: each number may be that far off.
-        step: largest share of the positives that enters at one threshold: 1 / n_OOD without ties, 1 for anything. The
-            step rule reads precision at the end of a step, which lifts the upper bound, and AUROC counts one half of
-            a tie, which widens both. 0 is a smooth curve.
-        scatter: if the numbers are means over several test sets, how far TPR10 and FPR95 of any of them may lie from
-            their mean. Then the bounds are for the mean AUPR. (AUROC enters linearly: its scatter does not matter.)
+        step: largest share of the positives that enters at one threshold: 1 / n_OOD without ties, 1
+            for anything. The step rule reads precision at the end of a step, which lifts the upper
+            bound, and AUROC counts one half of a tie, which widens both. 0 is a smooth curve.
+        scatter: if the numbers are means over several test sets, how far TPR10 and FPR95 of any of
+            them may lie from their mean. Then the bounds are for the mean AUPR. (AUROC enters
+            linearly: its scatter does not matter.)
         at_fpr, at_tpr: where the two points were read off.
 
     Raises:
@@ -74,19 +77,27 @@ class Printed:
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
             if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"thinkback: {name} is a fraction between 0 and 1, got {value}; percent / 100?")
+                raise ValueError(
+                    f"thinkback: {name} is a fraction between 0 and 1, got {value}; percent / 100?"
+                )
         pieces = self.pieces()
         if any(p.low > p.high for p in pieces):
-            raise ValueError(f"thinkback: no ROC curve has TPR10 {self.tpr10} and FPR95 {self.fpr95} together")
-        low, high = _area(pieces, [p.low for p in pieces]), _area(pieces, [p.high for p in pieces])
-        if self.auroc is not None and not (self._areas()[0] <= low + 1e-12 and self._areas()[1] >= high - 1e-12):
             raise ValueError(
-                f"thinkback: with TPR10 {self.tpr10} and FPR95 {self.fpr95}, auroc lies between {1 - low:.4f} and "
-                f"{1 - high:.4f}, got {self.auroc}"
+                f"thinkback: no ROC curve has TPR10 {self.tpr10} and FPR95 {self.fpr95} together"
+            )
+        low, high = _area(pieces, [p.low for p in pieces]), _area(pieces, [p.high for p in pieces])
+        if self.auroc is not None and not (
+            self._areas()[0] <= low + 1e-12 and self._areas()[1] >= high - 1e-12
+        ):
+            raise ValueError(
+                f"thinkback: with TPR10 {self.tpr10} and FPR95 {self.fpr95}, auroc lies between"
+                f" {1 - low:.4f} and {1 - high:.4f}, got {self.auroc}"
             )
 
     def swapped(self) -> Printed:
-        """The same curve with in-distribution as the positive class, for the AUPR that some papers call AUPR-In."""
+        """The same curve with in-distribution as the positive class, for the AUPR that some papers
+        call AUPR-In.
+        """
         points = {"tpr10": 1 - self.fpr95, "fpr95": 1 - self.tpr10}
         return replace(self, **points, at_fpr=1 - self.at_tpr, at_tpr=1 - self.at_fpr)
 
@@ -97,15 +108,20 @@ class Printed:
         for c0, c1 in pairwise(levels):
             c = (c0 + c1) / 2
             low = max((self.tpr10 - h) * (c > self.at_fpr), self.at_tpr * (c > self.fpr95 + h))
-            high = min(self.tpr10 + h if c < self.at_fpr else 1, self.at_tpr if c < self.fpr95 - h else 1, 1)
+            high = min(
+                self.tpr10 + h if c < self.at_fpr else 1,
+                self.at_tpr if c < self.fpr95 - h else 1,
+                1,
+            )
             out.append(Piece(float(c0), float(c1), float(low), float(high)))
         return out
 
     def bounds(self, prevalence: float) -> tuple[float, float]:
         """Smallest and largest average precision (step rule) of all curves with these numbers.
 
-        No curve lies outside. The lower bound is approached by a curve, and so is the upper one without AUROC. With
-        AUROC the upper one is a dual value, which a curve may miss by a little: :func:`extremal_curves` tells how much.
+        No curve lies outside. The lower bound is approached by a curve, and so is the upper one
+        without AUROC. With AUROC the upper one is a dual value, which a curve may miss by a little:
+        :func:`extremal_curves` tells how much.
 
         Args:
             prevalence: pi, fraction of OOD samples, in (0, 1).
@@ -121,7 +137,9 @@ class Printed:
         return area - self.half_width, area + self.half_width + self.step / 2
 
     def _upper(self, prevalence: float) -> Bound:
-        """Bound and vertices (FPR, TPR): within a piece T is constant, at most one optimum of its price."""
+        """Bound and vertices (FPR, TPR): within a piece T is constant, at most one optimum of its
+        price.
+        """
         rho, pieces = _odds(prevalence), self.pieces()
         c0, c1, low, high = np.array(pieces).T
         least = self._areas()[0]
@@ -141,17 +159,24 @@ class Printed:
         if self.auroc is None or _area(pieces, high) >= least:
             return 1 + float(gain(high, 0).sum()), *_vertices(pieces, high)
         price = _price(lambda price: _area(pieces, best(price)) - least, rho)
-        value = min(1 + float(gain(best(p), p).sum()) - p * least for p in (price * (1 - 1e-9), price * (1 + 1e-9)))
+        value = min(
+            1 + float(gain(best(p), p).sum()) - p * least
+            for p in (price * (1 - 1e-9), price * (1 + 1e-9))
+        )
         few, many = best(price * (1 - 1e-6)), best(price * (1 + 1e-6))
         gap = _area(pieces, many) - _area(pieces, few)
         share = np.clip((least - _area(pieces, few)) / gap, 0, 1) if gap > 0 else 0.0
         return value, *_vertices(pieces, (1 - share) * few + share * many)
 
     def _lower(self, prevalence: float) -> Bound:
-        """Bound and vertices (FPR, TPR): at each c, T balances its share of precision against the price of area."""
+        """Bound and vertices (FPR, TPR): at each c, T balances its share of precision against the
+        price of area.
+        """
         rho, pieces, most = _odds(prevalence), self.pieces(), self._areas()[1]
         low = np.array([p.low for p in pieces])
-        lost = [_above(t, p.c0, rho) - _above(t, p.c1, rho) for t, p in zip(low, pieces, strict=True)]
+        lost = [
+            _above(t, p.c0, rho) - _above(t, p.c1, rho) for t, p in zip(low, pieces, strict=True)
+        ]
         free = 1 - float(np.sum(lost))
         if self.auroc is None or _area(pieces, low) <= most:
             return free, *_vertices(pieces, low)
@@ -159,7 +184,9 @@ class Printed:
 
         def best(price: float) -> tuple[Vector, Vector]:
             root = np.sqrt(rho / price) / 2
-            tau = np.clip((rho * c / (root + np.sqrt(np.maximum(root**2 - rho * c, 0)))) ** 2, lows, highs)
+            tau = np.clip(
+                (rho * c / (root + np.sqrt(np.maximum(root**2 - rho * c, 0)))) ** 2, lows, highs
+            )
             values = [price * (1 - t) - _layer(t, c, rho) for t in (tau, highs)]
             return np.where(values[0] <= values[1], tau, highs), np.minimum(values[0], values[1])
 
@@ -168,7 +195,8 @@ class Printed:
 
         price = _price(lambda price: most - area(price), rho)
         tau, value = best(price)
-        # As a function of c the minimum is concave, so trapezoids stay below it. In the first cell, where it may be
+        # As a function of c the minimum is concave, so trapezoids stay below it. In the first cell,
+        # where it may be
         # -inf, precision loses at most what it loses with T = 0.
         first = c[0, 1]
         total = trapezoid(value[0, 1:], c[0, 1:]) + trapezoid(value[1:], c[1:], axis=1).sum()
@@ -177,10 +205,12 @@ class Printed:
         return bound, np.append(c.ravel(), 1.0), np.append(tau.ravel(), 1.0)
 
     def prevalences(self, aupr: float) -> tuple[float, float]:
-        """Smallest and largest prevalence at which some curve with these numbers has the printed ``aupr``.
+        """Smallest and largest prevalence at which some curve with these numbers has the printed
+        ``aupr``.
 
-        Both bounds grow with the prevalence: at the left end the upper one has just come up to the printed value, at
-        the right end the lower one has. An end of 0 or 1 means that nothing limits this side.
+        Both bounds grow with the prevalence: at the left end the upper one has just come up to the
+        printed value, at the right end the lower one has. An end of 0 or 1 means that nothing
+        limits this side.
 
         Raises:
             ValueError: if ``aupr`` lies outside (0, 1).
@@ -190,23 +220,31 @@ class Printed:
         '0.150 to 0.822'
         """
         if not 0 < aupr < 1:
-            raise ValueError(f"thinkback: aupr is a fraction between 0 and 1, got {aupr}; percent / 100?")
+            raise ValueError(
+                f"thinkback: aupr is a fraction between 0 and 1, got {aupr}; percent / 100?"
+            )
         low = _crossing(lambda pi: self._upper(pi)[0] - (aupr - self.half_width))
         high = _crossing(lambda pi: self._lower(pi)[0] - (aupr + self.half_width))
         return (0.0 if low is None else low), (1.0 if high is None else high)
 
 
 def extremal_curves(printed: Printed, prevalence: float, points: int = 2000) -> tuple[Roc, Roc]:
-    """The curves of the least and of the largest average precision, with TPR steps of 1 / ``points``.
+    """The curves of the least and of the largest average precision, with TPR steps of 1 /
+    ``points``.
 
-    As the steps shrink, TPR10, FPR95 and AUROC of the curves come to the printed numbers, and their average precisions
-    to the bounds: all but the largest one with AUROC, which shows how far that bound may be above every curve.
+    As the steps shrink, TPR10, FPR95 and AUROC of the curves come to the printed numbers, and their
+    average precisions to the bounds: all but the largest one with AUROC, which shows how far that
+    bound may be above every curve.
     """
     t, curves = np.arange(1, points + 1) / points, []
     for _, fpr, tpr in (printed._lower(prevalence), printed._upper(prevalence)):
         f = np.interp(t - 1e-12, tpr, fpr)
-        f = np.where(t > printed.tpr10 + printed.half_width, np.maximum(f, printed.at_fpr + 1e-9), f)
-        f = np.where(t > printed.at_tpr - 1e-9, np.maximum(f, printed.fpr95 - printed.half_width), f)
+        f = np.where(
+            t > printed.tpr10 + printed.half_width, np.maximum(f, printed.at_fpr + 1e-9), f
+        )
+        f = np.where(
+            t > printed.at_tpr - 1e-9, np.maximum(f, printed.fpr95 - printed.half_width), f
+        )
         curves.append(Roc(np.r_[0, f, 1], np.r_[0, t, 1], -np.arange(points + 2.0)))
     return curves[0], curves[1]
 
@@ -227,7 +265,9 @@ def _odds(prevalence: float) -> float:
 
 
 def _above(tau: Vector, c: Vector | float, rho: float, step: float = 0.0) -> Vector:
-    """Integral of the precision at FPR c from TPR tau to 1, each TPR t read at the end min(t + step, 1) of its step."""
+    """Integral of the precision at FPR c from TPR tau to 1, each TPR t read at the end min(t +
+    step, 1) of its step.
+    """
     k, t = rho * c, np.minimum(tau + step, 1)
     smooth = (1 - t) - k * np.log1p((1 - t) / np.maximum(t + k, TINY))
     return np.asarray(smooth + np.minimum(1 - tau, step) / (1 + k))
@@ -252,14 +292,18 @@ def _nodes(piece: Piece) -> Vector:
 
 
 def _vertices(pieces: list[Piece], tau: Vector) -> tuple[Vector, Vector]:
-    """FPR and TPR at the corners of a curve; thin pieces of rounding, priced on their own, are brought into order."""
+    """FPR and TPR at the corners of a curve; thin pieces of rounding, priced on their own, are
+    brought into order.
+    """
     c = np.array([(p.c0, p.c1) for p in pieces])
     t = isotonic_regression(tau, sample_weight=c[:, 1] - c[:, 0])
     return np.append(c.ravel(), 1.0), np.append(np.repeat(t, 2), 1.0)
 
 
 def _price(excess: Callable[[float], float], rho: float) -> float:
-    """The price at which a rising excess of area changes its sign; any other price gives a valid, looser bound."""
+    """The price at which a rising excess of area changes its sign; any other price gives a valid,
+    looser bound.
+    """
     ends = np.log(rho) - 30, np.log(rho) + 30
     if excess(np.exp(ends[0])) >= 0:
         return float(np.exp(ends[0]))
@@ -275,4 +319,8 @@ def _crossing(excess: Callable[[float], float]) -> float | None:
         return excess(float(1 / (1 + np.exp(-x))))
 
     ends = -LOG_ODDS, LOG_ODDS
-    return float(1 / (1 + np.exp(-brentq(at, *ends, xtol=1e-9)))) if at(ends[0]) < 0 < at(ends[1]) else None
+    return (
+        float(1 / (1 + np.exp(-brentq(at, *ends, xtol=1e-9))))
+        if at(ends[0]) < 0 < at(ends[1])
+        else None
+    )

@@ -1,11 +1,12 @@
-"""Published detectors beside ours, on the same kept features: thin wrappers around the package pytorch-ood.
+"""Published detectors beside ours, on the same kept features: thin wrappers around the package
+pytorch-ood.
 
-    python -m thinkback_utils.study.peers --results results [--network wrn40-2-cifar10 --seed 0] [--skip odin]
+    python -m experiments.peers --results results [--network wrn40-2-cifar10 --seed 0] [--skip odin]
 
-Nothing is tuned here. A hyper-parameter has the authors' value for CIFAR-10; where they name none, their default; where
-there is none, the package's. What is learned from training data follows the published rule. Detectors that change the
-activations do so where their authors do in a network like ours: at the input of the last layer, which the bundle holds.
-So only ODIN needs images.
+Nothing is tuned here. A hyper-parameter has the authors' value for CIFAR-10; where they name none,
+their default; where there is none, the package's. What is learned from training data follows the
+published rule. Detectors that change the activations do so where their authors do in a network like
+ours: at the input of the last layer, which the bundle holds. So only ODIN needs images.
 """
 
 from __future__ import annotations
@@ -29,19 +30,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import data, evaluation
-from ..commands import Parser, run_main
-from ..evaluation import BASELINES, COMPARED, ID_TEST, ID_TRAIN, NEAR, Record, Scores, evenly
-from ..features import Bundle, Features, save_arrays
-from ..files import read_json, write_json
-from ..methods import METHODS, Method, State
-from ..models import WideResNet
-from ..provenance import describe, digest
-from ..train import pick_device
+from thinkback_utils import data, evaluation
+from thinkback_utils.commands import Parser, run_main
+from thinkback_utils.evaluation import (
+    BASELINES,
+    COMPARED,
+    ID_TEST,
+    ID_TRAIN,
+    NEAR,
+    Record,
+    Scores,
+    evenly,
+)
+from thinkback_utils.features import Bundle, Features, save_arrays
+from thinkback_utils.files import read_json, write_json
+from thinkback_utils.methods import METHODS, Method, State
+from thinkback_utils.models import WideResNet
+from thinkback_utils.provenance import describe, digest
+from thinkback_utils.train import pick_device
 
 NEEDS = ("training data", "labels", "OOD data", "backward pass", "images")
 BATCH, IMAGE_BATCH = 1000, 100  # rows scored at a time, ours and theirs
-IMAGES_ID, IMAGES_OOD = 2000, 1000  # images of the test set and of each other set for detectors that need images
+IMAGES_ID, IMAGES_OOD = (
+    2000,
+    1000,
+)  # images of the test set and of each other set for detectors that need images
 
 
 @dataclass(frozen=True)
@@ -51,11 +64,14 @@ class Peer:
     Args:
         title: what figures and tables call it.
         source: where it was published.
-        build: of ``pytorch_ood.detector``, the model and the settings' values: a detector, not fitted. The model is the
-            last layer, which maps features (N, D) to logits (N, K); the whole network where images are read.
-        reads: what it is given: logits (N, K), features (N, D), the same as maps (N, D, 1, 1), or images in [0, 1].
+        build: of ``pytorch_ood.detector``, the model and the settings' values: a detector, not
+            fitted. The model is the last layer, which maps features (N, D) to logits (N, K); the
+            whole network where images are read.
+        reads: what it is given: logits (N, K), features (N, D), the same as maps (N, D, 1, 1), or
+            images in [0, 1].
         needs: those of ``NEEDS`` that it cannot do without, as published.
-        settings: each hyper-parameter, and what else there was to choose, as ``(value, why this value)``.
+        settings: each hyper-parameter, and what else there was to choose, as
+            ``(value, why this value)``.
         unit: it is given h / ||h|| for h.
         correct: it is fitted on correctly classified data alone.
 
@@ -81,17 +97,23 @@ class Peer:
             ValueError: if it does and there is no training data with labels.
             ModuleNotFoundError: without pytorch-ood.
         """
-        detector = self.build(_detectors(), model, {name: value for name, (value, _) in self.settings.items()})
+        detector = self.build(
+            _detectors(), model, {name: value for name, (value, _) in self.settings.items()}
+        )
         if "training data" in self.needs:
             if train is None or train.labels is None:
-                raise ValueError(f"thinkback: {self.title} is fitted on training data with labels; give both")
+                raise ValueError(
+                    f"thinkback: {self.title} is fitted on training data with labels; give both"
+                )
             rows = train.logits.argmax(1) == train.labels if self.correct else slice(None)
             getattr(detector, f"fit_{self.reads}")(self._input(train)[rows], train.labels[rows])
         return detector
 
     def __call__(self, detector: Any, batch: Features | Tensor) -> Tensor:
         """Scores (N,) of features, or of images uint8 (N, 3, H, W), higher = more OOD."""
-        predict = getattr(detector, f"predict_{self.reads}", detector.predict)  # gradient detectors have no other
+        predict = getattr(
+            detector, f"predict_{self.reads}", detector.predict
+        )  # gradient detectors have no other
         scores: Tensor = predict(self._input(batch))
         return scores
 
@@ -106,8 +128,12 @@ class Peer:
 
 _TRAINING, _LABELS = ("training data",), ("training data", "labels")
 PEERS: dict[str, Peer] = {
-    "msp": Peer("Softmax", "Hendrycks & Gimpel, ICLR 2017", lambda d, head, v: d.MaxSoftmax(None), "logits"),
-    "max_logit": Peer("MaxLogit", "Hendrycks et al., ICML 2022", lambda d, head, v: d.MaxLogit(None), "logits"),
+    "msp": Peer(
+        "Softmax", "Hendrycks & Gimpel, ICLR 2017", lambda d, head, v: d.MaxSoftmax(None), "logits"
+    ),
+    "max_logit": Peer(
+        "MaxLogit", "Hendrycks et al., ICML 2022", lambda d, head, v: d.MaxLogit(None), "logits"
+    ),
     "energy": Peer(
         "Energy",
         "Liu et al., NeurIPS 2020",
@@ -131,7 +157,12 @@ PEERS: dict[str, Peer] = {
         lambda d, head, v: d.KLMatching(None),
         "logits",
         _TRAINING,
-        {"fitted on": ("training data", "the authors take a validation set, which the bundle does not hold")},
+        {
+            "fitted on": (
+                "training data",
+                "the authors take a validation set, which the bundle does not hold",
+            )
+        },
     ),
     "openmax": Peer(
         "OpenMax",
@@ -143,7 +174,10 @@ PEERS: dict[str, Peer] = {
             "tailsize": (20, "the authors' default, made for ImageNet"),
             "alpha": (10, "the authors' default, made for ImageNet; here all classes"),
             "euclid_weight": (1.0, "the package's default; the authors add the cosine distance"),
-            "fitted on": ("correctly classified training data", "the authors'; the package takes what it is given"),
+            "fitted on": (
+                "correctly classified training data",
+                "the authors'; the package takes what it is given",
+            ),
         },
         correct=True,
     ),
@@ -153,7 +187,12 @@ PEERS: dict[str, Peer] = {
         lambda d, head, v: d.GradNorm(head, lambda name: name == "weight", BATCH, **v),
         "features",
         ("backward pass",),
-        {"temperature": (1.0, "the authors' for every network; they too take the last layer's weight alone")},
+        {
+            "temperature": (
+                1.0,
+                "the authors' for every network; they too take the last layer's weight alone",
+            )
+        },
     ),
     "react": Peer(
         "ReAct",
@@ -170,7 +209,10 @@ PEERS: dict[str, Peer] = {
         "feature_maps",
         settings={
             "variant": ("ash-s", "the authors' configuration for CIFAR-10"),
-            "percentile": (0.9, "the authors' configuration for CIFAR-10; the package's default is 0.65"),
+            "percentile": (
+                0.9,
+                "the authors' configuration for CIFAR-10; the package's default is 0.65",
+            ),
         },
     ),
     "scale": Peer(
@@ -178,7 +220,9 @@ PEERS: dict[str, Peer] = {
         "Xu et al., ICLR 2024",
         lambda d, head, v: d.SCALE(None, nn.Sequential(nn.Flatten(), head), **v),
         "feature_maps",
-        settings={"percentile": (0.85, "the authors' default, made for ImageNet; the package's is 0.65")},
+        settings={
+            "percentile": (0.85, "the authors' default, made for ImageNet; the package's is 0.65")
+        },
     ),
     "dice": Peer(
         "DICE",
@@ -188,7 +232,9 @@ PEERS: dict[str, Peer] = {
         _TRAINING,
         {"p": (0.9, "the authors' for CIFAR-10; which weights go follows from training data")},
     ),
-    "she": Peer("SHE", "Zhang et al., ICLR 2023", lambda d, head, v: d.SHE(None, head), "features", _LABELS),
+    "she": Peer(
+        "SHE", "Zhang et al., ICLR 2023", lambda d, head, v: d.SHE(None, head), "features", _LABELS
+    ),
     "knn": Peer(
         "KNN",
         "Sun et al., ICML 2022",
@@ -203,7 +249,15 @@ PEERS: dict[str, Peer] = {
         lambda d, head, v: d.ViM(None, head.in_features // 2, head.weight, head.bias),
         "features",
         _TRAINING,
-        {"d": ("D / 2", "the authors' 512 are more than D, which the package then halves; theirs is ImageNet's")},
+        {
+            "d": (
+                "D / 2",
+                (
+                    "the authors' 512 are more than D, which the package then halves; theirs is"
+                    " ImageNet's"
+                ),
+            )
+        },
     ),
     "mahalanobis": Peer(
         "Mahalanobis",
@@ -211,7 +265,15 @@ PEERS: dict[str, Peer] = {
         lambda d, head, v: d.Mahalanobis(None),
         "features",
         _LABELS,
-        {"layers": ("last", "the authors add other layers and input noise with weights that are fitted on OOD data")},
+        {
+            "layers": (
+                "last",
+                (
+                    "the authors add other layers and input noise with weights that are fitted on"
+                    " OOD data"
+                ),
+            )
+        },
     ),
     "mahalanobis_pp": Peer(
         "Mahalanobis++",
@@ -229,26 +291,34 @@ PEERS: dict[str, Peer] = {
         ("OOD data", "backward pass", "images"),
         {
             "temperature": (1000.0, "the authors' for every network"),
-            "eps": (0.0014, "the authors' for their DenseNet, pixels in [0, 1]; they choose it anew for each OOD set"),
+            "eps": (
+                0.0014,
+                (
+                    "the authors' for their DenseNet, pixels in [0, 1]; they choose it anew for"
+                    " each OOD set"
+                ),
+            ),
         },
     ),
 }
 
 ABSENT = {
     "PCA and clusters of penultimate features": (
-        "Both steps are a line of scikit-learn, but the score hangs on the numbers of components and clusters and on a "
-        "rule from distances to a score, and we know of none published for features like these: with ours it would be "
-        "another method."
+        "Both steps are a line of scikit-learn, but the score hangs on the numbers of components"
+        " and clusters and on a rule from distances to a score, and we know of none published for"
+        " features like these: with ours it would be another method."
     ),
     "Extreme value machine (Rudd et al., TPAMI 2018)": (
-        "It takes a Weibull fit around each of the 50,000 training images, for a tail size that has no default and is "
-        "searched for on each data set; its package (evm 0.1.2) was last released in 2018 and needs libmr."
+        "It takes a Weibull fit around each of the 50,000 training images, for a tail size that has"
+        " no default and is searched for on each data set; its package (evm 0.1.2) was last"
+        " released in 2018 and needs libmr."
     ),
 }
 
 
 def _detectors() -> Any:
-    data.import_torchvision()  # which the package imports, and which may not fit the installed torch
+    # which the package imports, and which may not fit the installed torch
+    data.import_torchvision()
     try:
         return importlib.import_module("pytorch_ood.detector")
     except ModuleNotFoundError as error:
@@ -266,14 +336,18 @@ def last_layer(bundle: Bundle) -> nn.Linear:
 
 
 def kept_bytes(detector: object, network: Collection[Tensor] = ()) -> int:
-    """Bytes of all tensors and arrays that a fitted detector holds, training data included, beside the network's own.
+    """Bytes of all tensors and arrays that a fitted detector holds, training data included, beside
+    the network's own.
 
     >>> kept_bytes({"centers": np.zeros(3), "more": [torch.zeros(2, 2)]})
     40
     """
     walk = _Walk(io.BytesIO())
     walk.dump(detector)
-    return sum(walk.sizes[address] for address in walk.sizes.keys() - {tensor.data_ptr() for tensor in network})
+    return sum(
+        walk.sizes[address]
+        for address in walk.sizes.keys() - {tensor.data_ptr() for tensor in network}
+    )
 
 
 class _Walk(pickle.Pickler):
@@ -285,7 +359,9 @@ class _Walk(pickle.Pickler):
 
     def persistent_id(self, value: object) -> str | None:
         if isinstance(value, Tensor | np.ndarray):
-            self.sizes[value.data_ptr() if isinstance(value, Tensor) else value.ctypes.data] = value.nbytes
+            self.sizes[value.data_ptr() if isinstance(value, Tensor) else value.ctypes.data] = (
+                value.nbytes
+            )
             return "array"
         return "code" if isinstance(value, FunctionType) else None
 
@@ -298,19 +374,26 @@ def measure(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Fit a detector and score the batches of every set.
 
-    Returns:
-        Scores by set, on the CPU; and what it took: ``fit_seconds``, ``score_seconds_per_1000`` images (a first batch
-        warms up), and ``bytes``, as in :func:`kept_bytes`.
+    Returns: Scores by set, on the CPU; and what it took: ``fit_seconds``,
+        ``score_seconds_per_1000`` images (a first batch warms up), and ``bytes``, as in
+        :func:`kept_bytes`.
     """
     start = time.perf_counter()
     detector = fit()
     fitted = time.perf_counter()
     score(detector, next(iter(batches.values()))[0])
     warm = time.perf_counter()
-    scores = {name: torch.cat([score(detector, batch) for batch in parts]).cpu() for name, parts in batches.items()}
+    scores = {
+        name: torch.cat([score(detector, batch) for batch in parts]).cpu()
+        for name, parts in batches.items()
+    }
     scored = (time.perf_counter() - warm) / sum(map(len, scores.values()))
     kept = kept_bytes(detector, network)
-    return scores, {"fit_seconds": fitted - start, "score_seconds_per_1000": 1000 * scored, "bytes": kept}
+    return scores, {
+        "fit_seconds": fitted - start,
+        "score_seconds_per_1000": 1000 * scored,
+        "bytes": kept,
+    }
 
 
 def run(
@@ -319,51 +402,69 @@ def run(
     device: str | torch.device | None = None,
     images: bool = True,
 ) -> None:
-    """Fit all peers on the training features of a results folder, and score its test set and its other sets.
+    """Fit all peers on the training features of a results folder, and score its test set and its
+    other sets.
 
-    Writes beside the bundle: ``peers.npz`` (scores, float32, "<set>.<peer>"), ``peers.json`` (provenance; what each
-    peer needs, its hyper-parameters, and what it cost, with our methods on the same clock) and ``peers_table.json``
-    (:func:`table`). No metric is printed.
+    Writes beside the bundle: ``peers.npz`` (scores, float32, "<set>.<peer>"), ``peers.json``
+    (provenance; what each peer needs, its hyper-parameters, and what it cost, with our methods on
+    the same clock) and ``peers_table.json`` (:func:`table`). No metric is printed.
 
     Args:
         folder: ``results/<network>/seed<k>``.
         sets: those of the bundle to score beside the test set; all by default.
         device: where the network runs for peers that read images. Features are scored on the CPU.
-        images: whether to run these, on some images of each set: ``IMAGES_ID`` and ``IMAGES_OOD``, spread evenly.
+        images: whether to run these, on some images of each set: ``IMAGES_ID`` and ``IMAGES_OOD``,
+            spread evenly.
     """
     folder, start = Path(folder), time.perf_counter()
     _detectors()  # now, since an import must not count as fitting
     bundle = Bundle.load(folder / "bundle.npz")
     names = [ID_TEST, *(sets or [name for name in bundle.sets if name not in (ID_TRAIN, ID_TEST)])]
     if unknown := set(names) - set(bundle.sets):
-        raise ValueError(f"thinkback: no sets {sorted(unknown)} in {folder / 'bundle.npz'}, only {list(bundle.sets)}")
-    record = describe() | {"pytorch_ood": version("pytorch-ood"), "weights_sha256": digest(folder), "batch": BATCH}
+        raise ValueError(
+            f"thinkback: no sets {sorted(unknown)} in {folder / 'bundle.npz'}, only"
+            f" {list(bundle.sets)}"
+        )
+    record = describe() | {
+        "pytorch_ood": version("pytorch-ood"),
+        "weights_sha256": digest(folder),
+        "batch": BATCH,
+    }
     digests = read_json(folder / "provenance.json")["images_sha256"]
     record |= {"images_sha256": {name: digests[name] for name in names}}
     record |= {"absent": ABSENT, "peers": {}, "ours": {}}
     arrays = _run_features(bundle, names, record)
     if images:
         arrays |= _run_images(folder, names, pick_device(device), record)
-    save_arrays(folder / "peers.npz", {key: values.numpy().astype(np.float32) for key, values in arrays.items()})
+    save_arrays(
+        folder / "peers.npz",
+        {key: values.numpy().astype(np.float32) for key, values in arrays.items()},
+    )
     write_json(folder / "peers.json", record | {"seconds": round(time.perf_counter() - start, 1)})
     write_json(folder / "peers_table.json", table(folder))
 
 
 def _run_features(bundle: Bundle, names: Sequence[str], record: Record) -> dict[str, Tensor]:
-    """Scores by "<set>.<peer>" of all peers but those of images; what they cost, and ours, goes into the record."""
+    """Scores by "<set>.<peer>" of all peers but those of images; what they cost, and ours, goes
+    into the record.
+    """
     train, layer = _by_rows(bundle.sets[ID_TRAIN]), last_layer(bundle)
     batches = {name: _split(_by_rows(bundle.sets[name])) for name in names}
     arrays: dict[str, Tensor] = {}
     for name in COMPARED:
         record["ours"][name] = _cost_of_ours(METHODS[name], train, batches)
     for name, peer in tqdm(_peers(images=False).items(), desc="peers", unit=" peers"):
-        scores, cost = measure(partial(peer.fit, layer, train), peer, batches, list(layer.parameters()))
+        scores, cost = measure(
+            partial(peer.fit, layer, train), peer, batches, list(layer.parameters())
+        )
         arrays |= {f"{key}.{name}": values for key, values in scores.items()}
         record["peers"][name] = _facts(peer) | cost
     return arrays
 
 
-def _run_images(folder: Path, names: Sequence[str], device: torch.device, record: Record) -> dict[str, Tensor]:
+def _run_images(
+    folder: Path, names: Sequence[str], device: torch.device, record: Record
+) -> dict[str, Tensor]:
     """As :func:`_run_features`, of the others."""
     few = {
         name: item.images[evenly(len(item), IMAGES_ID if name == ID_TEST else IMAGES_OOD)]
@@ -376,7 +477,9 @@ def _run_images(folder: Path, names: Sequence[str], device: torch.device, record
     record["images"]["count"] = {name: len(x) for name, x in few.items()}
     arrays: dict[str, Tensor] = {}
     for name, peer in tqdm(_peers(images=True).items(), desc="peers of images", unit=" peers"):
-        scores, cost = measure(partial(peer.fit, model), peer, batches, list(model.state_dict().values()))
+        scores, cost = measure(
+            partial(peer.fit, model), peer, batches, list(model.state_dict().values())
+        )
         arrays |= {f"{key}.{name}": values for key, values in scores.items()}
         record["peers"][name] = _facts(peer) | cost
     return arrays
@@ -392,15 +495,21 @@ def _facts(peer: Peer) -> Record:
     return {"title": peer.title, "source": peer.source, "needs": needs, "settings": settings}
 
 
-def _cost_of_ours(method: Method, train: Features, batches: Mapping[str, Sequence[Features]]) -> dict[str, float]:
+def _cost_of_ours(
+    method: Method, train: Features, batches: Mapping[str, Sequence[Features]]
+) -> dict[str, float]:
     def fit() -> State:
         return method.fit([(train.features, train.logits)])
 
-    return measure(fit, lambda state, batch: method(batch.features, batch.logits, state), batches)[1]
+    return measure(fit, lambda state, batch: method(batch.features, batch.logits, state), batches)[
+        1
+    ]
 
 
 def _by_rows(item: Features) -> Features:
-    """The same laid out by rows; a bundle lies by columns, which slows down whoever reads a few rows."""
+    """The same laid out by rows; a bundle lies by columns, which slows down whoever reads a few
+    rows.
+    """
     return Features(item.features.contiguous(), item.logits.contiguous(), item.labels)
 
 
@@ -417,22 +526,28 @@ def load(folder: str | Path) -> tuple[Scores, Record]:
         ValueError: if the folder's weights are no longer those that were scored.
     """
     folder = Path(folder)
-    command = f"run `python -m thinkback_utils.study.peers --results {folder.parents[1]} "
+    command = f"run `python -m experiments.peers --results {folder.parents[1]} "
     command += f"--network {folder.parent.name} --seed {folder.name.removeprefix('seed')}`"
     if not (folder / "peers.json").exists():
-        raise FileNotFoundError(f"thinkback: no scores of published detectors in {folder}; {command}")
+        raise FileNotFoundError(
+            f"thinkback: no scores of published detectors in {folder}; {command}"
+        )
     record: Record = read_json(folder / "peers.json")
     if record["weights_sha256"] != digest(folder):
-        raise ValueError(f"thinkback: {folder / 'peers.npz'} is of other weights than those beside it; {command}")
+        raise ValueError(
+            f"thinkback: {folder / 'peers.npz'} is of other weights than those beside it; {command}"
+        )
     return evaluation.load_scores(folder, "peers.npz"), record
 
 
 def table(folder: str | Path, resamples: int = 200) -> list[Record]:
-    """The four metrics of every peer on every set, with 95 % intervals, from the scores that :func:`run` kept.
+    """The four metrics of every peer on every set, with 95 % intervals, from the scores that
+    :func:`run` kept.
 
-    Rows are as those of ``evaluation.table`` and ``evaluation.means``, the mean being over the far sets, with their
-    intervals and paired differences to Softmax and Energy, and ``near``: whether the set is near the training set.
-    Peers that read images have fewer (``n_id``, ``n_ood``); they are paired with Softmax and Energy of the same images.
+    Rows are as those of ``evaluation.table`` and ``evaluation.means``, the mean being over the far
+    sets, with their intervals and paired differences to Softmax and Energy, and ``near``: whether
+    the set is near the training set. Peers that read images have fewer (``n_id``, ``n_ood``); they
+    are paired with Softmax and Energy of the same images.
 
     Args:
         folder: ``results/<network>/seed<k>``.
@@ -449,20 +564,35 @@ def table(folder: str | Path, resamples: int = 200) -> list[Record]:
             rows = evenly(len(row[BASELINES[0]]), len(row[peers[0]])).numpy()
             group[name] |= {baseline: row[baseline][rows] for baseline in BASELINES}
         found = evaluation.table(group)
-        found = evaluation.with_intervals([*found, *evaluation.means(found)], group, resamples=resamples)
-        records += [record | {"near": record["set"] in NEAR} for record in found if record["method"] in peers]
+        found = evaluation.with_intervals(
+            [*found, *evaluation.means(found)], group, resamples=resamples
+        )
+        records += [
+            record | {"near": record["set"] in NEAR}
+            for record in found
+            if record["method"] in peers
+        ]
     return records
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fit published detectors on the kept features of a network, and keep their scores, their cost and the table."""
-    parser = Parser(prog="python -m thinkback_utils.study.peers", description=main.__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished runs")
-    parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network inside it")
-    parser.add_argument("--seed", type=int, default=0, help="which training run")
-    parser.add_argument("--skip", choices=[*_peers(images=True)], help="leave out the peer that reads images")
+    """Fit published detectors on the kept features of a network, and keep their scores, their cost
+    and the table.
+    """
+    parser = Parser(prog="python -m experiments.peers", description=main.__doc__)
     parser.add_argument(
-        "--device", help="where the network runs for it: cpu, cuda, …; default: the GPU if there is one"
+        "--results", type=Path, default=Path("results"), help="folder of the finished runs"
+    )
+    parser.add_argument(
+        "--network", default="wrn40-2-cifar10", help="folder of the network inside it"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which training run")
+    parser.add_argument(
+        "--skip", choices=[*_peers(images=True)], help="leave out the peer that reads images"
+    )
+    parser.add_argument(
+        "--device",
+        help="where the network runs for it: cpu, cuda, …; default: the GPU if there is one",
     )
     options = parser.parse_args(arguments)
     folder = options.results / options.network / f"seed{options.seed}"

@@ -1,15 +1,17 @@
-"""Where settings are chosen: small networks and outliers that have nothing in common with the test suite.
+"""Where settings are chosen: small networks and outliers that have nothing in common with the test
+suite.
 
-Two WRN-16-2 stand for the WRN-40-2 of the table. Each is trained on nine tenths of CIFAR-10's training split; the last
-tenth, which it never fits, is in-distribution here. Outliers are the validation outliers of :mod:`outliers`, made from
-images the network was trained on, and for the second network the three classes that it was never shown.
+Two WRN-16-2 stand for the WRN-40-2 of the table. Each is trained on nine tenths of CIFAR-10's
+training split; the last tenth, which it never fits, is in-distribution here. Outliers are the
+validation outliers of :mod:`outliers`, made from images the network was trained on, and for the
+second network the three classes that it was never shown.
 
 The rule, fixed before any candidate was scored:
 
-1. A candidate's figure on a network is its AUROC, averaged within each group of outliers (noise, changed images, hidden
-   classes), then over the groups; its figure is the mean over the networks.
-2. Of the candidates less than ``MARGIN`` below the best figure, the one that keeps the fewest numbers is the choice;
-   among those, the one with the best figure.
+1. A candidate's figure on a network is its AUROC, averaged within each group of outliers (noise,
+   changed images, hidden classes), then over the groups; its figure is the mean over the networks.
+2. Of the candidates less than ``MARGIN`` below the best figure, the one that keeps the fewest
+   numbers is the choice; among those, the one with the best figure.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from .. import data
-from ..commands import Parser, run_main
-from ..data import ImageSet
-from ..devices import process_device
-from ..evaluation import (
+from thinkback_utils import data
+from thinkback_utils.commands import Parser, run_main
+from thinkback_utils.data import ImageSet
+from thinkback_utils.devices import process_device
+from thinkback_utils.evaluation import (
     ID_TEST,
     ID_TRAIN,
     available_sets,
@@ -44,17 +46,20 @@ from ..evaluation import (
     table,
     with_intervals,
 )
-from ..features import Bundle, Features, extract
-from ..files import read_json, replacing, write_json
-from ..methods import METHODS
-from ..models import WideResNet
-from ..provenance import describe
-from ..train import RECIPES, TrainConfig, train_network
+from thinkback_utils.features import Bundle, Features, extract
+from thinkback_utils.files import read_json, replacing, write_json
+from thinkback_utils.methods import METHODS
+from thinkback_utils.models import WideResNet
+from thinkback_utils.provenance import describe
+from thinkback_utils.train import RECIPES, TrainConfig, train_network
+
 from .family import Candidate, candidates, statistics
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
 
 # The first cycle of the recipe of the table's network.
-RECIPE = RECIPES["cpu"].override(depth=16, epochs=15, restarts=(), resolutions=RECIPES["cpu"].resolutions)
+RECIPE = RECIPES["cpu"].override(
+    depth=16, epochs=15, restarts=(), resolutions=RECIPES["cpu"].resolutions
+)
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network
 COUNT = 2000  # outliers of each kind
 MARGIN = 0.001  # of AUROC: less than the figures can tell apart
@@ -82,7 +87,9 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images of CIFAR-10's training split: to train on, never trained on, and of hidden classes (or None)."""
+    """Images of CIFAR-10's training split: to train on, never trained on, and of hidden classes (or
+    None).
+    """
 
     fitted: ImageSet
     held_out: ImageSet
@@ -93,12 +100,20 @@ def split(train: ImageSet, hidden: tuple[int, ...] = ()) -> Split:
     """Every tenth image is held out; images of hidden classes are in neither part."""
     known, unknown = held_out_classes(train, hidden) if hidden else (train, None)
     aside = torch.arange(len(known.images)) % HELD_OUT_EVERY == 0
-    name = f"nine tenths of {train.name}" + (f" without classes {', '.join(map(str, hidden))}" if hidden else "")
-    return Split(_rows(known, ~aside, name), _rows(known, aside, f"the other tenth of {train.name}"), unknown)
+    name = f"nine tenths of {train.name}" + (
+        f" without classes {', '.join(map(str, hidden))}" if hidden else ""
+    )
+    return Split(
+        _rows(known, ~aside, name), _rows(known, aside, f"the other tenth of {train.name}"), unknown
+    )
 
 
-def features(folder: Path, network: DevelopmentNetwork, device: str | None = None) -> dict[str, Features]:
-    """Train the network (or read it), and run it once over fit data, held-out data and every kind of outlier."""
+def features(
+    folder: Path, network: DevelopmentNetwork, device: str | None = None
+) -> dict[str, Features]:
+    """Train the network (or read it), and run it once over fit data, held-out data and every kind
+    of outlier.
+    """
     parts = split(data.load("cifar10", "train"), network.hidden)
     model, _ = train_network(network.config, parts.fitted, folder, device)
     if (folder / "bundle.npz").exists():
@@ -107,7 +122,9 @@ def features(folder: Path, network: DevelopmentNetwork, device: str | None = Non
     sets = {FITTED: parts.fitted, HELD_OUT: parts.held_out}
     if parts.hidden is not None:
         sets[HIDDEN] = _rows(parts.hidden, evenly(len(parts.hidden), COUNT), HIDDEN)
-    sets |= validation_outliers(parts.fitted.images[evenly(len(parts.fitted), COUNT)], network.config.seed)
+    sets |= validation_outliers(
+        parts.fitted.images[evenly(len(parts.fitted), COUNT)], network.config.seed
+    )
     seen = {name: extract(model, images) for name, images in sets.items()}
     head = model.get_classifier()
     Bundle(seen, head.weight.detach().cpu(), head.bias.detach().cpu()).save(folder / "bundle.npz")
@@ -115,7 +132,9 @@ def features(folder: Path, network: DevelopmentNetwork, device: str | None = Non
 
 
 def measure(sets: Mapping[str, Features]) -> list[dict[str, Any]]:
-    """A record for every candidate: its fields, numbers kept, AUROC on each kind of outlier, and step 1's figure."""
+    """A record for every candidate: its fields, numbers kept, AUROC on each kind of outlier, and
+    step 1's figure.
+    """
     fit, others = sets[FITTED], {name: item for name, item in sets.items() if name != FITTED}
     K, D, records = fit.logits.shape[1], fit.features.shape[1], []
     for _, same in itertools.groupby(candidates(), lambda candidate: candidate[:-1]):
@@ -128,23 +147,32 @@ def measure(sets: Mapping[str, Features]) -> list[dict[str, Any]]:
 
 
 def peers(sets: Mapping[str, Features]) -> dict[str, dict[str, float]]:
-    """The same figures of the methods that have nothing to choose, for comparison: ``{method: {kind: AUROC}}``."""
+    """The same figures of the methods that have nothing to choose, for comparison:
+    ``{method: {kind: AUROC}}``.
+    """
     fit, out = sets[FITTED], {}
     for name in ("msp", "max_logit", "energy", "gradnorm", "thinkback"):
         state = METHODS[name].fit([(fit.features, fit.logits)])
-        others = {n: METHODS[name](x.features, x.logits, state) for n, x in sets.items() if n != FITTED}
+        others = {
+            n: METHODS[name](x.features, x.logits, state) for n, x in sets.items() if n != FITTED
+        }
         out[name] = _aurocs(others)
     return out
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The records of every network's ``candidates.csv``: numbers as numbers, kinds that a network lacks left out."""
+    """The records of every network's ``candidates.csv``: numbers as numbers, kinds that a network
+    lacks left out.
+    """
     types: dict[str, Callable[[str], Any]] = {"form": str, "labels": str, "size": int}
     types |= {"unit": "True".__eq__, "bias": "True".__eq__}
     records: list[dict[str, Any]] = []
     for name in NETWORKS:
         with (folder / name / "candidates.csv").open(newline="", encoding="utf-8") as file:
-            filled = [{k: types.get(k, float)(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+            filled = [
+                {k: types.get(k, float)(v) for k, v in row.items() if v}
+                for row in csv.DictReader(file)
+            ]
         records += [{"network": name, "damping": None} | row for row in filled]
     return records
 
@@ -180,12 +208,18 @@ def _aurocs(values: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _rows(images: ImageSet, rows: Tensor, name: str) -> ImageSet:
     if images.labels is None:
-        raise ValueError(f"thinkback: a development network needs labels, and the set {images.name!r} has none")
-    return dataclasses.replace(images, images=images.images[rows], labels=images.labels[rows], name=name)
+        raise ValueError(
+            f"thinkback: a development network needs labels, and the set {images.name!r} has none"
+        )
+    return dataclasses.replace(
+        images, images=images.images[rows], labels=images.labels[rows], name=name
+    )
 
 
 def run(results: Path, name: str, device: str | None = None) -> None:
-    """Write ``candidates.csv`` and ``candidates.json`` of one network, unless they and its weights are there."""
+    """Write ``candidates.csv`` and ``candidates.json`` of one network, unless they and its weights
+    are there.
+    """
     start, folder = time.perf_counter(), results / "development" / name
     if all((folder / file).exists() for file in ("candidates.json", "weights.safetensors")):
         return
@@ -195,16 +229,28 @@ def run(results: Path, name: str, device: str | None = None) -> None:
         writer = csv.DictWriter(file, records[0], lineterminator="\n")
         writer.writeheader()
         fields = (*Candidate._fields, "size")
-        writer.writerows({k: v if k in fields else f"{v:.5f}" for k, v in record.items()} for record in records)
-    facts = {"accuracy": sets[HELD_OUT].accuracy(), "sizes": {n: len(x) for n, x in sets.items()}, "methods": reference}
+        writer.writerows(
+            {k: v if k in fields else f"{v:.5f}" for k, v in record.items()} for record in records
+        )
+    facts = {
+        "accuracy": sets[HELD_OUT].accuracy(),
+        "sizes": {n: len(x) for n, x in sets.items()},
+        "methods": reference,
+    }
     seconds = round(time.perf_counter() - start, 1)
-    write_json(folder / "candidates.json", describe(process_device(device)) | facts | {"seconds": seconds})
+    write_json(
+        folder / "candidates.json", describe(process_device(device)) | facts | {"seconds": seconds}
+    )
 
 
 def suite(
-    results: Path, sets: Iterable[str] | None = None, network: str = "wrn16-2-all", device: str | None = None
+    results: Path,
+    sets: Iterable[str] | None = None,
+    network: str = "wrn16-2-all",
+    device: str | None = None,
 ) -> None:
-    """Run the test suite on a development network, once and after the choice: ``scores.npz`` and ``suite.json``.
+    """Run the test suite on a development network, once and after the choice: ``scores.npz`` and
+    ``suite.json``.
 
     A second architecture beside the table's own. Nothing in this module reads what is written here.
 
@@ -212,19 +258,29 @@ def suite(
         FileNotFoundError: if the network is not there, naming the command that trains it.
         ValueError: if the network was never shown some classes of the suite's in-distribution set.
     """
-    start, folder, chosen = time.perf_counter(), results / "development" / network, process_device(device)
+    start, folder, chosen = (
+        time.perf_counter(),
+        results / "development" / network,
+        process_device(device),
+    )
     if hidden := NETWORKS[network].hidden:
-        raise ValueError(f"thinkback: {network} was never shown classes {hidden}, which the suite counts as known")
+        raise ValueError(
+            f"thinkback: {network} was never shown classes {hidden}, which the suite counts as"
+            " known"
+        )
     if not (folder / "weights.safetensors").exists():
         raise FileNotFoundError(
-            f"thinkback: no weights at {folder / 'weights.safetensors'}; fetch the repository's results/ folder, "
-            f"or train them with `python -m thinkback_utils.study.development --results {results} --networks {network}`"
+            f"thinkback: no weights at {folder / 'weights.safetensors'}; fetch the repository's"
+            " results/ folder, or train them with `python -m experiments.development --results"
+            f" {results} --networks {network}`"
         )
     model = WideResNet.load(folder / "weights.safetensors").to(chosen)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kept = folder / "bundle.npz"  # made by the choice, not committed
     fitted = split(data.load("cifar10", "train"), NETWORKS[network].hidden).fitted
-    images = {ID_TEST: data.load("cifar10")} | {name: data.load(name) for name in sets or available_sets()}
+    images = {ID_TEST: data.load("cifar10")} | {
+        name: data.load(name) for name in sets or available_sets()
+    }
     seen = {name: extract(model, item) for name, item in images.items()}
     seen[ID_TRAIN] = Bundle.load(kept).sets[FITTED] if kept.exists() else extract(model, fitted)
     scored = score_sets(seen)
@@ -238,11 +294,19 @@ def suite(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train the development networks, score every candidate on them, and choose by the rule; or run the suite."""
-    parser = Parser(prog="python -m thinkback_utils.study.development", description=main.__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder that is filled")
+    """Train the development networks, score every candidate on them, and choose by the rule; or run
+    the suite.
+    """
+    parser = Parser(prog="python -m experiments.development", description=main.__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder that is filled"
+    )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--suite", action="store_true", help="do not choose; run the test suite on the first of them")
+    parser.add_argument(
+        "--suite",
+        action="store_true",
+        help="do not choose; run the test suite on the first of them",
+    )
     parser.add_argument("--sets", nargs="*", help="of the suite (default: all)")
     parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)

@@ -1,4 +1,6 @@
-"""The live demo: a detector of the committed network for the reader's browser, and the pictures that it is tried on."""
+"""The live demo: a detector of the committed network for the reader's browser, and the pictures
+that it is tried on.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import data, plots
-from ..calibration import conformal_threshold
-from ..detector import OODDetector
-from ..evaluation import ID_TEST, ID_TRAIN
-from ..features import Bundle, extract
-from ..files import read_json, replacing, write_json
-from ..methods import METHODS
-from ..models import WideResNet
-from ..provenance import describe, label
+from thinkback_utils import data, plots
+from thinkback_utils.calibration import conformal_threshold
+from thinkback_utils.detector import OODDetector
+from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
+from thinkback_utils.features import Bundle, extract
+from thinkback_utils.files import read_json, replacing, write_json
+from thinkback_utils.methods import METHODS
+from thinkback_utils.models import WideResNet
+from thinkback_utils.provenance import describe, label
+
 from .gallery_page import CLASSES, percent
 
 RUN = Path("wrn40-2-cifar10", "seed0")
@@ -41,8 +44,13 @@ RUNTIME = "book/vendor/onnxruntime/ort-wasm-simd.wasm.gz"
 
 
 def detector(results: Path) -> OODDetector:
-    """The committed network with the default score, fitted and calibrated on the features that its bundle keeps."""
-    model, sets = WideResNet.load(results / RUN / "weights.safetensors"), Bundle.load(results / RUN / "bundle.npz").sets
+    """The committed network with the default score, fitted and calibrated on the features that its
+    bundle keeps.
+    """
+    model, sets = (
+        WideResNet.load(results / RUN / "weights.safetensors"),
+        Bundle.load(results / RUN / "bundle.npz").sets,
+    )
     said = OODDetector(model.fc, "")  # to the last layer alone, features are the images
     said.fit(sets[ID_TRAIN].features).calibrate(sets[ID_TEST].features[:N_CALIBRATION], ALPHA)
     said.model, said.head = model, "fc"
@@ -50,7 +58,9 @@ def detector(results: Path) -> OODDetector:
 
 
 def save_pictures(results: Path) -> None:
-    """Write ``demo/pictures.png``, one row of tiles, and ``pictures.json``, what they are; takes the image sets."""
+    """Write ``demo/pictures.png``, one row of tiles, and ``pictures.json``, what they are; takes
+    the image sets.
+    """
     tiles, pictures = [], []
     for name, first in FIRST.items():
         known = name.removesuffix("-test")
@@ -58,7 +68,9 @@ def save_pictures(results: Path) -> None:
         for index in range(first, first + COUNT):
             what = "" if images.labels is None else CLASSES[name][int(images.labels[index])]
             tiles.append(images.images[index].permute(1, 2, 0).numpy())
-            pictures.append({"set": name, "index": index, "title": data.TITLES[known], "class": what})
+            pictures.append(
+                {"set": name, "index": index, "title": data.TITLES[known], "class": what}
+            )
     with replacing(results / "demo" / "pictures.png") as temporary:
         Image.fromarray(np.concatenate(tiles, 1)).save(temporary, "PNG", optimize=True)
     write_json(results / "demo" / "pictures.json", {**describe(), "pictures": pictures})
@@ -68,14 +80,19 @@ def load_pictures(results: Path) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images uint8 (N, 3, 32, 32), and of each its set, its index in it, and how both are called."""
     with Image.open(results / "demo" / "pictures.png") as sprite:
         tiles = torch.from_numpy(np.array(sprite.convert("RGB"))).permute(2, 0, 1)
-    return torch.stack(tiles.split(tiles.shape[1], 2)), read_json(results / "demo" / "pictures.json")["pictures"]
+    return (
+        torch.stack(tiles.split(tiles.shape[1], 2)),
+        read_json(results / "demo" / "pictures.json")["pictures"],
+    )
 
 
 def assets(folder: Path, root: Path = Path()) -> None:
-    """Add to a staged book what is made, not kept: the model that runs, and the parts that demo.md includes.
+    """Add to a staged book what is made, not kept: the model that runs, and the parts that demo.md
+    includes.
 
     Args:
-        folder: of the staged sources; it gets ``book/extra/demo/model.onnx.gz`` and ``results/demo.md``.
+        folder: of the staged sources; it gets ``book/extra/demo/model.onnx.gz`` and
+            ``results/demo.md``.
         root: of the repository, whose ``results/`` hold the network, its bundle and the pictures.
     """
     results = root / "results"
@@ -90,7 +107,9 @@ def assets(folder: Path, root: Path = Path()) -> None:
     size = (len(packed) + (root / RUNTIME).stat().st_size) / 1e6
     parts = {"facts": _facts(said, results), "widget": _widget(said, pictures, size)}
     with replacing(folder / "results" / "demo.md") as temporary:
-        text = "\n".join(f"<!-- {name} -->\n\n{part}\n\n<!-- end -->\n" for name, part in parts.items())
+        text = "\n".join(
+            f"<!-- {name} -->\n\n{part}\n\n<!-- end -->\n" for name, part in parts.items()
+        )
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -99,17 +118,23 @@ def _answers(said: OODDetector, images: Tensor) -> list[dict[str, Any]]:
     seen = extract(said.model, images)  # type: ignore[arg-type]
     probabilities = seen.logits.double().softmax(1)
     rows = zip(probabilities, said.score(images), said.p_value(images), strict=True)
-    return [{"probabilities": p.tolist(), "score": float(score), "p": float(value)} for p, score, value in rows]
+    return [
+        {"probabilities": p.tolist(), "score": float(score), "p": float(value)}
+        for p, score, value in rows
+    ]
 
 
 def _facts(said: OODDetector, results: Path) -> str:
-    options = ", ".join(f"{name} = {value:g}" for name, value in said.options.items() if value is not None)
+    options = ", ".join(
+        f"{name} = {value:g}" for name, value in said.options.items() if value is not None
+    )
     score = METHODS[said.method].title + (f" ({options})" if options else "")
     return (
-        f"The classifier is {label(results / RUN)}. The score is {score}, fitted on all training images. "
-        f"Its p-values compare with the scores of the first {N_CALIBRATION:,} test images of CIFAR-10. The pictures of "
-        f"CIFAR-10 that can be chosen are the next {COUNT} test images, those of other sets the first {COUNT} in the "
-        "book's copy: no picture was chosen for what a score says about it."
+        f"The classifier is {label(results / RUN)}. The score is {score}, fitted on all training"
+        f" images. Its p-values compare with the scores of the first {N_CALIBRATION:,} test images"
+        f" of CIFAR-10. The pictures of CIFAR-10 that can be chosen are the next {COUNT} test"
+        f" images, those of other sets the first {COUNT} in the book's copy: no picture was chosen"
+        " for what a score says about it."
     )
 
 
@@ -125,26 +150,34 @@ def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> s
         "start": ALPHAS.index(ALPHA),
         "histogram": _histogram(scores.numpy(), [picture["score"] for picture in pictures]),
         "title": METHODS[said.method].title,
-        "pictures": [{key: picture[key] for key in ("title", "class", "score")} for picture in pictures],
+        "pictures": [
+            {key: picture[key] for key in ("title", "class", "score")} for picture in pictures
+        ],
     }
     text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     head = "".join(
-        f'<th scope="col">{name}</th>' for name in ("Picture", "Answer", "p-value", f"At α = {percent(ALPHA, 0)}")
+        f'<th scope="col">{name}</th>'
+        for name in ("Picture", "Answer", "p-value", f"At α = {percent(ALPHA, 0)}")
     )
     style = f"--tb-ink: {plots.INK}; --tb-id: {plots.ID_COLOR}; --tb-ood: {plots.OOD_COLOR}"
     return (
-        f'```{{raw}} html\n<div class="tb-demo" style="{style}">\n'
-        "<noscript><p>With JavaScript, the network runs here. Without it, this is what it says.</p></noscript>\n"
-        "<details open><summary>What PyTorch says about the pictures</summary>\n"
-        f'<div class="pst-scrollable-table-container"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{chr(10).join(map(_row, pictures))}\n</tbody></table></div></details>\n"
-        f'<script type="application/json">{text}</script>\n</div>\n```'
+        f'```{{raw}} html\n<div class="tb-demo" style="{style}">\n<noscript><p>With JavaScript, the'
+        " network runs here. Without it, this is what it says.</p></noscript>\n<details"
+        " open><summary>What PyTorch says about the pictures</summary>\n<div"
+        f' class="pst-scrollable-table-container"><table><thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(map(_row, pictures))}\n</tbody></table></div></details>\n<script'
+        f' type="application/json">{text}</script>\n</div>\n```'
     )
 
 
 def _row(picture: Mapping[str, Any]) -> str:
-    title, best = f"{picture['title']}: {picture['class']}", int(np.argmax(picture["probabilities"]))
-    image = f'<img src="data:image/png;base64,{picture["png"]}" alt="{escape(title)}" width="48" height="48">'
+    title, best = (
+        f"{picture['title']}: {picture['class']}",
+        int(np.argmax(picture["probabilities"])),
+    )
+    image = (
+        f'<img src="data:image/png;base64,{picture["png"]}" alt="{escape(title)}" width="48"'
+        ' height="48">'
+    )
     answer = f"{CLASSES[ID_TEST][best]}, {percent(picture['probabilities'][best])}"
     verdict = "refused" if picture["p"] <= ALPHA else "accepted"
     cells = "".join(f"<td>{cell}</td>" for cell in (answer, f"{picture['p']:.4f}", verdict))
@@ -152,9 +185,13 @@ def _row(picture: Mapping[str, Any]) -> str:
 
 
 def _histogram(scores: np.ndarray, shown: list[float]) -> dict[str, Any]:
-    """Counts of the calibration scores, on a logarithmic axis if none is negative; beyond its ends lie the rarest."""
+    """Counts of the calibration scores, on a logarithmic axis if none is negative; beyond its ends
+    lie the rarest.
+    """
     logarithmic = bool(scores.min() > 0)
-    values, others = (np.log10(np.maximum(v, 1e-300)) if logarithmic else np.asarray(v) for v in (scores, shown))
+    values, others = (
+        np.log10(np.maximum(v, 1e-300)) if logarithmic else np.asarray(v) for v in (scores, shown)
+    )
     low, high = float(np.quantile(values, 0.005)), float(max(values.max(), others.max()))
     counts, _ = np.histogram(values.clip(low), BINS, (low, high))
     return {"log": logarithmic, "range": [low, high], "counts": counts.tolist()}
@@ -167,8 +204,10 @@ def _png(tile: Tensor) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Take the pictures of the demo from the image sets, once; the build of the book makes everything else."""
-    parser = argparse.ArgumentParser(prog="python -m thinkback_utils.pages.demo", description=main.__doc__)
+    """Take the pictures of the demo from the image sets, once; the build of the book makes
+    everything else.
+    """
+    parser = argparse.ArgumentParser(prog="python -m bookmaking.demo", description=main.__doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of full runs")
     save_pictures(parser.parse_args(arguments).results)
 

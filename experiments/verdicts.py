@@ -1,4 +1,6 @@
-"""A verdict on every claim of the paper: what it says, what was measured here, and the number that decides."""
+"""A verdict on every claim of the paper: what it says, what was measured here, and the number that
+decides.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import scores
-from ..commands import Parser, run_main
-from ..data import PAPER_SETS
-from ..evaluation import (
+from thinkback_utils import scores
+from thinkback_utils.commands import Parser, run_main
+from thinkback_utils.data import PAPER_SETS
+from thinkback_utils.evaluation import (
     BASELINES,
     ID_TRAIN,
     NEAR,
@@ -26,14 +28,15 @@ from ..evaluation import (
     table,
     with_intervals,
 )
-from ..features import Bundle, Features
-from ..files import read_json, replacing, write_json
-from ..fisher import DiagonalFisher
-from ..gradients import READINGS
-from ..methods import TITLES
-from ..metrics import METRICS
-from ..metrics import TITLES as METRIC_TITLES
-from ..provenance import label
+from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import read_json, replacing, write_json
+from thinkback_utils.fisher import DiagonalFisher
+from thinkback_utils.gradients import READINGS
+from thinkback_utils.methods import TITLES
+from thinkback_utils.metrics import METRICS
+from thinkback_utils.metrics import TITLES as METRIC_TITLES
+from thinkback_utils.provenance import label
+
 from . import ablations
 
 YES, NO, UNTESTED = "reproduced", "not reproduced", "cannot be tested here"
@@ -43,7 +46,8 @@ LOWER_IS_BETTER = ("fpr95",)
 def gains(
     records: Iterable[Record], name: str, baseline: str, metric: str, method: str = "thinkback"
 ) -> list[tuple[float, float, float]]:
-    """Thinkback minus a baseline on one set: (value, low, high) for each training seed, with the paired interval.
+    """Thinkback minus a baseline on one set: (value, low, high) for each training seed, with the
+    paired interval.
 
     All in [-1, 1] and turned so that positive means better, also for FPR95.
     """
@@ -60,23 +64,36 @@ def gains(
 def deltas(records: Sequence[Record], paper: Sequence[Record]) -> list[dict[str, Any]]:
     """Each difference of Table 1, Thinkback against a baseline, and its verdict.
 
-    A printed difference is reproduced when ours has its sign on every training seed, with a 95 % paired interval that
-    leaves out 0. It cannot be tested where the set was not measured, nor, for the mean, unless all five sets were.
+    A printed difference is reproduced when ours has its sign on every training seed, with a 95 %
+    paired interval that leaves out 0. It cannot be tested where the set was not measured, nor, for
+    the mean, unless all five sets were.
 
-    Returns:
-        Records ``{set, baseline, metric, printed, measured, interval, verdict}``, positive = Thinkback is better.
+    Returns: Records ``{set, baseline, metric, printed, measured, interval, verdict}``, positive =
+        Thinkback is better.
     """
     out = []
     for baseline in BASELINES:
         for name in (*PAPER_SETS, "mean"):
             for metric in METRICS:
-                printed = [find(paper, set=name, method=method) for method in ("thinkback", baseline)]
-                gap = (-1 if metric in LOWER_IS_BETTER else 1) * (printed[0][metric] - printed[1][metric])  # type: ignore[index]
-                row = {"set": name, "baseline": baseline, "metric": metric, "printed": round(gap, 4)}
+                printed = [
+                    find(paper, set=name, method=method) for method in ("thinkback", baseline)
+                ]
+                gap = (-1 if metric in LOWER_IS_BETTER else 1) * (
+                    printed[0][metric] - printed[1][metric]
+                )  # type: ignore[index]
+                row = {
+                    "set": name,
+                    "baseline": baseline,
+                    "metric": metric,
+                    "printed": round(gap, 4),
+                }
                 same = name != "mean" or all(
                     set(r["sets"]) == set(PAPER_SETS) for r in records if r["set"] == "mean"
                 )  # a mean of other sets is another number
-                out.append(row | _decided(gains(records, name, baseline, metric) if same else [], np.sign(gap)))
+                out.append(
+                    row
+                    | _decided(gains(records, name, baseline, metric) if same else [], np.sign(gap))
+                )
     return out
 
 
@@ -86,13 +103,18 @@ def _decided(measured: Sequence[tuple[float, float, float]], sign: float) -> dic
     values, low, high = zip(*measured, strict=True)
     holds = all(bottom > 0 for bottom in low) if sign > 0 else all(top < 0 for top in high)
     interval = [min(low), max(high)]
-    return {"measured": float(np.mean(values)), "interval": interval, "verdict": YES if holds else NO}
+    return {
+        "measured": float(np.mean(values)),
+        "interval": interval,
+        "verdict": YES if holds else NO,
+    }
 
 
 def rule_temperature(
     train: Features, validation: Features, temperatures: Sequence[float], fisher: bool = True
 ) -> tuple[float, list[float]]:
-    """The paper's rule: the T whose scores on in-distribution validation data have the smallest standard deviation.
+    """The paper's rule: the T whose scores on in-distribution validation data have the smallest
+    standard deviation.
 
     Args:
         train: what E is fitted on, at each T.
@@ -111,9 +133,13 @@ def rule_temperature(
     return temperatures[int(np.argmin(spread))], spread
 
 
-def text_claims(records: Sequence[Record], paper: Sequence[Record], bundle: Bundle) -> list[dict[str, str]]:
+def text_claims(
+    records: Sequence[Record], paper: Sequence[Record], bundle: Bundle
+) -> list[dict[str, str]]:
     """The claims of the paper's text, each as ``{claim, printed, measured, verdict}`` for a table."""
-    sets = list(dict.fromkeys(r["set"] for r in records if r["set"] not in ("mean", "lsun_crop", *NEAR)))
+    sets = list(
+        dict.fromkeys(r["set"] for r in records if r["set"] not in ("mean", "lsun_crop", *NEAR))
+    )
     each = {
         (name, baseline, metric): _decided(gains(records, name, baseline, metric), 1)
         for name in [*sets, "mean"]
@@ -122,7 +148,9 @@ def text_claims(records: Sequence[Record], paper: Sequence[Record], bundle: Bund
     }
     by_set = [row for (name, _, _), row in each.items() if name != "mean"]
     won, lost = (sum(_beyond(row, side) for row in by_set) for side in (1, -1))
-    in_mean = {(baseline, metric): row for (name, baseline, metric), row in each.items() if name == "mean"}
+    in_mean = {
+        (baseline, metric): row for (name, baseline, metric), row in each.items() if name == "mean"
+    }
     ahead = sum(_beyond(row, 1) for row in in_mean.values())
     worst = min(in_mean, key=lambda key: in_mean[key]["measured"])
     prevalence = next(r["prevalence"] for r in records if "prevalence" in r)
@@ -132,35 +160,49 @@ def text_claims(records: Sequence[Record], paper: Sequence[Record], bundle: Bund
         {
             "claim": "Consistent gains over Softmax and Energy, but on LSUN-Crop",
             "printed": "every set, every metric",
-            "measured": f"{won} of {len(by_set)} differences are gains beyond chance, {lost} are losses beyond chance "
-            f"({len(sets)} far sets, two baselines, four metrics)",
+            "measured": (
+                f"{won} of {len(by_set)} differences are gains beyond chance, {lost} are losses"
+                f" beyond chance ({len(sets)} far sets, two baselines, four metrics)"
+            ),
             "verdict": YES if won == len(by_set) else NO,
         },
         {
             "claim": "Significantly more accurate than the state of the art",
             "printed": "better in the mean of all four metrics",
-            "measured": f"better beyond chance in {ahead} of {len(in_mean)} differences of means; "
-            f"the furthest, {METRIC_TITLES[worst[1]][:-2]} against {TITLES[worst[0]]}: {_points(in_mean[worst])}",
+            "measured": (
+                f"better beyond chance in {ahead} of {len(in_mean)} differences of means; the"
+                f" furthest, {METRIC_TITLES[worst[1]][:-2]} against {TITLES[worst[0]]}:"
+                f" {_points(in_mean[worst])}"
+            ),
             "verdict": YES if all(row["verdict"] == YES for row in in_mean.values()) else NO,
         },
         {
             "claim": f"AUPR {100 * gap:+.2f} points over Softmax",
             "printed": f"{100 * printed['msp']:.2f} → {100 * printed['thinkback']:.2f}",
-            "measured": f"{_points(in_mean['msp', 'aupr'])} at one prevalence of {prevalence:.3f} for both",
-            "verdict": YES if all(high >= gap for _, _, high in gains(records, "mean", "msp", "aupr")) else NO,
+            "measured": (
+                f"{_points(in_mean['msp', 'aupr'])} at one prevalence of {prevalence:.3f} for both"
+            ),
+            "verdict": (
+                YES
+                if all(high >= gap for _, _, high in gains(records, "mean", "msp", "aupr"))
+                else NO
+            ),
         },
         *_temperature_claims(bundle),
     ]
 
 
 def reading_claim(folder: Path) -> dict[str, str]:
-    """Whether any other reading of "the penultimate layer" makes the claim true, from a run's ``ablations.npz``.
+    """Whether any other reading of "the penultimate layer" makes the claim true, from a run's
+    ``ablations.npz``.
 
     Each reading is compared with the baselines on the images that it was scored on.
     """
     kept, (arrays, record) = load_scores(folder), ablations.load(folder)
     against: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
-    together: dict[tuple[tuple[str, int], ...], list[str]] = {}  # readings of the same images share the baselines
+    together: dict[
+        tuple[tuple[str, int], ...], list[str]
+    ] = {}  # readings of the same images share the baselines
     for reading, facts in record["readings"].items():
         together.setdefault(tuple(facts["images"].items()), []).append(reading)
     for images, readings in together.items():
@@ -173,23 +215,37 @@ def reading_claim(folder: Path) -> dict[str, str]:
         records = with_intervals(records, scored)
         for reading in readings:
             against[reading] = {
-                (b, m): _decided(gains(records, "mean", b, m, reading), 1) for b in BASELINES for m in METRICS
+                (b, m): _decided(gains(records, "mean", b, m, reading), 1)
+                for b in BASELINES
+                for m in METRICS
             }
-    best = max(record["readings"], key=lambda reading: against[reading]["energy", "auroc"]["measured"])
-    better = [name for name in record["readings"] if all(row["verdict"] == YES for row in against[name].values())]
+    best = max(
+        record["readings"], key=lambda reading: against[reading]["energy", "auroc"]["measured"]
+    )
+    better = [
+        name
+        for name in record["readings"]
+        if all(row["verdict"] == YES for row in against[name].values())
+    ]
     gaps = [f"{METRIC_TITLES[m][:-2]} {_points(against[best]['energy', m])}" for m in METRICS]
     return {
         "claim": 'The same, under another reading of "the penultimate layer"',
         "printed": "does not say which layer",
-        "measured": f"of {', '.join(record['readings'])}, better beyond chance in all four metrics than both: "
-        f"{', '.join(better) or 'none'}. The best, {best} ({READINGS[best]}), gains on Energy: {', '.join(gaps)}",
+        "measured": (
+            f"of {', '.join(record['readings'])}, better beyond chance in all four metrics than"
+            f" both: {', '.join(better) or 'none'}. The best, {best} ({READINGS[best]}), gains on"
+            f" Energy: {', '.join(gaps)}"
+        ),
         "verdict": YES if better else NO,
     }
 
 
 def _temperature_claims(bundle: Bundle) -> list[dict[str, str]]:
     train, held_out = _split(bundle.sets[ID_TRAIN])
-    ranges = {"[1, 5]": np.linspace(1, 5, 17).tolist(), "[0.1, 1000]": np.geomspace(0.1, 1000, 41).tolist()}
+    ranges = {
+        "[1, 5]": np.linspace(1, 5, 17).tolist(),
+        "[0.1, 1000]": np.geomspace(0.1, 1000, 41).tolist(),
+    }
     chosen = {
         (equation, name): rule_temperature(train, held_out, candidates, fisher=equation == 6)[0]
         for equation in (5, 6)
@@ -207,9 +263,11 @@ def _temperature_claims(bundle: Bundle) -> list[dict[str, str]]:
         {
             "claim": "No tuning is needed",
             "printed": "T follows from in-distribution data",
-            "measured": "the choice stays when the range grows"
-            if stays
-            else "the choice follows the range it is given",
+            "measured": (
+                "the choice stays when the range grows"
+                if stays
+                else "the choice follows the range it is given"
+            ),
             "verdict": YES if stays else NO,
         },
     ]
@@ -231,11 +289,14 @@ def _points(row: Mapping[str, Any]) -> str:
     return f"{100 * row['measured']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]".replace("-", "−")
 
 
-def write(results: Path, network: str = "wrn40-2-cifar10", run: str = "seed0") -> list[dict[str, str]]:
-    """Judge every claim from ``table1.json`` and one run's folder; keep it as ``verdicts.json`` and ``verdicts.md``.
+def write(
+    results: Path, network: str = "wrn40-2-cifar10", run: str = "seed0"
+) -> list[dict[str, str]]:
+    """Judge every claim from ``table1.json`` and one run's folder; keep it as ``verdicts.json`` and
+    ``verdicts.md``.
 
-    The table speaks of all training seeds of the network, and a claim must hold on each; the claims on T and on other
-    readings need more than the table and are put to that one run.
+    The table speaks of all training seeds of the network, and a claim must hold on each; the claims
+    on T and on other readings need more than the table and are put to that one run.
 
     Raises:
         FileNotFoundError: if the table or the run is not there, naming the command that makes it.
@@ -244,12 +305,15 @@ def write(results: Path, network: str = "wrn40-2-cifar10", run: str = "seed0") -
     path = results / "table1.json"
     if not path.exists():
         raise FileNotFoundError(
-            f"thinkback: no table at {path}; fetch the repository's results/ folder, or make one with "
-            "`python -m thinkback_utils.reproduce`"
+            f"thinkback: no table at {path}; fetch the repository's results/ folder, or make one"
+            " with `python -m experiments.reproduce`"
         )
     records = [record for record in read_json(path) if record.get("network") == network]
     if not any(record["set"] == "mean" for record in records):
-        raise ValueError(f"thinkback: {path} has no far OOD set of network {network!r}, and every claim is about those")
+        raise ValueError(
+            f"thinkback: {path} has no far OOD set of network {network!r}, and every claim is about"
+            " those"
+        )
     paper = paper_table()
     folder = results / network / run
     rows = text_claims(records, paper, Bundle.load(folder / "bundle.npz"))
@@ -260,24 +324,37 @@ def write(results: Path, network: str = "wrn40-2-cifar10", run: str = "seed0") -
     if len({record["seed"] for record in records}) > 1:
         made += f" The rows on T and on other readings are about `{run}` alone."
     with replacing(results / "verdicts.md") as temporary:
-        temporary.write_text(f"{made}\n\n{as_markdown(rows, differences)}{beyond(records)}", encoding="utf-8")
+        temporary.write_text(
+            f"{made}\n\n{as_markdown(rows, differences)}{beyond(records)}", encoding="utf-8"
+        )
     return rows
 
 
 def beyond(records: Sequence[Record], method: str = "thinkback_averaged") -> str:
     """A sentence on the score that was chosen apart from the suite; none where it was not measured."""
     names = (method, *BASELINES, "thinkback")
-    means = {name: [r["auroc"] for r in records if r["set"] == "mean" and r["method"] == name] for name in names}
+    means = {
+        name: [r["auroc"] for r in records if r["set"] == "mean" and r["method"] == name]
+        for name in names
+    }
     if not means[method]:
         return ""
-    own, *others = (f"{TITLES[name]} {100 * float(np.mean(values)):.1f} %" for name, values in means.items())
-    text = f"Beyond the paper, a relative of the score was chosen apart from these sets. Mean AUROC: **{own}**"
+    own, *others = (
+        f"{TITLES[name]} {100 * float(np.mean(values)):.1f} %" for name, values in means.items()
+    )
+    text = (
+        "Beyond the paper, a relative of the score was chosen apart from these sets. Mean AUROC:"
+        f" **{own}**"
+    )
     return f"\n{text}, {', '.join(others)}.\n"
 
 
 def as_markdown(rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping[str, Any]]) -> str:
     """The table of verdicts, with the differences of Table 1 counted."""
-    count = {verdict: sum(row["verdict"] == verdict for row in differences) for verdict in (YES, NO, UNTESTED)}
+    count = {
+        verdict: sum(row["verdict"] == verdict for row in differences)
+        for verdict in (YES, NO, UNTESTED)
+    }
     counted = {
         "claim": f"Each of the {len(differences)} differences to Softmax and Energy in Table 1",
         "printed": f"{sum(row['printed'] > 0 for row in differences)} gains",
@@ -287,14 +364,18 @@ def as_markdown(rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping
     counted["verdict"] = UNTESTED if not decided else f"{count[YES]} of {decided} tested"
     lines = ["| claim | verdict | paper | here |", "|---|---|---|---|"]
     for row in [*rows, counted]:
-        lines.append(f"| {row['claim']} | **{row['verdict']}** | {row['printed']} | {row['measured']} |")
+        lines.append(
+            f"| {row['claim']} | **{row['verdict']}** | {row['printed']} | {row['measured']} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the verdicts that follow from the results."""
-    parser = Parser(prog="python -m thinkback_utils.study.claims", description=main.__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder with table1.json and the runs")
+    parser = Parser(prog="python -m experiments.verdicts", description=main.__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder with table1.json and the runs"
+    )
     for row in write(parser.parse_args(arguments).results):
         print(f"{row['verdict']}: {row['claim']} ({row['measured']})")
 

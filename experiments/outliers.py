@@ -1,13 +1,16 @@
-"""Outliers to choose settings on, made from training images, so that nobody needs to look at the test suite.
+"""Outliers to choose settings on, made from training images, so that nobody needs to look at the
+test suite.
 
-Eleven kinds, with the parameters of Outlier Exposure (Hendrycks et al. 2019, ``CIFAR/test.py``): its eight validation
-outliers, and gaussian, rademacher and blob, which it counts among its test sets. Each is a pure function of images,
-uint8 (N, 3, 32, 32), and a seed, and returns as many of the same form. Three points differ from the source:
+Eleven kinds, with the parameters of Outlier Exposure (Hendrycks et al. 2019, ``CIFAR/test.py``):
+its eight validation outliers, and gaussian, rademacher and blob, which it counts among its test
+sets. Each is a pure function of images, uint8 (N, 3, 32, 32), and a seed, and returns as many of
+the same form. Three points differ from the source:
 
-- The images are the network's own training images. The source makes outliers of a CIFAR-10 network from CIFAR-100,
-  which is in this book's test suite: do not pass it.
-- Noise is in units of normalised pixels. Their 0 and 1 are mean and standard deviation, channel by channel, of the
-  images given; the source uses CIFAR's constants, which training images meet up to sampling.
+- The images are the network's own training images. The source makes outliers of a CIFAR-10 network
+  from CIFAR-100, which is in this book's test suite: do not pass it.
+- Noise is in units of normalised pixels. Their 0 and 1 are mean and standard deviation, channel by
+  channel, of the images given; the source uses CIFAR's constants, which training images meet up to
+  sampling.
 - Everything is rounded to uint8, like images of a file.
 """
 
@@ -22,14 +25,18 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from ..data import SIDE, ImageSet
+from thinkback_utils.data import SIDE, ImageSet
 
 HALF, QUARTER = SIDE // 2, SIDE // 4
 
 
 def gaussian(images: Tensor, seed: int = 0) -> Tensor:
-    """Noise ``clip(N(0, 0.5^2), -1, 1)`` in units of normalised pixels; independent of the images' content."""
-    return _denormalized(_rng(images, seed, "gaussian").normal(0, 0.5, images.shape).clip(-1, 1), images)
+    """Noise ``clip(N(0, 0.5^2), -1, 1)`` in units of normalised pixels; independent of the images'
+    content.
+    """
+    return _denormalized(
+        _rng(images, seed, "gaussian").normal(0, 0.5, images.shape).clip(-1, 1), images
+    )
 
 
 def rademacher(images: Tensor, seed: int = 0) -> Tensor:
@@ -40,8 +47,8 @@ def rademacher(images: Tensor, seed: int = 0) -> Tensor:
 def blob(images: Tensor, seed: int = 0) -> Tensor:
     """Smooth blobs on a flat ground: ``2 b - 1``, b binary noise, blurred, 0 where below 0.75.
 
-    A pixel is 1 with probability 0.7; the Gaussian blur, sigma 1.5, runs over the channels too, as in the source (its
-    ``multichannel=False``), so that the blobs of the three channels overlap.
+    A pixel is 1 with probability 0.7; the Gaussian blur, sigma 1.5, runs over the channels too, as
+    in the source (its ``multichannel=False``), so that the blobs of the three channels overlap.
     """
     binary = _rng(images, seed, "blob").binomial(1, 0.7, images.shape).astype(np.float32)
     blurred = gaussian_filter(binary, sigma=(0, 1.5, 1.5, 1.5), mode="nearest")
@@ -68,8 +75,9 @@ def geometric_mean(images: Tensor, seed: int = 0) -> Tensor:
 def jigsaw(images: Tensor, seed: int = 0) -> Tensor:
     """Patches in another place: a fixed permutation, which the seed does not touch.
 
-    The upper left quadrant stays, its upper and lower half swapped; the lower left one goes to the upper right, the
-    lower right one to the lower left, and the upper right one to the lower right, its left and right half swapped.
+    The upper left quadrant stays, its upper and lower half swapped; the lower left one goes to the
+    upper right, the lower right one to the lower left, and the upper right one to the lower right,
+    its left and right half swapped.
     """
     top, bottom = _checked(images).split(HALF, dim=2)
     upper_left, upper_right = top.split(HALF, dim=3)
@@ -85,10 +93,17 @@ def speckle(images: Tensor, seed: int = 0) -> Tensor:
 
 
 def pixelate(images: Tensor, seed: int = 0) -> Tensor:
-    """Averaged down to 6x6 pixels (a fifth of 32, rounded down) and enlarged again, by PIL's box filter; no seed."""
+    """Averaged down to 6x6 pixels (a fifth of 32, rounded down) and enlarged again, by PIL's box
+    filter; no seed.
+    """
     box, small = Image.Resampling.BOX, int(0.2 * SIDE)
-    photos = [Image.fromarray(image) for image in _checked(images).permute(0, 2, 3, 1).contiguous().numpy()]
-    coarse = [np.asarray(photo.resize((small, small), box).resize((SIDE, SIDE), box)) for photo in photos]
+    photos = [
+        Image.fromarray(image)
+        for image in _checked(images).permute(0, 2, 3, 1).contiguous().numpy()
+    ]
+    coarse = [
+        np.asarray(photo.resize((small, small), box).resize((SIDE, SIDE), box)) for photo in photos
+    ]
     return torch.from_numpy(np.stack(coarse)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -99,13 +114,17 @@ def rgb_ghost(images: Tensor, seed: int = 0) -> Tensor:
 
 
 def invert(images: Tensor, seed: int = 0) -> Tensor:
-    """Green and blue inverted, ``255 - x``, red kept: a negative of all three would look more natural; no seed."""
+    """Green and blue inverted, ``255 - x``, red kept: a negative of all three would look more
+    natural; no seed.
+    """
     return torch.cat([_checked(images)[:, :1], 255 - images[:, 1:]], dim=1)
 
 
 NOISES = (gaussian, rademacher, blob, uniform)
 CHANGES = (arithmetic_mean, geometric_mean, jigsaw, speckle, pixelate, rgb_ghost, invert)
-OUTLIERS: dict[str, Callable[[Tensor, int], Tensor]] = {make.__name__: make for make in (*NOISES, *CHANGES)}
+OUTLIERS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    make.__name__: make for make in (*NOISES, *CHANGES)
+}
 ABOUT: dict[str, str] = {
     "gaussian": "Gaussian noise, half as strong as the contrast of the images",
     "rademacher": "noise of two levels, one standard deviation above or below the mean",
@@ -122,10 +141,12 @@ ABOUT: dict[str, str] = {
 
 
 def validation_outliers(images: Tensor, seed: int = 0) -> dict[str, ImageSet]:
-    """All kinds of outliers, as many as there are images: what temperature, damping and variant are chosen on.
+    """All kinds of outliers, as many as there are images: what temperature, damping and variant are
+    chosen on.
 
     Args:
-        images: uint8 (N, 3, 32, 32), N >= 2, on the CPU: training images that nothing else in the choice uses.
+        images: uint8 (N, 3, 32, 32), N >= 2, on the CPU: training images that nothing else in the
+            choice uses.
         seed: of noise and pairs; each kind draws from its own stream.
 
     Returns:
@@ -144,18 +165,21 @@ def validation_outliers(images: Tensor, seed: int = 0) -> dict[str, ImageSet]:
     return {kind: ImageSet(make(images, seed), name=kind) for kind, make in OUTLIERS.items()}
 
 
-def held_out_classes(image_set: ImageSet, classes: Iterable[str | int]) -> tuple[ImageSet, ImageSet]:
+def held_out_classes(
+    image_set: ImageSet, classes: Iterable[str | int]
+) -> tuple[ImageSet, ImageSet]:
     """Split a set into classes to train on and classes that are then outliers.
 
     Args:
         image_set: images with labels (N,); a set without class names has their numbers as names.
         classes: names or numbers of the classes to hold out.
 
-    Returns:
-        (kept, held out), each labelled 0 to K'-1 in the order of the classes of the set, with their names.
+    Returns: (kept, held out), each labelled 0 to K'-1 in the order of the classes of the set, with
+        their names.
 
     Raises:
-        ValueError: on a set without labels, an unknown class, none to hold out, or fewer than two left.
+        ValueError: on a set without labels, an unknown class, none to hold out, or fewer than two
+            left.
 
     >>> digits = ImageSet(torch.zeros(4, 3, 32, 32).byte(), torch.tensor([0, 1, 2, 3]), tuple("abcd"))
     >>> kept, out = held_out_classes(digits, ["b", 3])
@@ -163,15 +187,22 @@ def held_out_classes(image_set: ImageSet, classes: Iterable[str | int]) -> tuple
     (('a', 'c'), tensor([0, 1]), ('b', 'd'), tensor([0, 1]))
     """
     if (labels := image_set.labels) is None or not len(labels):
-        raise ValueError(f"thinkback: holding out classes needs labels and the set {image_set.name!r} has none")
+        raise ValueError(
+            f"thinkback: holding out classes needs labels and the set {image_set.name!r} has none"
+        )
     names = image_set.classes or tuple(str(k) for k in range(int(labels.max()) + 1))
     chosen = set()
     for each in classes:
         if each not in names and each not in range(len(names)):
-            raise ValueError(f"thinkback: set {image_set.name!r} has no class {each!r}; it has {', '.join(names)}")
+            raise ValueError(
+                f"thinkback: set {image_set.name!r} has no class {each!r}; it has"
+                f" {', '.join(names)}"
+            )
         chosen.add(names.index(each) if isinstance(each, str) else each)
     if not 1 <= len(chosen) <= len(names) - 2:
-        raise ValueError(f"thinkback: hold out 1 to {len(names) - 2} of {len(names)} classes, got {len(chosen)}")
+        raise ValueError(
+            f"thinkback: hold out 1 to {len(names) - 2} of {len(names)} classes, got {len(chosen)}"
+        )
     kept = [k for k in range(len(names)) if k not in chosen]
     return _only(image_set, kept, names), _only(image_set, sorted(chosen), names)
 
@@ -182,13 +213,17 @@ def _only(image_set: ImageSet, classes: list[int], names: tuple[str, ...]) -> Im
     place[classes] = torch.arange(len(classes))
     labels = place[image_set.labels]
     rows = labels >= 0
-    return ImageSet(image_set.images[rows], labels[rows], tuple(names[k] for k in classes), image_set.name)
+    return ImageSet(
+        image_set.images[rows], labels[rows], tuple(names[k] for k in classes), image_set.name
+    )
 
 
 def _checked(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIDE, SIDE) or not len(images):
         found = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
-        raise ValueError(f"thinkback: outliers are made from images uint8 (N, 3, {SIDE}, {SIDE}), got {found}")
+        raise ValueError(
+            f"thinkback: outliers are made from images uint8 (N, 3, {SIDE}, {SIDE}), got {found}"
+        )
     return images
 
 
@@ -204,14 +239,22 @@ def _partners(images: Tensor, seed: int, kind: str) -> Tensor:
     """For each image the index of another one, int64 (N,)."""
     rng, count = _rng(images, seed, kind), len(images)
     if count < 2:
-        raise ValueError(f"thinkback: {kind} mixes pairs of images and got only {count}; pass two or more")
+        raise ValueError(
+            f"thinkback: {kind} mixes pairs of images and got only {count}; pass two or more"
+        )
     return torch.from_numpy((np.arange(count) + rng.integers(1, count, count)) % count)
 
 
 def _denormalized(values: NDArray[np.floating], images: Tensor) -> Tensor:
-    """Pixels uint8 of values in units of the images' standard deviation around their mean, channel by channel."""
+    """Pixels uint8 of values in units of the images' standard deviation around their mean, channel
+    by channel.
+    """
     axes, pixels = (0, 2, 3), images.numpy()
-    return _uint8(torch.from_numpy(pixels.mean(axes, keepdims=True) + pixels.std(axes, keepdims=True) * values))
+    return _uint8(
+        torch.from_numpy(
+            pixels.mean(axes, keepdims=True) + pixels.std(axes, keepdims=True) * values
+        )
+    )
 
 
 def _uint8(pixels: Tensor) -> Tensor:

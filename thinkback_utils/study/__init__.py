@@ -1,1 +1,0 @@
-"""The experiments of the book: what was tried, chosen, compared and judged. Nothing that scores imports them."""
