@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .batches import Forward, Images, Pixels
+from .batches import Forward, Images, Pixels, unwrapped
 from .calibration import (
     Calibration,
     GroupedCalibration,
@@ -36,7 +36,7 @@ from .fisher import distributed
 from .heads import Name
 from .identity import difference, identity, prefix_of
 from .methods import METHODS, Options, State
-from .passes import Reader, stream
+from .passes import Precision, Reader, settled, stream
 
 __all__ = ["OODDetector", "Verdicts", "checked_options", "conformal_threshold"]
 
@@ -78,6 +78,8 @@ class OODDetector:
             need them. None: those of the model's own configuration (timm), else 0 and 1. See
             :class:`batches.Pixels`.
         forward: ``forward(model, batch)``, where the model is not called as ``model(x)``.
+        precision: of all but the last layer, in fit, calibration and scoring alike; ``"auto"`` is
+            settled here, for good, and saved. See :func:`passes.settled`.
         options: ``temperature``, ``eps``, ``damping``, as far as the method has them; see
             :mod:`scores`. None: default.
 
@@ -101,12 +103,14 @@ class OODDetector:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         forward: Forward | None = None,
+        precision: Precision = "float32",
         **options: float | None,
     ) -> None:
         self.options: Options = checked_options(method, options)
         self.model, self.method, self.batch_size, self.forward = model, method, batch_size, forward
         self.head: Name | None = head if head is None or isinstance(head, str) else tuple(head)
         self.pixels = Pixels(mean, std)  # type: ignore[arg-type]
+        self.precision: Precision = settled(precision, unwrapped(model or nn.Identity()))
         self.state: State | None = (
             None if METHODS[method].fisher else METHODS[method].state(None, {})
         )
@@ -357,6 +361,7 @@ class OODDetector:
             mean=facts["mean"],
             std=facts["std"],
             forward=forward,
+            precision=facts.get("precision", "float32"),
             **facts["options"],
         )
         kind = METHODS[detector.method].kind
@@ -384,7 +389,11 @@ class OODDetector:
         Args:
             example: one image or more, prepared as for the classifier, float (N, ...). Any N will
                 do later.
+
+        Raises:
+            ValueError: if the detector computes in bfloat16, which a graph does not.
         """
+        self._check_graph()
         return exported(self, example)
 
     def export(self, path: str | Path, example: Tensor | NDArray[Any]) -> None:
@@ -402,7 +411,15 @@ class OODDetector:
         Raises:
             ImportError: without the packages of ``pip install 'thinkback-utils[export]'``.
         """
+        self._check_graph()
         to_onnx(self, path, example)
+
+    def _check_graph(self) -> None:
+        if self.precision != "float32":
+            raise ValueError(
+                f"thinkback: the detector was fitted in {self.precision}, and a graph computes in"
+                " float32; fit and calibrate one with precision='float32'"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Format, method, options, head, mean and std, and what the calibration promises, as JSON
@@ -410,7 +427,7 @@ class OODDetector:
         """
         facts: dict[str, Any] = {"format": FORMAT, "head": self.head, "method": self.method}
         facts["options"] = dict(self.options)
-        facts |= {"mean": self.pixels.mean, "std": self.pixels.std}
+        facts |= {"mean": self.pixels.mean, "std": self.pixels.std, "precision": self.precision}
         if self.calibration is None:
             return facts
         return facts | self.calibration.to_tensors()[1] | {"by_class": self.by_class}
@@ -424,7 +441,13 @@ class OODDetector:
                 yield h, z, None
         else:
             for item in stream(
-                self.model, images, self.head, self.batch_size, self.pixels, self.forward
+                self.model,
+                images,
+                self.head,
+                self.batch_size,
+                self.pixels,
+                self.forward,
+                self.precision,
             ):
                 self.head, empty = item.head, False
                 yield item.features.float().cpu(), item.logits.float().cpu(), item.labels

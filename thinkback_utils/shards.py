@@ -566,12 +566,12 @@ def start(folder: Path, job: dict[str, Any]) -> None:
         words for key, value in job.items() for words in _differences(key, held.get(key), value)
     ]:
         raise ValueError(
-            f"thinkback: {folder} holds scores of another job ({_listed(differing, '; ')}); name"
+            f"thinkback: {folder} holds scores of another job ({listed(differing, '; ')}); name"
             " another"
         )
 
 
-def _listed(items: Sequence[str], separator: str = ", ") -> str:
+def listed(items: Sequence[str], separator: str = ", ") -> str:
     """The first five, and how many more there are."""
     return separator.join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
@@ -685,7 +685,7 @@ def read_blocks(folder: str | Path) -> dict[str, Tensor]:
     }
     if missing := [file.name for file in lengths if not file.exists()]:
         again = "run the same command again, it goes on there"
-        raise FileNotFoundError(f"thinkback: {folder} lacks {_listed(missing)}; {again}")
+        raise FileNotFoundError(f"thinkback: {folder} lacks {listed(missing)}; {again}")
     parts = [_read_block(file, length) for file, length in lengths.items()]
     for file, part in zip(lengths, parts, strict=True):
         if part.keys() != parts[0].keys():

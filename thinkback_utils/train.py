@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .commands import Parser, run_main
 from .data import ImageSet, load
-from .devices import process_device
+from .devices import multiplies_bfloat16, process_device
 from .features import extract
 from .files import read_json, replacing, write_json
 from .models import WideResNet, last_line, read_tensors
@@ -459,10 +459,7 @@ def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
         return (
             torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         )
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # torch < 2.13 cannot say
-    return torch.bfloat16 if capabilities.get("avx512_bf16") else None
+    return torch.bfloat16 if multiplies_bfloat16() else None
 
 
 def accuracy(model: nn.Module, data: ImageSet) -> float:
