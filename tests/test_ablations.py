@@ -35,7 +35,9 @@ def results(tmp_path, monkeypatch):
     folder = tmp_path / "results" / "wrn10-1-cifar10" / "seed3"
     torch.manual_seed(0)
     WideResNet(depth=10, width=1).save(folder / "weights.safetensors")
-    (folder / "provenance.json").write_text(json.dumps({"images_sha256": digests}))
+    (folder / "provenance.json").write_text(
+        json.dumps({"images_sha256": digests}), encoding="utf-8"
+    )
     return tmp_path / "results"
 
 
@@ -46,7 +48,7 @@ def run(results, *more):
     folder = results / "wrn10-1-cifar10" / "seed3"
     with np.load(folder / "ablations.npz", allow_pickle=False) as file:
         return {name: file[name] for name in file.files}, json.loads(
-            (folder / "ablations.json").read_text()
+            (folder / "ablations.json").read_text(encoding="utf-8")
         )
 
 
@@ -111,13 +113,13 @@ def test_scores_are_those_of_the_gradients(results):
 def test_a_killed_run_goes_on_and_other_weights_start_again(results, monkeypatch):
     whole, _ = run(results)
     folder = results / "wrn10-1-cifar10" / "seed3"
-    record = json.loads((folder / "ablations.json").read_text())
+    record = json.loads((folder / "ablations.json").read_text(encoding="utf-8"))
     del (
         record["readings"]["all"],
         record["readings"]["D"],
         record["cost"],
     )  # as a kill would leave it, or nearly
-    (folder / "ablations.json").write_text(json.dumps(record))
+    (folder / "ablations.json").write_text(json.dumps(record), encoding="utf-8")
     done, original = [], ablations.score_readings
     monkeypatch.setattr(
         ablations, "score_readings", lambda *a: (done.append(list(a[2])), original(*a))[1]

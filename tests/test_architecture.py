@@ -49,6 +49,18 @@ def test_public_names_exist():
         assert hasattr(thinkback_utils, name)
 
 
+@pytest.mark.parametrize("place", [*PLACES, "tests"])
+def test_text_is_read_and_written_with_an_encoding(place):
+    """Else it would be that of the system, which on Windows is another one."""
+    for path in (ROOT / place).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(getattr(node, "func", None), "attr", None)
+            if name in ("read_text", "write_text"):
+                positional = len(node.args) > (name == "write_text")
+                named = "encoding" in {keyword.arg for keyword in node.keywords}
+                assert positional or named, f"{path}:{node.lineno}"
+
+
 def without_extras(code):
     """The lines that a process prints in which no optional package can be imported."""
     command = [sys.executable, "-c", BLOCKED + code]

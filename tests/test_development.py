@@ -209,7 +209,7 @@ def test_suite_runs_from_a_checkout_and_says_the_same_from_the_bundle(checkout):
 def test_suite_without_weights_names_a_command_that_makes_them(checkout, monkeypatch):
     weights = checkout / "development" / "all" / "weights.safetensors"
     weights.unlink()
-    weights.with_name("candidates.json").write_text("{}")  # as in a checkout
+    weights.with_name("candidates.json").write_text("{}", encoding="utf-8")  # as in a checkout
     with pytest.raises(
         FileNotFoundError, match=r"thinkback: no weights at .*fetch the repository's results/"
     ) as error:

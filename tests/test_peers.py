@@ -295,7 +295,9 @@ def folder(tmp_path_factory):
             sets[name] = Features(h, h[:, :10] - 1, torch.arange(size) % 10)
         Bundle(sets, torch.eye(10, 64), -torch.ones(10)).save(folder / "bundle.npz")
         net.save(folder / "weights.safetensors")
-        (folder / "provenance.json").write_text(json.dumps({"images_sha256": digests}))
+        (folder / "provenance.json").write_text(
+            json.dumps({"images_sha256": digests}), encoding="utf-8"
+        )
         peers.main(
             ["--results", str(root / "results"), "--network", "wrn10-1-cifar10", "--seed", "3"]
         )
@@ -348,7 +350,7 @@ def test_the_record_sets_our_costs_beside_theirs(folder):
 
 
 def test_the_table_has_every_peer_near_and_far_with_intervals(folder):
-    records = json.loads((folder / "peers_table.json").read_text())
+    records = json.loads((folder / "peers_table.json").read_text(encoding="utf-8"))
     assert {(r["set"], r["method"]) for r in records} == {
         (s, p) for s in ("svhn", "cifar100", "mean") for p in PEERS
     }

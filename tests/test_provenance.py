@@ -28,13 +28,13 @@ def keep(folder, seed, accuracy, recipe="reference", device="a GPU"):
         "accuracy": {"cifar10-test": accuracy},
     }
     (folder / f"seed{seed}").mkdir(parents=True)
-    (folder / f"seed{seed}" / "provenance.json").write_text(json.dumps(facts))
+    (folder / f"seed{seed}" / "provenance.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def test_label_of_the_committed_network():
     """training.json is the record of the training itself, provenance.json of all that came after."""
     run, training = (
-        json.loads((NETWORK / "seed0" / f"{n}.json").read_text())
+        json.loads((NETWORK / "seed0" / f"{n}.json").read_text(encoding="utf-8"))
         for n in ("provenance", "training")
     )
     text = label(NETWORK / "seed0")
@@ -93,8 +93,8 @@ def repository(tmp_path, monkeypatch):
         pytest.skip("needs git")
     source = tmp_path / "lib" / "site-packages" / "thinkback_utils" / "provenance.py"
     source.parent.mkdir(parents=True)
-    source.write_text("")
-    (tmp_path / "paper.tex").write_text("of somebody else")
+    source.write_text("", encoding="utf-8")
+    (tmp_path / "paper.tex").write_text("of somebody else", encoding="utf-8")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "paper.tex")
     git(tmp_path, "commit", "-q", "-m", "a paper")
@@ -116,7 +116,7 @@ def test_commit_of_the_repository_that_holds_the_package_is(
     head = git(repository, "rev-parse", "HEAD")
     assert provenance.describe()["commit"] == head
     assert f"| Commit | `{head[:12]}` |" in provenance.Box(seed=0)._repr_markdown_()
-    (repository / "paper.tex").write_text("changed")
+    (repository / "paper.tex").write_text("changed", encoding="utf-8")
     assert provenance.describe()["commit"] == f"{head}-dirty"
     assert f"| Commit | `{head[:12]}-dirty` |" in provenance.Box(seed=0)._repr_markdown_()
     other = tmp_path_factory.mktemp("other")  # as within a hook of another repository

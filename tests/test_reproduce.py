@@ -40,7 +40,7 @@ def scored(bundle):
 
 @pytest.fixture(scope="module")
 def provenance():
-    return json.loads((RUN / "provenance.json").read_text())
+    return json.loads((RUN / "provenance.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, cap
     }
     reproduce.main(command)  # the weights are there: nothing is trained again
     assert {name: (folder / name).read_bytes() for name in first} == first
-    records = json.loads((tmp_path / "results" / "table1.json").read_text())
+    records = json.loads((tmp_path / "results" / "table1.json").read_text(encoding="utf-8"))
     assert sorted((r["seed"], r["set"], r["method"]) for r in records) == sorted(
         (seed, name, method)
         for seed in (0, 1)
@@ -89,7 +89,7 @@ def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, cap
     assert (folder.with_name("seed1") / "weights.safetensors").read_bytes() != first[
         "weights.safetensors"
     ]
-    provenance = json.loads((folder / "provenance.json").read_text())
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert provenance["recipe"] == "custom"  # one epoch is not the recipe's
     assert set(provenance["images_sha256"]) == {"cifar10-train", "cifar10-test", "svhn", "cifar100"}
     assert "test accuracy" in capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_processes_share_the_seeds(toy_root, tmp_path, monkeypatch):
     for rank, made in ((1, {6}), (0, {5, 6, 7})):  # as torchrun would, one after the other
         monkeypatch.setenv("RANK", str(rank))
         reproduce.main(command)
-        records = json.loads((tmp_path / "results" / "table1.json").read_text())
+        records = json.loads((tmp_path / "results" / "table1.json").read_text(encoding="utf-8"))
         assert {record["seed"] for record in records} == made
     assert len(list(tmp_path.glob("results/wrn10-1-cifar10/seed*/weights.safetensors"))) == 3
 
@@ -132,7 +132,7 @@ def test_sets_are_added_to_a_finished_run_without_training_it_again(toy_root, tm
         "svhn",
         "cifar100",
     }
-    provenance = json.loads((folder / "provenance.json").read_text())
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert provenance["sets"] == [
         "cifar10-train",
         "cifar10-test",
@@ -311,7 +311,7 @@ def test_a_checkout_without_its_bundle_makes_it_again(toy_root, tmp_path):
 
 def test_a_record_that_is_none_is_named(toy_root, tmp_path):
     (tmp_path / "weights.safetensors").touch()
-    (tmp_path / "provenance.json").write_text("[]")
+    (tmp_path / "provenance.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"thinkback: .*provenance\.json is no record of a run"):
         reproduce.run(RECIPES["smoke"], tmp_path, ["svhn"], "cpu")
 
@@ -388,7 +388,7 @@ def test_scores_and_table_follow_from_the_bundle(scored):
             for method, values in row.items():
                 np.testing.assert_allclose(kept[f"{name}.{method}"], values, rtol=1e-6)
     table = evaluation.table(scored)
-    printed = json.loads((ROOT / "results" / "table1.json").read_text())
+    printed = json.loads((ROOT / "results" / "table1.json").read_text(encoding="utf-8"))
     for record in [*table, *evaluation.means(table)]:
         same = next(
             r for r in printed if (r["set"], r["method"]) == (record["set"], record["method"])
@@ -546,7 +546,9 @@ def test_spread_over_training_seeds_on_the_page(three_seeds, tmp_path):
     ]
     expected = [[100 * np.mean(v), 100 * np.std(v, ddof=1)] for v in values]
     assert numbers(line) == pytest.approx(np.ravel(expected), abs=0.0051)
-    assert (three_seeds / "verdicts.md").read_text().partition("\n\n")[2].strip() in shown
+    assert (three_seeds / "verdicts.md").read_text(encoding="utf-8").partition("\n\n")[
+        2
+    ].strip() in shown
 
 
 def test_weights_make_the_features_of_the_bundle(bundle):
@@ -561,7 +563,9 @@ def test_weights_make_the_features_of_the_bundle(bundle):
 
 def test_readme_examples_run_as_shown(capsys):
     data.import_torchvision()  # which the second example imports plainly
-    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    first, second = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     for code in (first, second):
         assert len(code.strip().splitlines()) <= 10
         exec(code, {})

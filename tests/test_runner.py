@@ -51,14 +51,14 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(tmp_path / "notebooks" / "02_two.ipynb", "seed: int = 0  # seed", "seed + 1")
     contents = {"format": "jb-book", "root": "book/intro", "chapters": []}
     contents["chapters"] = [{"file": "notebooks/01_one"}, {"file": "notebooks/02_two"}]
-    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
+    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False), encoding="utf-8")
     (tmp_path / "_config.yml").touch()
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "intro.md").write_text(
-        "# Tiny\n\nOn to [one](../notebooks/01_one.ipynb), $x^2$.\n"
+        "# Tiny\n\nOn to [one](../notebooks/01_one.ipynb), $x^2$.\n", encoding="utf-8"
     )
     (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "smoke.yml").write_text("profile: smoke\nseed: 3\n")
+    (tmp_path / "profiles" / "smoke.yml").write_text("profile: smoke\nseed: 3\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -206,7 +206,7 @@ def test_command_line_refuses(
 def test_profiles_are_held_to_the_chapters(
     book: Path, capsys: pytest.CaptureFixture[str], profile: str, message: str
 ) -> None:
-    (book / "profiles" / "smoke.yml").write_text(profile)
+    (book / "profiles" / "smoke.yml").write_text(profile, encoding="utf-8")
     assert message in refusal(
         "execute", "--only", "two", capsys=capsys
     )  # also for chapters that would not run now
@@ -273,7 +273,8 @@ def test_contents_are_read_as_yaml(book: Path) -> None:
         " title: x}]}]"
     )
     (book / "_toc.yml").write_text(
-        f"{{root: 'book/intro', parts: {parts}, meta: {{}}}} # file: notebooks/01_one"
+        f"{{root: 'book/intro', parts: {parts}, meta: {{}}}} # file: notebooks/01_one",
+        encoding="utf-8",
     )
     assert runner.pages(book) == [Path("book/intro.md"), Path("notebooks/02_two.ipynb")]
 
@@ -287,7 +288,7 @@ def test_pages_that_cannot_be_made_are_refused_in_one_line(
     assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
     (book / "book" / "demo.md").touch()
     assert f"there is no {Path('results', runner.demo.RUN)}" in refusal("build", capsys=capsys)
-    (book / "_config.yml").write_text("title: [")
+    (book / "_config.yml").write_text("title: [", encoding="utf-8")
     assert "_config.yml cannot be read as YAML" in refusal("build", capsys=capsys)
 
 
@@ -402,7 +403,7 @@ def test_an_endless_cell_is_stopped_and_named(
         PARAMETERS,
         "print('before', flush=True)\nwhile True: pass",
     )
-    (book / "profiles" / "smoke.yml").write_text("seed: 3\ncell_timeout: 2\n")
+    (book / "profiles" / "smoke.yml").write_text("seed: 3\ncell_timeout: 2\n", encoding="utf-8")
     last = refusal("execute", capsys=capsys)
     assert re.search(
         r"01_one\.ipynb, cell 3 \(id \w+\): A cell timed out .* after 2 seconds\..* cell_timeout",
@@ -442,14 +443,17 @@ def test_drawings_say_how_large_they_are(tmp_path: Path) -> None:
     for folder in ("_images", "notebooks"):
         (tmp_path / folder).mkdir()
     (tmp_path / "_images" / "a.svg").write_text(
-        '<svg width="300.2pt" height="150pt" viewBox="0 0 300 150"></svg>'
+        '<svg width="300.2pt" height="150pt" viewBox="0 0 300 150"></svg>', encoding="utf-8"
     )
-    (tmp_path / "_images" / "b.svg").write_text('<svg viewBox="0 0 8 8"></svg>')
+    (tmp_path / "_images" / "b.svg").write_text('<svg viewBox="0 0 8 8"></svg>', encoding="utf-8")
     page = tmp_path / "notebooks" / "01_one.html"
-    page.write_text('<img alt="A" src="../_images/a.svg" /><img alt="B" src="../_images/b.svg" />')
+    page.write_text(
+        '<img alt="A" src="../_images/a.svg" /><img alt="B" src="../_images/b.svg" />',
+        encoding="utf-8",
+    )
     runner.size(tmp_path)
     sized = '<img width="400" height="200" style="--width: 400px" alt="A" src="../_images/a.svg" />'
-    assert page.read_text() == sized + '<img alt="B" src="../_images/b.svg" />'
+    assert page.read_text(encoding="utf-8") == sized + '<img alt="B" src="../_images/b.svg" />'
 
 
 def test_made_once_of_the_same(tmp_path: Path) -> None:
@@ -457,7 +461,7 @@ def test_made_once_of_the_same(tmp_path: Path) -> None:
 
     def make() -> None:
         made.append(1)
-        product.write_text("half")
+        product.write_text("half", encoding="utf-8")
         if len(made) == 2:
             raise runner.BookError("thinkback: no")
 
@@ -478,7 +482,7 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
 
     def run(path: Path, output: Path, values: dict[str, Any], timeout: int | None) -> None:
         ran.append(runner.slug(path))
-        if "raise" in path.read_text():
+        if "raise" in path.read_text(encoding="utf-8"):
             raise runner.BookError("thinkback: no")
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, output)
@@ -490,7 +494,7 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
 
     def write_text(name: str, text: str) -> None:
         (book / name).parent.mkdir(parents=True, exist_ok=True)
-        (book / name).write_text(text)
+        (book / name).write_text(text, encoding="utf-8")
 
     monkeypatch.setattr(runner, "run", run)
     monkeypatch.setattr(runner, "PACKAGE", book / "package")
@@ -558,7 +562,7 @@ def test_run_executes_one_notebook_in_its_own_folder(
     foreign = book / "share" / "kernels" / "python3"
     foreign.mkdir(parents=True)
     (foreign / "kernel.json").write_text(
-        '{"argv": ["/bin/false"], "display_name": "x", "language": "python"}'
+        '{"argv": ["/bin/false"], "display_name": "x", "language": "python"}', encoding="utf-8"
     )
     monkeypatch.setenv("JUPYTER_PATH", str(foreign.parents[1]))
     path = write(
@@ -575,7 +579,7 @@ def test_kernel_of_another_python_is_refused(book: Path, monkeypatch: pytest.Mon
     foreign = book / "share" / "jupyter" / "kernels" / "python3"
     foreign.mkdir(parents=True)
     (foreign / "kernel.json").write_text(
-        '{"argv": ["/bin/false"], "display_name": "x", "language": "python"}'
+        '{"argv": ["/bin/false"], "display_name": "x", "language": "python"}', encoding="utf-8"
     )
     monkeypatch.setenv("JUPYTER_PATH", "")
     monkeypatch.setattr(sys, "prefix", str(book))
@@ -635,9 +639,9 @@ def test_front_page_is_a_moved_copy(tmp_path: Path) -> None:
         '<a href="https://example.org/x"><a href="limits.html"><script'
         ' src="../_static/../mathjax/m.js?v=1">'
     )
-    (tmp_path / "book" / "intro.html").write_text(page)
+    (tmp_path / "book" / "intro.html").write_text(page, encoding="utf-8")
     runner.front_page(tmp_path, "book/intro.html")
-    moved = (tmp_path / "index.html").read_text()
+    moved = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert re.findall('="([^"]*)"', moved) == [
         *(
             "./",
@@ -671,7 +675,9 @@ def test_whole_book(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = html.unescape(re.sub("<[^>]+>", "", page))
     assert "seed 3 ['isun']" in text
     assert "# This page was rendered with:" in text
-    assert (site / "_sources" / "notebooks" / "01_one.ipynb").read_text().count(str(book)) == 0
+    assert (site / "_sources" / "notebooks" / "01_one.ipynb").read_text(encoding="utf-8").count(
+        str(book)
+    ) == 0
     assert 'href="notebooks/01_one.html"' in (site / "index.html").read_text(encoding="utf-8")
     wrong = {
         "names a folder of this machine": f"<p>{book}{os.sep}data</p>",

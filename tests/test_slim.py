@@ -24,8 +24,10 @@ def site(tmp_path: Path) -> Path:
     theme = Path(pydata_sphinx_theme.__file__).parent
     [icons] = theme.glob("**/static/vendor/fontawesome/*/webfonts")
     shutil.copytree(icons.parent, tmp_path / "_static" / "vendor" / "fontawesome" / "6")
-    (tmp_path / "index.html").write_text(PAGE)
-    (tmp_path / "explorer.html").write_text(PAGE + '<div class="wide tb-explorer"></div>')
+    (tmp_path / "index.html").write_text(PAGE, encoding="utf-8")
+    (tmp_path / "explorer.html").write_text(
+        PAGE + '<div class="wide tb-explorer"></div>', encoding="utf-8"
+    )
     slim.slim(tmp_path)
     return tmp_path
 
@@ -33,7 +35,7 @@ def site(tmp_path: Path) -> Path:
 def test_icons_in_use_are_left(site: Path) -> None:
     icons = site / "_static" / "vendor" / "fontawesome" / "6"
     assert not (icons / "js").exists()
-    style = (icons / "css" / "all.min.css").read_text()
+    style = (icons / "css" / "all.min.css").read_text(encoding="utf-8")
     assert ".fa-bars:before" in style
     assert ".fa-rocket" not in style
     assert "Font Awesome Free" in style.partition("*/")[0]  # its licence
@@ -46,11 +48,11 @@ def test_icons_in_use_are_left(site: Path) -> None:
 
 
 def test_page_keeps_what_it_shows(site: Path) -> None:
-    text = (site / "index.html").read_text()
+    text = (site / "index.html").read_text(encoding="utf-8")
     assert re.findall(r"<(?:script|link)\b", text) == []
     assert '<i class="fa-solid fa-bars"></i>' in text
     assert '<pre>a[<span class="mi">1</span></pre>' in text
-    assert (site / "explorer.html").read_text().count("explorers.") == 2
+    assert (site / "explorer.html").read_text(encoding="utf-8").count("explorers.") == 2
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_one_command_writes_file_and_provenance(network, digits, tmp_path, monke
     }
     Bundle(sets, head.weight.detach(), head.bias.detach()).save(folder / "bundle.npz")
     (folder / "provenance.json").write_text(
-        json.dumps({"images_sha256": dict.fromkeys(sets, digits.sha256())})
+        json.dumps({"images_sha256": dict.fromkeys(sets, digits.sha256())}), encoding="utf-8"
     )
     command = [
         "--results",
@@ -112,7 +112,7 @@ def test_one_command_writes_file_and_provenance(network, digits, tmp_path, monke
     first = (folder / "variants.npz").read_bytes()
     variants.main([*command, "--device", "cpu"])
     assert (folder / "variants.npz").read_bytes() == first
-    record = json.loads((folder / "variants.json").read_text())
+    record = json.loads((folder / "variants.json").read_text(encoding="utf-8"))
     assert record["sizes"] == {
         variants.AUGMENTED: 16,
         "cifar10-test@bfloat16": 8,

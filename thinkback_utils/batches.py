@@ -105,8 +105,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Mean and standard deviation of each channel, of pixels in [0, 1], as the model was trained
-    on.
+    """Mean and standard deviation of each channel of pixels in [0, 1], as in the model's training.
 
     Args:
         mean, std: one number a channel; None: those of the model's own configuration if it has one
@@ -191,7 +190,7 @@ def config_of(model: nn.Module) -> Any:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile`` and ``DataParallel``, which hide from hooks what they run."""
+    """The model inside ``torch.compile`` and ``DataParallel``, which hide its layers from hooks."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -213,9 +212,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def fastest_batch(device: str | torch.device) -> int:
-    """On CPUs the feature maps of few images stay in the caches, and memory is not asked for anew
-    at each layer.
-    """
+    """The batch size that was fastest: on CPUs, feature maps of few images stay in the caches."""
     return 64 if torch.device(device).type == "cpu" else 256
 
 
@@ -438,9 +435,7 @@ def _signature(model: nn.Module) -> list[inspect.Parameter] | None:
 
 
 def _is_whole(images: tuple[Any, ...], model: nn.Module) -> bool:
-    """Whether a tuple holds the inputs and labels of one set, not batches of a model that reads one
-    input.
-    """
+    """Whether a tuple holds inputs and labels of one set, not batches of a model with one input."""
     if len(images) < 2 or not all(
         isinstance(x, Tensor | np.ndarray) or hasattr(x, "to_numpy") for x in images
     ):

@@ -143,7 +143,7 @@ def _device(device: torch.device) -> str:
         cpu = next(
             (
                 line.split(":")[1].strip()
-                for line in info.read_text().splitlines()
+                for line in info.read_text(encoding="utf-8").splitlines()
                 if "model name" in line
             ),
             cpu,
