@@ -21,9 +21,8 @@ def doubled(tensor: Tensor) -> Tensor:
 def as_matrix(name: str, values: object) -> Tensor:
     """A float64 matrix, or the reason why ``values`` is none."""
     tensor = _floating(name, values)
-    if (
-        not math.isfinite(tensor.sum().item()) and (bad := ~torch.isfinite(tensor)).any()
-    ):  # the sum is the fast half
+    bad = _not_finite(tensor)
+    if bad is not None:
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(
             f"thinkback: {name} has {int(bad.sum())} values that are not finite, "
@@ -33,8 +32,9 @@ def as_matrix(name: str, values: object) -> Tensor:
 
 
 def as_pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
-    """Both as float64; whether features are finite is left to :func:`as_given`, since no score
-    hides it.
+    """Both as float64, of one N and device; K is at least 2.
+
+    Whether features are finite is left to :func:`as_given`, since no score hides it.
     """
     h, z = _floating("features", features).double(), as_matrix("logits", logits)
     if len(h) != len(z):
@@ -59,10 +59,11 @@ def as_weights(name: str, values: object, features: Tensor) -> Tensor:
 
 
 def as_given(score: Tensor, given: Array, **causes: Tensor) -> Array:
-    """The score as the kind of array that was given; one that is not finite is an error of its
-    first bad cause.
+    """The score as the kind of array that was given; one that is not finite is an error.
+
+    The error names the first cause that is not finite, or the largest numbers.
     """
-    if not math.isfinite(score.sum().item()) and not bool(score.isfinite().all()):
+    if _not_finite(score) is not None:
         for name, values in causes.items():
             as_matrix(name, values)
         largest = ", ".join(
@@ -80,6 +81,22 @@ def positive(temperature: float) -> float:
     if not 0 < temperature < float("inf"):
         raise ValueError(f"thinkback: temperature must be positive and finite, got {temperature}")
     return temperature
+
+
+def as_numpy(values: object) -> object:
+    """A tensor as an array on the CPU, a floating one in float64: NumPy has no bfloat16."""
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.double() if values.is_floating_point() else values).numpy()
+
+
+def _not_finite(tensor: Tensor) -> Tensor | None:
+    """Which values are not finite; None if all are. The sum tells most often, and is faster."""
+    if math.isfinite(tensor.sum().item()):
+        return None
+    bad = ~tensor.isfinite()
+    return bad if bool(bad.any()) else None
 
 
 def _floating(name: str, values: object) -> Tensor:

@@ -1,6 +1,4 @@
-"""What the data that a detector is fitted on say about themselves: signs that they, or the model,
-are not as meant.
-"""
+"""Signs that fit data, or the model, are not as meant: what looks wrong, in sentences."""
 
 from __future__ import annotations
 
@@ -31,12 +29,9 @@ class FitData:
 
     def __init__(self) -> None:
         self.predicted = torch.zeros((), dtype=torch.float64)  # images by predicted class (K,)
-        self.active = torch.zeros(
-            (), dtype=torch.float64
-        )  # images in which a feature is not 0 (D,)
-        self.sums = torch.zeros(
-            5, dtype=torch.float64
-        )  # images, confidence, torn; with a label, and right
+        self.active = torch.zeros((), dtype=torch.float64)  # images with a feature not 0 (D,)
+        # images, confidence, torn; with a label, and right
+        self.sums = torch.zeros(5, dtype=torch.float64)
 
     def update(self, features: Tensor, logits: Tensor, labels: Tensor | None) -> None:
         """Add a batch: features (B, D), logits (B, K), class labels (B,) if there are any."""
@@ -112,8 +107,9 @@ class FitData:
 
 @contextmanager
 def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
-    """What the first BatchNorm says of the first batch that runs meanwhile: it remembers its inputs
-    in training.
+    """A list of remarks of the first BatchNorm on the first batch that runs meanwhile.
+
+    It compares its inputs with those of its training.
 
     Yields: A list that gets a remark if, for half the channels or more, the variance of the inputs
         is ``SPREAD`` times another than in training, or their mean is a standard deviation away.
@@ -152,8 +148,9 @@ def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
 
 
 def warn(remarks: Iterable[str], stacklevel: int) -> None:
-    """A ``UserWarning`` for each remark; ``stacklevel`` as seen from the caller, further up where
-    that is in here.
+    """A ``UserWarning`` for each remark, from the first caller outside this package.
+
+    ``stacklevel`` is as seen from the caller.
     """
     frame, level = sys._getframe(stacklevel), stacklevel + 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(

@@ -1,5 +1,6 @@
-"""Which model a file belongs to: digests of all its weights, known again in half precision and
-under other names.
+"""Which model a file belongs to: digests of all its weights.
+
+A model is known again in half precision, and where its weights have other names.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ IGNORED = "num_batches_tracked"  # of BatchNorm: it changes nothing in evaluatio
 
 
 def identity(model: nn.Module) -> Identity:
-    """Shape and three digests of each parameter and buffer: of its values, and of them as float16
-    and as bfloat16.
-    """
+    """Shape and digests of each parameter and buffer, also as float16 and as bfloat16."""
     model, out = unwrapped(model), {}
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not name.endswith(IGNORED):
@@ -56,8 +55,9 @@ def difference(saved: Identity, model: nn.Module) -> str | None:
 
 
 def prefix_of(names: Mapping[str, object]) -> str:
-    """What all names begin with, whole parts alone: ``"model."`` of ``model.fc.weight`` and
-    ``model.fc.bias``.
+    """What all names begin with, whole parts alone.
+
+    That is ``"model."`` of ``model.fc.weight`` and ``model.fc.bias``.
     """
     parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
     shared = takewhile(lambda column: len(set(column)) == 1, parts)
