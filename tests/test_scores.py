@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import N, PROBLEMS
+from problems import PROBLEMS, N
 from scipy.special import logsumexp, softmax
 
 from thinkback_utils import arrays, fisher, reference, scores
@@ -19,32 +19,27 @@ def close(a, b, rtol=1e-9, atol=0.0):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
 
 
-def fitted(kind, case, with_bias=False, features=None, logits=None):
-    """A Fisher of the case's own samples, or of others."""
-    h = case.features if features is None else features
-    z = case.logits if logits is None else logits
-    return kind(case.temperature, bias=with_bias).update(h, z)
+def diagonal(T, h, z, fit=None, with_bias=False, **floors):
+    E = fisher.DiagonalFisher(T, bias=with_bias).update(*(fit or (h, z))).compute()
+    return scores.thinkback(h, z, E, T, **floors)
 
 
-def diagonal(case, features, logits, with_bias=False, **floors):
-    E = fitted(fisher.DiagonalFisher, case, with_bias, features, logits).compute()
-    return scores.thinkback(features, logits, E, case.temperature, **floors)
+def full(T, h, z, fit=None, with_bias=False, damping=0.0):
+    root = fisher.FullFisher(T, bias=with_bias).update(*(fit or (h, z))).inverse_root(damping)
+    return scores.thinkback_full(h, z, root, T)
 
 
-def full(case, features, logits, with_bias=False, damping=0.0):
-    root = fitted(fisher.FullFisher, case, with_bias, features, logits).inverse_root(damping)
-    return scores.thinkback_full(features, logits, root, case.temperature)
+def roots(T, fit, with_bias, damping):
+    return fisher.KroneckerFisher(T, bias=with_bias).update(*fit).inverse_root(damping)
 
 
-def kronecker(case, features, logits, with_bias=False, damping=0.0):
-    roots = fitted(fisher.KroneckerFisher, case, with_bias, features, logits).inverse_root(damping)
-    return scores.thinkback_kronecker(features, logits, roots, case.temperature)
+def kronecker(T, h, z, fit=None, with_bias=False, damping=0.0):
+    return scores.thinkback_kronecker(h, z, roots(T, fit or (h, z), with_bias, damping), T)
 
 
-def averaged(case, features, logits, with_bias=False, damping=0.0):
-    A, B = fitted(fisher.KroneckerFisher, case, with_bias, features, logits).inverse_root(damping)
-    weights = scores.label_distances(A), B
-    return scores.thinkback_averaged(features, logits, weights, case.temperature)
+def averaged(T, h, z, fit=None, with_bias=False, damping=0.0):
+    A, B = roots(T, fit or (h, z), with_bias, damping)
+    return scores.thinkback_averaged(h, z, (scores.label_distances(A), B), T)
 
 
 def logit_scores_of_scipy(case):
@@ -52,7 +47,7 @@ def logit_scores_of_scipy(case):
     yield scores.msp(z, T), -softmax(z / T, 1).max(1), 1e-12
     yield scores.energy(z, T), -T * logsumexp(z / T, 1), 1e-12
     yield scores.max_logit(z), -z.max(1), 0
-    yield scores.joint_energy(z), -np.logaddexp(0, z).sum(1), 1e-12
+    yield scores.joint_energy(z), -np.logaddexp(0, z).sum(1)
 
 
 def autograd(case):
@@ -60,7 +55,7 @@ def autograd(case):
     yield scores.thinkback(h, z, None, T), reference.thinkback_autograd(*case.layer, None, T)
     yield scores.gradnorm(h, z, T), reference.gradnorm_autograd(*case.layer, T)
     for with_bias in (False, True):
-        E = fitted(fisher.DiagonalFisher, case, with_bias).compute()
+        E = fisher.DiagonalFisher(T, bias=with_bias).update(h, z).compute()
         for floors in ({}, {"damping": 0.1}, {"eps": 1e-3}):
             oracle = reference.thinkback_autograd(*case.layer, E, T, **floors)
             yield scores.thinkback(h, z, E, T, **floors), oracle
@@ -83,21 +78,21 @@ def explicit_inverses(case):
         F, A, B = (v.T @ v / N for v in (g, r, x))
         for damping in (0.0, 1e-3, 1.0):
             options = {"with_bias": with_bias, "damping": damping}
-            yield full(case, h, z, **options), reference.quadratic(g, F, damping), 1e-6
+            yield full(T, h, z, **options), reference.quadratic(g, F, damping), 1e-6
             first, second = (reference.quadratic(v, M, damping) for v, M in ((r, A), (x, B)))
-            yield kronecker(case, h, z, **options), first * second, 1e-6
+            yield kronecker(T, h, z, **options), first * second, 1e-6
             mean = 0.0
             for y, chance in reference.labels_of_kind("model", z, T):
                 r_y = reference.head_gradients(*case.layer, y, T)[:, :, -1]
                 mean = mean + chance * reference.quadratic(r_y, A, damping)
-            yield averaged(case, h, z, **options), mean * second, 1e-6
+            yield averaged(T, h, z, **options), mean * second, 1e-6
 
 
 def mean_over_the_fit_data(case):
     """The number of weights; or the rank, of which a sample's leverage is at most N."""
-    h, z = case.features, case.logits
-    yield diagonal(case, h, z, eps=0.0).mean(), case.weight.numel()
-    whole, rank = full(case, h, z), (len(case.weight) - 1) * h.shape[1]
+    h, z, T = case.features, case.logits, case.temperature
+    yield diagonal(T, h, z, eps=0.0).mean(), case.weight.numel()
+    whole, rank = full(T, h, z), (len(case.weight) - 1) * h.shape[1]
     yield whole.mean(), rank, 1e-6
     yield whole.clamp(max=N), whole, 1e-6
 
@@ -105,7 +100,7 @@ def mean_over_the_fit_data(case):
 def diagonal_is_full_under_a_diagonal_fisher(case):
     h, z, T = case.features, case.logits, case.temperature
     for with_bias in (False, True):
-        E = fitted(fisher.DiagonalFisher, case, with_bias).compute()
+        E = fisher.DiagonalFisher(T, bias=with_bias).update(h, z).compute()
         root = scores.inverse_root(torch.diag(E.flatten()), 0.1)
         yield (
             scores.thinkback_full(h, z, root, T),
@@ -114,36 +109,34 @@ def diagonal_is_full_under_a_diagonal_fisher(case):
 
 
 def kronecker_is_full_if_residuals_and_features_are_independent(case):
-    h, z = case.features[:30].repeat(30, 1), case.logits[:30].repeat_interleave(30, 0)  # all pairs
-    yield full(case, h, z), kronecker(case, h, z), 1e-6
+    T, every = case.temperature, 30
+    h = case.features[:every].repeat(every, 1)
+    z = case.logits[:every].repeat_interleave(every, 0)  # each residual meets each feature
+    yield full(T, h, z), kronecker(T, h, z), 1e-6
 
 
 def bias_is_the_weight_of_a_feature_that_is_always_1(case):
     for form in (diagonal, full, kronecker, averaged):
-        options = {"damping": 0.1}
-        yield (
-            form(case, case.features, case.logits, with_bias=True, **options),
-            form(case, case.inputs(True), case.logits, **options),
-        )
+        ours = form(case.temperature, case.features, case.logits, with_bias=True, damping=0.1)
+        yield ours, form(case.temperature, case.inputs(True), case.logits, damping=0.1)
 
 
 def only_p_changes_with_temperature(case):
     """Under a Fisher, the factor 1 / T^2 of the gradient cancels, and so do units of features."""
     h, z, T = case.features, case.logits, case.temperature
-    at_3 = type(case)(h, case.weight, case.bias, 3 * T)
     for form in (diagonal, full, kronecker, averaged):
         for damping in (1e-3, None) if form in (full, kronecker) else (1e-3,):
-            scaled = form(at_3, 10 * h, 3 * z, damping=damping)
-            yield scaled, form(case, h, z, damping=damping), 1e-7
+            scaled = form(3 * T, 10 * h, 3 * z, damping=damping)
+            yield scaled, form(T, h, z, damping=damping), 1e-7
 
 
 def coordinates_of_features_cancel_undamped(case):
-    h, z, width = case.features, case.logits, case.features.shape[1]
-    generator = torch.Generator().manual_seed(4)
+    h, z, T = case.features, case.logits, case.temperature
+    width, generator = h.shape[1], torch.Generator().manual_seed(4)
     noise = torch.randn(width, width, generator=generator, dtype=torch.float64)
     mixed = h @ (torch.eye(width, dtype=torch.float64) + 0.3 * noise)
     for form in (full, kronecker, averaged):
-        yield form(case, mixed, z), form(case, h, z), 1e-6
+        yield form(T, mixed, z), form(T, h, z), 1e-6
 
 
 def temperature_to_infinity(case):
@@ -219,19 +212,13 @@ def test_kind_and_dtype_follow_the_input():
     close(as_torch, as_numpy, 1e-4)
 
 
-def test_dead_unit_explodes_without_damping_only(head):
-    features, _, _, logits = head
-    features = features.clone()
-    features[:, 0] = 0
-    expected = fisher.DiagonalFisher().update(features, logits).compute()
-    alive = features.clone()
-    alive[:, 0] = 0.1
-    ratio = scores.thinkback(alive, logits, expected) / scores.thinkback(features, logits, expected)
+def test_a_feature_silent_on_the_fit_data_explodes_without_damping_only():
+    fit = FEATURES * (torch.arange(D) > 0), LOGITS
+    awake = fit[0] + 0.1 * (torch.arange(D) == 0)
+    ratio = diagonal(5.0, awake, LOGITS, fit) / diagonal(5.0, *fit)
     assert ratio.min() > 1e8
-    tame = scores.thinkback(alive, logits, expected, damping=0.1) / scores.thinkback(
-        features, logits, expected, damping=0.1
-    )
-    assert tame.max() < 10
+    damped = diagonal(5.0, awake, LOGITS, fit, damping=0.1) / diagonal(5.0, *fit, damping=0.1)
+    assert damped.max() < 10
 
 
 @pytest.mark.parametrize(
@@ -278,46 +265,34 @@ def test_bad_input_names_what_and_where(change, message):
         scores.thinkback(**({"features": torch.rand(3, D), "logits": torch.rand(3, K)} | change))
 
 
-def test_singular_factors_are_finite_and_continuous_in_the_damping(head):
-    """A is singular always, B through a silent and a doubled feature: damping to 0 meets the
-    pseudo-inverse.
-    """
-    features, _, _, logits = head
-    features = torch.cat([0 * features[:, :1], features[:, 1:], features[:, 1:2]], 1)
-    limit = both(features, logits, features, logits, 0.0)
-    for damping, tolerance in ((1e-7, 1e-2), (1e-9, 1e-4), (1e-11, 1e-6)):
-        for ours, oracle in zip(
-            both(features, logits, features, logits, damping), limit, strict=True
-        ):
-            close(ours, oracle, tolerance)
+def test_singular_factors_are_finite_and_continuous_in_the_damping():
+    """A is singular always, B through a silent and a doubled feature."""
+    h = torch.cat([0 * FEATURES[:, :1], FEATURES[:, 1:], FEATURES[:, 1:2]], 1)
+    for form in (full, kronecker):
+        limit = form(5.0, h, LOGITS)
+        for damping, tolerance in ((1e-7, 1e-2), (1e-9, 1e-4), (1e-11, 1e-6)):
+            close(form(5.0, h, LOGITS, damping=damping), limit, tolerance)
 
 
-def test_a_feature_silent_on_the_fit_data_is_unseen_undamped_and_bounded_damped(head):
-    features, _, _, logits = head
-    fit = features * (torch.arange(D) > 0)
-    for awake, silent in zip(
-        both(features, logits, fit, logits), both(fit, logits, fit, logits), strict=True
-    ):
-        close(awake, silent, 1e-7)
-    full, kronecker = both(features, logits, fit, logits, None)
-    before = both(fit, logits, fit, logits, None)
-    assert (full > before[0]).all()
-    assert (kronecker > before[1]).all()
-    rarity = N * K * D * scores.thinkback(features, logits) / scores.thinkback(fit, logits).mean()
-    assert (full <= rarity).all()
+def test_a_feature_silent_on_the_fit_data_is_unseen_undamped_and_bounded_damped():
+    fit = FEATURES * (torch.arange(D) > 0), LOGITS
+    for form in (full, kronecker):
+        close(form(5.0, FEATURES, LOGITS, fit), form(5.0, *fit), 1e-7)
+        damped = form(5.0, FEATURES, LOGITS, fit, damping=None)
+        assert (damped > form(5.0, *fit, damping=None)).all()
+    length = scores.thinkback(FEATURES, LOGITS) / scores.thinkback(*fit).mean()
+    assert (full(5.0, FEATURES, LOGITS, fit, damping=None) <= N * K * D * length).all()
 
 
-def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind(head):
-    features, _, _, logits = head
-    root = fisher.FullFisher().update(features, logits).inverse_root()
-    roots = fisher.KroneckerFisher().update(features, logits).inverse_root()
-    long = scores.thinkback_full(features.repeat(60, 1), logits.repeat(60, 1), root)
-    close(long, scores.thinkback_full(features, logits, root).repeat(60), 1e-12)
-    as_numpy = scores.thinkback_full(features.numpy(), logits.numpy(), root.numpy())
-    assert isinstance(as_numpy, np.ndarray)
-    assert isinstance(
-        scores.thinkback_kronecker(features.numpy(), logits.numpy(), roots), np.ndarray
-    )
+def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind():
+    root = fisher.FullFisher().update(FEATURES, LOGITS).inverse_root()
+    once = scores.thinkback_full(FEATURES, LOGITS, root)
+    long = scores.thinkback_full(FEATURES.repeat(30, 1), LOGITS.repeat(30, 1), root)
+    close(long, once.repeat(30), 1e-12)
+    given = FEATURES.numpy(), LOGITS.numpy()
+    assert isinstance(scores.thinkback_full(*given, root.numpy()), np.ndarray)
+    pair = fisher.KroneckerFisher().update(FEATURES, LOGITS).inverse_root()
+    assert isinstance(scores.thinkback_kronecker(*given, pair), np.ndarray)
 
 
 @pytest.mark.parametrize(

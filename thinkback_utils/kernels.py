@@ -43,6 +43,7 @@ def residual(z: Tensor, temperature: float, labels: Tensor | None = None) -> Ten
     """Gradient of the loss in the logits (N, K), under labels int64 (N,) or the largest logit."""
     y = z.argmax(1, keepdim=True) if labels is None else labels[:, None]
     others = (z / temperature).softmax(1).scatter(1, y, 0.0)
+    # p_y - 1 is minus the sum of the others: subtracting would lose a confident sample's digits
     return others.scatter(1, y, -others.sum(1, keepdim=True)) / temperature
 
 
