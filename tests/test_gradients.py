@@ -132,9 +132,7 @@ def test_any_plain_convolution(images, options):
 
 
 def test_the_head_read_in_this_way_is_the_closed_form(network, images):
-    """Readings A and B from the gradients of all parameters, whose last two are the head's weight
-    and bias.
-    """
+    """Readings A and B from the gradients of all parameters, the last two the head's."""
     out = extract(network, images)
     h, z = network.forward_features(images).detach(), network(images).detach()
     head = gradients(network, images, ["all"])["all"][:, -650:].square()

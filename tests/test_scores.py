@@ -196,9 +196,7 @@ def test_identity(identity, name):
 
 def test_residual_of_a_confident_sample_keeps_its_digits():
     logits = torch.tensor([[0.0, -60.0, -70.0]], dtype=torch.float64)
-    exact = np.exp(-60.0) + np.exp(
-        -70.0
-    )  # p_0 - 1 is minus this, far below float64's grid around 1
+    exact = np.exp(-60.0) + np.exp(-70.0)  # 1 - p_0, far below float64's grid around 1
     close(scores.residual(logits, 1.0)[0, 0], -exact, 1e-14)
     assert logits.softmax(1)[0, 0] - 1 == 0
 
