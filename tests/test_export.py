@@ -129,6 +129,9 @@ def test_wrong_use_is_named(monkeypatch, tmp_path):
         OODDetector(net()).exported(X)
     with pytest.raises(ValueError, match=r"float images; got torch\.uint8"):
         detector().exported((255 * X).byte())
+    pixels = OODDetector(nn.Conv2d(3, 4, 1), method="energy")
+    with pytest.raises(ValueError, match=r"a graph scores whole images, .* tokens or pixels"):
+        pixels.exported(X)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r"pip install 'thinkback-utils\[export\]'"):
         detector().export(tmp_path / "model.onnx", X)

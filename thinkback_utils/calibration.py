@@ -421,7 +421,7 @@ def mostly_rejected(
     A group is a predicted class, say. Were groups alike, each would hold a random draw of the
     rejected scores, and their number in it be hypergeometric (Fisher's exact test). A group is
     named if so high a number has a probability of at most ``level`` / number of groups, so any is
-    named in vain with a probability of at most ``level``, in practice far below it. At alpha = 0.05
+    named wrongly with a probability of at most ``level``, in practice far below it. At alpha = 0.05
     and ten classes it takes two scores, both rejected. The answer is :class:`GroupedCalibration`.
 
     Args:
@@ -492,7 +492,7 @@ class DriftAlarm:
     time, if calibration and stream are exchangeable (Ville's inequality). The martingale starts at
     1 and grows while p-values are too often small, or too often large; the alarm is at
     ``1 / rate``. p-values of one fixed calibration set would not do: they are all too small
-    together if that set happens to lie low. Here a score has its rank among the calibration scores
+    together if that set has low scores by chance. Here a score has its rank among the calibration scores
     *and all before it in the stream*, ties broken at random; such p-values are independent and
     uniform.
 

@@ -104,6 +104,11 @@ class Graph(nn.Module):
         with watching({name: self.layers[name] for name in self.head.names}) as runs:
             returned = self.model(images)
         h, z = self.head.read(runs, returned, self.layers, check=False)
+        if h.ndim != 2:
+            raise ValueError(
+                "thinkback: a graph scores whole images, and this model classifies tokens or"
+                f" pixels: its features are {tuple(h.shape)}; score them with the detector"
+            )
         state = self.kind(*self.state)
         score = METHODS[self.method].unchecked(h.float(), z.float(), state, **self.options)
         out = {"logits": z, "score": score}

@@ -83,15 +83,15 @@ def extract(
     >>> extract(net, torch.zeros(7, 3, 2, 2, dtype=torch.uint8)).features.shape
     torch.Size([7, 5])
     """
-    home, pixels = device_of(model), Pixels(mean, std)  # type: ignore[arg-type]
+    before, pixels = device_of(model), Pixels(mean, std)  # type: ignore[arg-type]
     try:
-        model.to(device or home)
+        model.to(device or before)
         passes = [
             (item.features.float().cpu(), item.logits.float().cpu(), item.labels)
             for item in stream(model, images, head, batch_size, pixels, forward)
         ]
     finally:
-        model.to(home)
+        model.to(before)
     if not passes:
         raise ValueError("thinkback: there is nothing to extract, images is empty")
     features, logits, labels = zip(*passes, strict=True)

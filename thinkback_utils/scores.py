@@ -119,10 +119,10 @@ def thinkback(
         logits: z, float (N, K).
         fisher: E, (K, D), or (K, D + 1) with the bias column last; from
             ``DiagonalFisher(...).compute()``.
-        temperature: T > 0; the paper lands on 5.
+        temperature: T > 0; the paper's choice is 5.
         eps: absolute floor under E, 1e-16 in the paper. A feature that is silent on the fit data
-            but not at test time adds r_k^2 h_d^2 / eps, which drowns every other weight.
-        damping: relative floor, in units of mean(E); 0 in the paper, 1e-3 tames silent features.
+            but not at test time adds r_k^2 h_d^2 / eps, beside which no other weight counts.
+        damping: relative floor, in units of mean(E); 0 in the paper, 1e-3 limits silent features.
 
     Returns:
         float64 (N,), non-negative, higher = more OOD.
@@ -348,7 +348,7 @@ def inverse_root(matrix: Tensor | NDArray[np.floating], damping: float = 0.0) ->
         damping: added to all eigenvalues, in units of their mean, which is the mean of M's
             diagonal: for a diagonal M this is the ``damping`` of :func:`thinkback`. 0 is the
             pseudo-inverse: eigenvalues below 1e-12 of the largest, where float64 sums are noise,
-            are left out, and the score is blind to their directions. For residuals, which always
+            are left out, and their directions do not count. For residuals, which always
             sum to zero, that is exact; a feature that is silent on the fit data is not seen. With
             damping it counts, and the more the smaller the damping.
 
