@@ -1,4 +1,4 @@
-"""Arrays as they come in, torch or NumPy: checked, and in float64; or the reason why not."""
+"""Check arrays that users give, torch or NumPy, and convert them to float64."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Array = TypeVar("Array", Tensor, NDArray[np.floating])
 
 
 def doubled(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU where the device has none."""
+    """The tensor in float64, on the CPU where its device has no float64."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def as_matrix(name: str, values: object) -> Tensor:
-    """A float64 matrix, or the reason why ``values`` is none."""
+    """``values`` as a finite float64 matrix, or a ValueError that says why they are none."""
     tensor = _floating(name, values)
     bad = _not_finite(tensor)
     if bad is not None:
@@ -32,7 +32,7 @@ def as_matrix(name: str, values: object) -> Tensor:
 
 
 def as_pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
-    """Both as float64, of one N and device; K is at least 2.
+    """Features and logits in float64, checked to agree on N and device, with K >= 2.
 
     Whether features are finite is left to :func:`as_given`, since no score hides it.
     """
@@ -54,7 +54,10 @@ def as_pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
 
 
 def as_weights(name: str, values: object, features: Tensor) -> Tensor:
-    """What a fit left, larger than a batch; whether it is finite is left to :func:`as_given`."""
+    """Weights that a fit left, in float64 on the features' device.
+
+    Whether they are finite is left to :func:`as_given`, since they are larger than a batch.
+    """
     return doubled(_floating(name, values)).to(features.device)
 
 
@@ -77,7 +80,7 @@ def as_given(score: Tensor, given: Array, **causes: Tensor) -> Array:
 
 
 def positive(temperature: float) -> float:
-    """The temperature T, if it is one."""
+    """Return the temperature T, which must be positive and finite."""
     if not 0 < temperature < float("inf"):
         raise ValueError(f"thinkback: temperature must be positive and finite, got {temperature}")
     return temperature
@@ -92,8 +95,8 @@ def as_numpy(values: object) -> object:
 
 
 def _not_finite(tensor: Tensor) -> Tensor | None:
-    """Which values are not finite; None if all are. The sum tells most often, and is faster."""
-    if math.isfinite(tensor.sum().item()):
+    """A mask of the values that are not finite; None if all are."""
+    if math.isfinite(tensor.sum().item()):  # faster than a look at each value
         return None
     bad = ~tensor.isfinite()
     return bad if bool(bad.any()) else None

@@ -1,4 +1,4 @@
-"""Signs that fit data, or the model, are not as meant: what looks wrong, in sentences."""
+"""Signs that the fit data, or the model, are not as intended, each said in a sentence."""
 
 from __future__ import annotations
 
@@ -109,21 +109,16 @@ class FitData:
 
 @contextmanager
 def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
-    """A list of remarks of the first BatchNorm on the first batch that runs meanwhile.
+    """Compare what the first BatchNorm reads with what it read in training.
 
-    It compares its inputs with those of its training.
+    It looks at the first batch that runs meanwhile.
 
     Yields: A list that gets a remark if, for half the channels or more, the variance of the inputs
         is ``SPREAD`` times another than in training, or their mean is a standard deviation away.
     """
-    norms = (
-        () if model is None else (layer for layer in model.modules() if isinstance(layer, _NORMS))
-    )
-    trained = [
-        layer
-        for layer in norms
-        if layer.running_mean is not None and int(layer.num_batches_tracked or 0)
-    ]
+    layers = () if model is None else model.modules()
+    norms = (layer for layer in layers if isinstance(layer, _NORMS))
+    trained = [n for n in norms if n.running_mean is not None and int(n.num_batches_tracked or 0)]
     found: list[str] = []
 
     def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:

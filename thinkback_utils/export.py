@@ -46,7 +46,7 @@ class Detector(Protocol):
 
 
 class Graph(nn.Module):
-    """A detector in one forward pass of images, prepared as for the classifier.
+    """A detector as one module, from images, prepared as for the classifier, to its outputs.
 
     - ``logits`` (N, K), the classifier's own;
     - ``score`` float64 (N,), higher = more OOD, that of :meth:`OODDetector.score`;

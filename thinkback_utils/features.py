@@ -54,7 +54,7 @@ def extract(
     std: Sequence[float] | None = None,
     forward: Forward | None = None,
 ) -> Features:
-    """Run ``model`` once over ``images``: what its last layer reads, and what it returns.
+    """Run ``model`` once over ``images``; return what its last layer reads and what it returns.
 
     The model is put in evaluation mode for the pass and given back as it was. On a CPU it gets
     images channels last.
@@ -174,7 +174,7 @@ class Bundle:
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """An ``.npz`` with LZMA members, atomic, the same bytes from the same arrays.
+    """Write an ``.npz`` with LZMA members atomically; equal arrays make equal bytes.
 
     Matrices are laid out by columns: neighbours are then values of one feature, which saves another
     7 %.

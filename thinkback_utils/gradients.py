@@ -1,4 +1,4 @@
-"""Exact per-sample gradients of other layers than the last: the readings of "penultimate"."""
+"""Exact per-sample gradients below the last layer: other readings of "penultimate layer"."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class MeanSquare:
 def score(
     squares: Tensor, expected: Tensor | None = None, eps: float = 1e-16, damping: float = 0.0
 ) -> Tensor:
-    """Eq. 5 without E, ``sum_p g_p^2``; Eq. 6 with it, where each term is divided.
+    """Eq. 5 without E, ``sum_p g_p^2``; Eq. 6 with it, each term divided by its own E.
 
     Eq. 6 is ``sum_p g_p^2 / (eps + damping mean(E) + E_p)``.
 
@@ -270,7 +270,7 @@ def _check(reading: str, layer: nn.Module) -> None:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no parameter in the graph; given back as it was."""
+    """Put a model in evaluation mode, no parameter in the graph; restore both afterwards."""
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.requires_grad_(False)

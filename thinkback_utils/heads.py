@@ -250,7 +250,7 @@ def _pairs(
 
 
 def _mean(runs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
-    """Of inputs and outputs, where all runs are of one shape."""
+    """Mean input and mean output, where all runs are of one shape; else None."""
     if not runs or any(h.shape != runs[0][0].shape or z.shape != runs[0][1].shape for h, z in runs):
         return None
     features, logits = zip(*runs, strict=True)

@@ -55,9 +55,9 @@ def difference(saved: Identity, model: nn.Module) -> str | None:
 
 
 def prefix_of(names: Mapping[str, object]) -> str:
-    """What all names begin with, whole parts alone.
+    """The prefix that all names share, in whole parts.
 
-    That is ``"model."`` of ``model.fc.weight`` and ``model.fc.bias``.
+    Of ``model.fc.weight`` and ``model.fc.bias`` it is ``"model.fc."``.
     """
     parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
     shared = takewhile(lambda column: len(set(column)) == 1, parts)
@@ -69,7 +69,7 @@ def _without(prefix: str, names: Identity) -> Identity:
 
 
 def _digest(value: Tensor, kind: torch.dtype) -> str:
-    """Of the values in that precision, as float32: a number has one digest, whatever holds it."""
+    """Digest of the values in one precision, read as float32 so that equal numbers agree."""
     values = value.detach().cpu().to(kind)
     values = values.float() if values.is_floating_point() else values
     return hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()[:16]

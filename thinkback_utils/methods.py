@@ -25,19 +25,19 @@ class Nothing(NamedTuple):
 
 
 class Inverse(NamedTuple):
-    """Of a diagonal Fisher: ``1 / E`` with its floors, (K, D)."""
+    """State under a diagonal Fisher: ``1 / E`` with its floors, (K, D)."""
 
     inverse: Tensor
 
 
 class Root(NamedTuple):
-    """Of a full Fisher: W with ``W W^T = F^-1``, (K D, R)."""
+    """State under a full Fisher: W with ``W W^T = F^-1``, (K D, R)."""
 
     root: Tensor
 
 
 class KroneckerRoots(NamedTuple):
-    """Of a Fisher ``A ⊗ B``: roots of the inverses of A, (K, R), and of B, (D or D + 1, R')."""
+    """State under ``A ⊗ B``: roots of the inverses of A, (K, R), and of B, (D or D + 1, R')."""
 
     A: Tensor
     B: Tensor
@@ -102,12 +102,12 @@ class Method:
         return self.score(scores, self.inputs(features), logits, state, chosen)
 
     def unchecked(self, features: Tensor, logits: Tensor, state: State, **options: Any) -> Tensor:
-        """The same by :mod:`kernels`, without a check or a chunk, as a graph needs it."""
+        """The same computed by :mod:`kernels`: not checked, not in chunks, as a graph needs it."""
         h, z, chosen = doubled(self.inputs(features)), doubled(logits), {**self.options, **options}
         return self.score(kernels, h, z, state, chosen)
 
     def inputs(self, features: Tensor) -> Tensor:
-        """The features as this method reads them."""
+        """The features, or their directions if that is what this method reads."""
         return F.normalize(doubled(features)) if self.unit else features
 
 

@@ -1,4 +1,4 @@
-"""How well a score separates: OOD is positive, and called OOD is score >= threshold."""
+"""How well a score separates OOD samples, the positives, from ID: score >= threshold is OOD."""
 
 from __future__ import annotations
 
@@ -379,7 +379,7 @@ def _check_whole(least: int = 1, **values: int) -> None:
 
 
 def _check_ends(curve: Roc) -> None:
-    """A curve that stops early has no point that reaches a rate; the first would pass for it."""
+    """Raise if a curve stops early: where no point reaches a rate, the first would be taken."""
     ends = [
         [float(rates[i]) for i in (0, -1)] if len(rates) else [] for rates in (curve.fpr, curve.tpr)
     ]
