@@ -492,9 +492,9 @@ class DriftAlarm:
     time, if calibration and stream are exchangeable (Ville's inequality). The martingale starts at
     1 and grows while p-values are too often small, or too often large; the alarm is at
     ``1 / rate``. p-values of one fixed calibration set would not do: they are all too small
-    together if that set has low scores by chance. Here a score has its rank among the calibration scores
-    *and all before it in the stream*, ties broken at random; such p-values are independent and
-    uniform.
+    together if that set has low scores by chance. Here a score has its rank among the calibration
+    scores *and all before it in the stream*, ties broken at random; such p-values are independent
+    and uniform.
 
     What has drifted becomes part of the reference, so a lasting change shows in its first hundreds
     of scores or not at all; the more calibration scores, the longer. Any dependence counts as
