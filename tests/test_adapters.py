@@ -1,6 +1,4 @@
-"""The adapters: the numbers of OODDetector, under the laws of each library, called as that library
-calls its own.
-"""
+"""The adapters: the numbers of OODDetector, called as each library calls its own."""
 
 import importlib
 import importlib.util
@@ -50,10 +48,8 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body, self.fc = (
-            nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Softplus()),
-            nn.Linear(6, 4),
-        )
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(6, 6), nn.Softplus())
+        self.fc = nn.Linear(6, 4)
         nn.init.eye_(self.body[1].weight)
         nn.init.eye_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
@@ -98,9 +94,7 @@ def test_pytorch_ood_detector_scores_as_ooddetector(ood, net, method):
         for scores in (fitted(NEW), fitted.predict_features(features[400:])):
             np.testing.assert_allclose(scores, expected, rtol=1e-9)
     assert not detector(NEW).requires_grad
-    whole = ThinkbackDetector(
-        net.train(), method=method
-    )  # which runs in evaluation mode whatever it was in
+    whole = ThinkbackDetector(net.train(), method=method)  # which it runs in evaluation mode
     assert whole.requires_fit == detector.requires_fit
     scores = whole.fit(loader(FIT, FAR), "cpu")(NEW)
     np.testing.assert_allclose(scores, expected, rtol=1e-9)
@@ -110,9 +104,7 @@ def test_pytorch_ood_detector_scores_as_ooddetector(ood, net, method):
 
 @pytest.mark.parametrize("name", ["WideResNet", "ResNet18", "GRUClassifier", "resnet18"])
 def test_readme_s_pytorch_ood_call_runs_as_printed(ood, name):
-    """On that library's own networks and on torchvision's; the head is found, so nobody has to know
-    its name.
-    """
+    """On that library's own networks and on torchvision's; the head is found."""
     torch.manual_seed(0)
     if name == "GRUClassifier":
         model, x = ood.model.GRUClassifier(10, n_vocab=30), torch.randint(30, (24, 7))
@@ -150,12 +142,9 @@ def _before_fc(model, x):
 
 
 def test_pytorch_ood_tools_take_it(ood, net):
-    """Its metrics, its benchmark beside one of its own detectors, and its search, which refits each
-    candidate.
-    """
-    detector = ThinkbackDetector(net.body, net.fc, damping=0.1).fit(
-        loader(FAR, FIT, FAR)
-    )  # FAR is left out
+    """Its metrics, its benchmark beside one of its own detectors, and its search."""
+    detector = ThinkbackDetector(net.body, net.fc, damping=0.1)
+    detector.fit(loader(FAR, FIT, FAR))  # FAR is left out
     metrics = ood.metrics.OODMetrics()
     for x, y in loader(NEW, FAR):
         metrics.update(detector(x), y)
@@ -181,10 +170,7 @@ def test_pytorch_ood_tools_take_it(ood, net):
 
     grid = {"temperature": [0.2, 5.0], "damping": [1.0]}
     found = []
-    for tried in (
-        detector,
-        ThinkbackDetector(net, damping=0.1),
-    ):  # features kept for all values, and not
+    for tried in (detector, ThinkbackDetector(net, damping=0.1)):  # features kept, and not
         search = ood.utils.GridSearch(tried, loader(FIT), loader(NEW, FAR), grid)
         search.run()
         assert len({result["score"] for result in search.results_}) == 2
@@ -204,9 +190,7 @@ def test_pytorch_ood_grid_search_knows_what_to_try(ood, net):
 
 
 def test_pytorch_ood_s_own_benchmark_takes_it(ood):
-    """CIFAR10_ODIN with toy images in the place of its downloads; noise is that library's, marked
-    by its ToUnknown.
-    """
+    """CIFAR10_ODIN with toy images in the place of its downloads."""
     benchmark = importlib.import_module("pytorch_ood.benchmark").CIFAR10_ODIN
     sets, unknown = importlib.import_module("pytorch_ood.dataset.img"), ood.utils.ToUnknown()
     transform = import_torchvision().transforms.ToTensor()
@@ -233,10 +217,8 @@ def test_pytorch_ood_s_own_benchmark_takes_it(ood):
     peers = [ood.detector.KNN(model.features, k=5), ood.detector.MaxSoftmax(model)]
     detectors = [detector.fit(train_loader) for detector in (*ours, *peers)]
     rows = toy.evaluate(detectors, {"batch_size": 20})
-    assert [row["Detector"] for row in rows] == ["ThinkbackDetector"] * 2 + [
-        "KNN",
-        "MaxSoftmax",
-    ] + ["ThinkbackDetector"] * 2 + ["KNN", "MaxSoftmax"]
+    names = [*["ThinkbackDetector"] * 2, "KNN", "MaxSoftmax"]
+    assert [row["Detector"] for row in rows] == names * 2
     assert [row["Dataset"] for row in rows] == ["UniformNoise"] * 4 + ["GaussianNoise"] * 4
     assert all(0 <= row["AUROC"] <= 1 for row in rows)
     assert rows[0].keys() == rows[2].keys()
@@ -325,7 +307,7 @@ def test_without_pytorch_ood_the_others_work(monkeypatch):
 
 
 class Config(dict):
-    """As OpenOOD has it: a dictionary whose keys are attributes too; a missing one is a KeyError."""
+    """As OpenOOD has it: keys of a dictionary are attributes too; a missing one is a KeyError."""
 
     def __getattr__(self, key):
         return self[key]
@@ -343,9 +325,7 @@ class BasePostprocessor:
 
 
 class Evaluator:
-    """What OpenOOD's evaluator does with a post-processor, in its order: check, set up, search,
-    infer, concatenate.
-    """
+    """What OpenOOD's evaluator does, in its order: check, set up, search, infer, concatenate."""
 
     def __init__(self, net, postprocessor, loaders):
         assert isinstance(postprocessor, BasePostprocessor)
@@ -401,9 +381,8 @@ def test_openood_evaluator_finds_the_scores_of_ooddetector(net, method):
     )["far"]
     assert not net.training
     both, detector = torch.cat([NEW, FAR]), OODDetector(net, method=method).fit(loader(FIT))
-    scores = torch.cat(
-        [detector.score(loader(part)) for part in (NEW, FAR)]
-    )  # in the evaluator's own batches
+    # in the evaluator's own batches
+    scores = torch.cat([detector.score(loader(part)) for part in (NEW, FAR)])
     np.testing.assert_allclose(conf, -scores, rtol=1e-9)
     np.testing.assert_array_equal(pred, net(both).argmax(1))
     np.testing.assert_array_equal(label, np.repeat([2, -1], [len(NEW), len(FAR)]))
@@ -412,9 +391,7 @@ def test_openood_evaluator_finds_the_scores_of_ooddetector(net, method):
 
 @pytest.mark.parametrize("method", ["thinkback_averaged", "thinkback", "energy"])
 def test_openood_searches_parameters(net, method):
-    """Each combination scores as a detector fitted with it, though training data pass once; the
-    best one stays.
-    """
+    """Each combination scores as a detector fitted with it, though training data pass once."""
 
     class Thinkback(ThinkbackPostprocessor, BasePostprocessor):
         pass
@@ -444,9 +421,8 @@ def test_openood_searches_parameters(net, method):
     assert len(set(evaluator.tried.values())) > 1
     best = evaluator.postprocessor.get_hyperparam()
     assert evaluator.tried[tuple(best)] == max(evaluator.tried.values())
-    again = pickle.loads(
-        pickle.dumps(ThinkbackPostprocessor(None))
-    )  # as its script keeps them between runs
+    # as its script keeps them between runs
+    again = pickle.loads(pickle.dumps(ThinkbackPostprocessor(None)))
     assert (again.APS_mode, again.hyperparam_search_done) == (False, False)
     assert pickle.loads(pickle.dumps(_plain(evaluator.postprocessor))).get_hyperparam() == best
     evaluator.eval_ood(False)
@@ -517,29 +493,22 @@ with torch.no_grad():
     ]
 )
 def test_scikit_learn_s_own_checks(estimator, check):
-    """With default arguments; and with one column of logits and an alpha for 20 rows. None may
-    fail.
-    """
+    """With default arguments; and with one column of logits and an alpha for 20 rows."""
     check(estimator)
 
 
 def test_estimator_of_logits_alone():
     """All columns are logits and features; one column z stands for (0, z)."""
     logits, by_hand = ROWS[:, 6:], METHODS["thinkback_averaged"]
-    expected = (
-        ThinkbackEstimator(4)
-        .fit(np.hstack([logits, logits]))
-        .score_samples(np.hstack([logits, logits]))
-    )
-    np.testing.assert_allclose(
-        ThinkbackEstimator().fit(logits).score_samples(logits), expected, rtol=1e-9
-    )
+    twice = np.hstack([logits, logits])
+    expected = ThinkbackEstimator(4).fit(twice).score_samples(twice)
+    ours = ThinkbackEstimator().fit(logits).score_samples(logits)
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
     z = torch.tensor(logits[:, :1])
-    state = by_hand.fit([(z, torch.cat([0 * z, z], 1))], **by_hand.options)
-    one = ThinkbackEstimator().fit(
-        np.repeat(logits[:, :1], 2, axis=0)
-    )  # both halves of X hold much the same
-    two = by_hand(z, torch.cat([0 * z, z], 1), state, **by_hand.options)
+    pair = torch.cat([0 * z, z], 1)
+    two = by_hand(z, pair, by_hand.fit([(z, pair)]))
+    # so that both halves of X hold much the same
+    one = ThinkbackEstimator().fit(np.repeat(logits[:, :1], 2, axis=0))
     np.testing.assert_allclose(one.score_samples(logits[:, :1]), -two, rtol=0.2)
 
 
@@ -591,9 +560,9 @@ def test_estimator_is_copied_pickled_and_strict_about_columns():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_estimator_scores_and_refuses_as_ooddetector(method):
-    class Head(
-        nn.Module
-    ):  # rows as images: features and logits are columns, so no rounding comes between
+    class Head(nn.Module):
+        """Rows as images: features and logits are columns, so no rounding comes between."""
+
         def __init__(self):
             super().__init__()
             self.fc = nn.Linear(6, 4)
@@ -627,9 +596,7 @@ def test_estimator_keeps_its_promise():
 
 
 def test_estimator_reads_one_column_as_the_logit_of_a_sigmoid():
-    """Twice the squared gradient of the logistic loss of its own decision: (0, z) has two rows of
-    equal gradient.
-    """
+    """Twice the squared gradient of the logistic loss: (0, z) has two rows of equal gradient."""
     x, T = torch.from_numpy(ROWS[:, :6]), 5.0
     model = LogisticRegression().fit(x, x.sum(1) > x.sum(1).mean())
     z = model.decision_function(x)
@@ -657,10 +624,8 @@ def test_estimator_in_pipelines_searches_frames_and_files():
     np.testing.assert_array_equal(again.score_samples(frame), pipeline.score_samples(frame))
     far = np.random.default_rng(0).normal(size=(200, 10))
     rows, truth = np.vstack([ROWS, far]), np.repeat([1, -1], [len(ROWS), len(far)])
-    folds = [
-        (np.arange(300), np.arange(300, 900)),
-        (np.arange(300, 700), np.r_[:300, 700:900]),
-    ]  # fitted on inliers
+    first = np.arange(300), np.arange(300, 900)  # fitted on inliers
+    folds = [first, (np.arange(300, 700), np.r_[:300, 700:900])]
     grid = {"temperature": [0.5, 5.0], "damping": [1e-3], "method": ["thinkback", "thinkback_full"]}
     search = GridSearchCV(
         ThinkbackEstimator(4), grid, scoring="roc_auc", cv=folds, refit=False, error_score="raise"

@@ -1,6 +1,4 @@
-"""Calibration: promises by simulation within four standard errors, numbers by counting and by
-SciPy; damage, errors.
-"""
+"""Calibration: promises by simulation within four standard errors, numbers by counting."""
 
 import json
 import math
@@ -69,9 +67,7 @@ def test_threshold_is_the_order_statistic_of_exact_fractions_and_beta_tails(n, g
 
 @pytest.mark.parametrize("n", [19, 99, 100])
 def test_rejected_is_p_at_most_alpha_to_the_last_bit(n, generator):
-    """Alphas at which (n + 1) alpha is whole, where rounding could part the two; scores with and
-    without ties.
-    """
+    """Alphas at which (n + 1) alpha is whole, where rounding could part the two; with ties too."""
     scores, new = generator.random(n), generator.random(200)
     for known in (scores, np.round(5 * scores) / 7):
         both = np.concatenate(
@@ -92,9 +88,7 @@ def test_rejected_is_p_at_most_alpha_to_the_last_bit(n, generator):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("as_numpy", [False, True])
 def test_a_tie_is_no_alarm_in_any_precision(dtype, as_numpy, generator):
-    """As kept scores come in: the score that sets the threshold, compared in its own dtype and in
-    float64.
-    """
+    """The score that sets the threshold, compared in its own dtype and in float64."""
     scores = torch.from_numpy(generator.normal(size=60)).to(dtype)
     given = scores.numpy() if as_numpy else scores
     alarms = int(0.1 * 61) - 1
@@ -135,13 +129,26 @@ def test_average_rate_is_at_most_alpha_and_not_much_less(n, alpha, generator):
     assert alpha - 1 / (n + 1) - error(rates) < np.mean(rates) < alpha + error(rates)
 
 
-def test_with_delta_few_calibration_sets_break_alpha(generator):
-    draws = generator.random((600, 200))
-    broken = np.array([1 - Calibration.of(draw, 0.1, delta=0.1).threshold > 0.1 for draw in draws])
-    assert 0 < broken.mean() < 0.1 + error(broken)
-    assert (
-        np.mean([1 - Calibration.of(draw, 0.1).threshold > 0.1 for draw in draws]) > 0.35
-    )  # what delta is for
+@pytest.mark.parametrize(
+    ("n", "alpha", "delta"), [(200, 0.1, 0.1), (300, 0.05, 0.05), (60, 0.2, 0.3)]
+)
+def test_with_delta_few_calibration_sets_break_alpha(n, alpha, delta, generator):
+    draws = generator.random((600, n))
+    rates = np.array([1 - Calibration.of(draw, alpha, delta).threshold for draw in draws])
+    broken = rates > alpha
+    assert 0 < broken.mean() < delta + error(broken)
+    without = np.array([1 - Calibration.of(draw, alpha).threshold for draw in draws])
+    assert np.mean(without > alpha) > 0.35  # what delta is for
+
+
+def test_both_promises_hold_with_ties(generator):
+    """Scores 0 to 4, each of probability 1/5: the rate of a threshold is exact again."""
+    rates = []
+    for draw in np.floor(5 * generator.random((2000, 50))):
+        rates.append(Calibration.of(draw, 0.3).rejects(np.arange(5.0)).mean())
+        assert Calibration.of(draw, 0.3, 0.1).rejects(np.arange(5.0)).mean() <= rates[-1]
+    assert np.mean(rates) <= 0.3 + error(rates)
+    assert Calibration.of(np.zeros(50), 0.3).threshold > 0
 
 
 def test_p_values_are_super_uniform_with_ties_and_in_float32(generator):
@@ -195,11 +202,8 @@ def test_a_threshold_by_hand():
 def test_the_caller_keeps_his_array(generator):
     scores = torch.from_numpy(generator.normal(size=40))
     ascending = scores.sort().values
-    kept, calibration, built = (
-        ascending.clone(),
-        Calibration.of(scores, 0.1),
-        Calibration(ascending, 0.0),
-    )
+    kept = ascending.clone()
+    calibration, built = Calibration.of(scores, 0.1), Calibration(ascending, 0.0)
     scores.mul_(1000)
     ascending.mul_(1000)
     assert torch.equal(calibration.scores, kept)
@@ -301,10 +305,8 @@ def test_what_are_no_scores_is_named(kind):
         lambda v: mostly_rejected(v, np.zeros(30, int), 0.0),
     ]
     calls += [lambda v: GroupedCalibration.of(v, np.zeros(30, int)), lambda v: Calibration(v, 0.0)]
-    grouped, plain = (
-        GroupedCalibration.of(np.arange(30.0), np.zeros(30, int)),
-        Calibration.of(np.arange(30.0)),
-    )
+    plain = Calibration.of(np.arange(30.0))
+    grouped = GroupedCalibration.of(np.arange(30.0), np.zeros(30, int))
     if kind not in ("matrix", "number"):  # which are as good as others, there
         calls += [
             plain.rejects,
@@ -457,7 +459,7 @@ def test_groups_take_one_promise():
 
 
 def grouped_draw(generator, n, rare=0.05):
-    """Scores of two groups, of which the rarer lies far out: a class with few training images, say."""
+    """Scores of two groups, of which the rarer lies far out: a class with few training images."""
     group = (generator.random(n) < rare).astype(int)
     return generator.normal(size=n) + 6 * group, group
 
@@ -575,9 +577,7 @@ def test_a_rare_class_that_is_rejected_whole_is_named(generator):
 
 
 def test_naming_is_fishers_exact_test(generator):
-    """A group is named at a level as soon as the level is the probability times the number of
-    groups.
-    """
+    """A group is named once the level is the probability times the number of groups."""
     scores, group = generator.normal(size=400), np.r_[np.zeros(390, int), np.ones(10, int)]
     scores[-6:] = 5
     threshold = Calibration.of(scores).threshold
@@ -590,9 +590,7 @@ def test_naming_is_fishers_exact_test(generator):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_classes_that_do_not_differ_are_rarely_named(ties, generator):
-    """Classes of very different size, many of a handful; at a high level, so that there is
-    something to count.
-    """
+    """Classes of very different size, at a high level, so that there is something to count."""
     share = 0.7 ** np.arange(30)
     named = []
     for _ in range(400):
@@ -687,25 +685,19 @@ def ranks(alarm, stream):
 
 
 def test_ranks_are_counted_among_all_that_came_before(generator):
-    known, stream = (
-        generator.integers(9, size=40).astype(float),
-        generator.integers(9, size=600).astype(float),
-    )
+    known, stream = (generator.integers(9, size=n).astype(float) for n in (40, 600))
     places = 1 - np.random.default_rng(7).random(600)
     expected = []
     for t, score in enumerate(stream):
         past = np.r_[known, stream[:t]]
-        expected.append(
-            ((past > score).sum() + places[t] * ((past == score).sum() + 1)) / (len(past) + 1)
-        )
+        above, equal = (past > score).sum(), (past == score).sum() + 1
+        expected.append((above + places[t] * equal) / (len(past) + 1))
     np.testing.assert_allclose(ranks(DriftAlarm(known, seed=7), stream), expected, rtol=1e-15)
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_ranks_are_independent_and_uniform_unlike_p_values_of_a_fixed_set(ties, generator):
-    """Over calibration sets: the mean of 50 p-values varies as that of 50 independent ones, 1 / (12
-    * 50).
-    """
+    """The mean of 50 p-values varies as that of 50 independent ones: 1 / (12 * 50)."""
     own, fixed = [], []
     for seed in range(800):
         draw = generator.normal(size=70)
@@ -766,10 +758,8 @@ def test_a_shifted_stream_alarms_soon(shift, quiet, generator):
 
 
 def test_one_call_or_many_are_the_same(generator):
-    known, stream = (
-        generator.normal(size=50),
-        generator.normal(0.3, size=2 * CHUNK + 9).round(1).astype(np.float32),
-    )
+    known = generator.normal(size=50)
+    stream = generator.normal(0.3, size=2 * CHUNK + 9).round(1).astype(np.float32)
     whole, single, torched = (DriftAlarm(known, seed=3) for _ in range(3))
     whole.update(stream)
     for score in stream:

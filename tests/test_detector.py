@@ -1,4 +1,4 @@
-"""The detector: its promises by simulation, its numbers against the scores, its file, its errors."""
+"""The detector: its promise by simulation, its numbers against the scores, its file, errors."""
 
 import gc
 import json
@@ -25,9 +25,7 @@ FIT, HELD, NEW = X[:200], X[200:300], X[300:]
 
 
 class Net(nn.Module):
-    """Features are the input, logits its first four entries: every class occurs, no feature is
-    silent.
-    """
+    """Features are the input, logits its first four entries: every class occurs."""
 
     def __init__(self, classes=4, width=6):
         super().__init__()
@@ -42,87 +40,6 @@ class Net(nn.Module):
 
 def calibrated(method="thinkback", **options):
     return OODDetector(Net(), method=method, **options).fit(FIT).calibrate(HELD)
-
-
-def uniform_draws(n, draws, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).random((draws, n)))
-
-
-@pytest.mark.parametrize(("n", "alpha"), [(19, 0.05), (50, 0.1), (200, 0.05)])
-def test_average_rate_of_false_alarms_is_at_most_alpha_and_not_much_less(n, alpha):
-    """Scores are uniform, so a threshold t has the false-alarm rate 1 - t exactly: no inner
-    simulation.
-    """
-    rates = np.array([1 - conformal_threshold(draw, alpha) for draw in uniform_draws(n, 4000)])
-    error = 4 * rates.std() / math.sqrt(len(rates))
-    assert alpha - 1 / (n + 1) - error < rates.mean() < alpha + error
-
-
-@pytest.mark.parametrize(
-    ("n", "alpha", "delta"), [(100, 0.05, 0.1), (300, 0.05, 0.05), (60, 0.2, 0.3)]
-)
-def test_with_delta_few_calibration_sets_break_alpha(n, alpha, delta):
-    broken = np.mean(
-        [1 - conformal_threshold(draw, alpha, delta) > alpha for draw in uniform_draws(n, 2000)]
-    )
-    assert broken < delta + 4 * math.sqrt(delta / 2000)
-    without = np.mean(
-        [1 - conformal_threshold(draw, alpha) > alpha for draw in uniform_draws(n, 2000)]
-    )
-    assert without > 0.35  # what delta is for
-
-
-def test_both_promises_hold_with_ties():
-    """Scores 0 to 4, each of probability 1/5: P(score >= t) is exact again; >= the k-th score
-    itself would alarm.
-    """
-    rates = []
-    for draw in (uniform_draws(50, 2000) * 5).floor():
-        threshold = conformal_threshold(draw, 0.3)
-        rates.append(np.mean(np.arange(5) >= threshold))
-        assert np.mean(np.arange(5) >= conformal_threshold(draw, 0.3, 0.1)) <= rates[-1]
-    assert np.mean(rates) <= 0.3 + 4 * np.std(rates) / math.sqrt(2000)
-    assert conformal_threshold(torch.zeros(50).double(), 0.3) > 0
-
-
-@pytest.mark.parametrize("delta", [None, 0.037])
-@pytest.mark.parametrize("alpha", [0.003, 0.0371, 0.05, 0.1, 1 / 3, 0.49, 1 / 49, 0.07, 0.29])
-def test_too_few_scores_name_the_number_that_is_enough(alpha, delta):
-    with pytest.raises(ValueError, match=r"takes at least \d+ calibration scores, got 1") as error:
-        conformal_threshold(torch.zeros(1).double(), alpha, delta)
-    needed = int(re.search(r"at least (\d+)", str(error.value))[1])
-    conformal_threshold(torch.zeros(needed).double(), alpha, delta)
-    with pytest.raises(ValueError, match=f"takes at least {needed}"):
-        conformal_threshold(torch.zeros(needed - 1).double(), alpha, delta)
-
-
-@pytest.mark.parametrize("n", [19, 99, 100])
-def test_predict_is_p_value_at_most_alpha_to_the_last_bit(n):
-    """Alphas at which (n + 1) alpha is whole, where rounding could part the two; scores with and
-    without ties.
-    """
-    x = torch.rand(n, 6, generator=GENERATOR)
-    for images in (x, (3 * x).round()):
-        detector = OODDetector(Net(), method="thinkback_eq5")
-        for alpha in [i / (n + 1) for i in range(1, n + 1, 7)] + [0.07, 0.29, 0.58]:
-            detector.calibrate(images, alpha)
-            both = torch.cat([images, NEW, (3 * NEW).round()])
-            assert torch.equal(detector.predict(both), detector.p_value(both) <= alpha)
-
-
-def test_p_values_are_super_uniform_with_ties():
-    """P(p <= u) <= u on average over calibration sets, for every attainable u; scores take about
-    ten values.
-    """
-    n, below = 30, []
-    for draw in range(150):
-        x = torch.randint(2, (n + 100, 6), generator=torch.Generator().manual_seed(draw)).float()
-        p = OODDetector(Net(), method="thinkback_eq5").calibrate(x[:n], 0.1).p_value(x[n:])
-        assert 1 / (n + 1) <= p.min()
-        assert p.max() <= 1
-        below.append([float((p <= j / (n + 1)).double().mean()) for j in range(1, n + 2)])
-    rates, error = np.mean(below, 0), 4 * np.std(below, 0) / math.sqrt(len(below))
-    assert (rates <= np.arange(1, n + 2) / (n + 1) + error).all()
 
 
 @pytest.mark.parametrize("method", ["thinkback", "energy"])
@@ -234,9 +151,8 @@ def test_head_is_found_once_and_then_hooked_alone():
     detector.score(NEW)
     assert detector.head == "3"
     assert not any(module._forward_hooks for module in net.modules())
-    assert (
-        OODDetector(nn.Linear(6, 3), method="msp").calibrate(HELD).head == ""
-    )  # the model is its own head
+    alone = OODDetector(nn.Linear(6, 3), method="msp")  # the model is its own head
+    assert alone.calibrate(HELD).head == ""
     with pytest.raises(ValueError, match=r"is returned by the model; name the head"):
         OODDetector(nn.Sequential(nn.Linear(6, 3), nn.Tanh()), method="msp").score(NEW)
 
@@ -278,9 +194,8 @@ def test_a_class_never_predicted_is_a_warning_and_its_inputs_score_far_out():
     new = X[200:].clone()
     new[:, 3] *= 0.01
     usual, unseen = detector.score(new), detector.score(X[200:][X[200:, :4].argmax(1) == 3])
-    assert (
-        detector.state[0][3].max() < 1e16
-    )  # E is not zero there: small probabilities of the class are squared in it
+    # E is not zero there: small probabilities of the class are squared in it
+    assert detector.state[0][3].max() < 1e16
     assert unseen.median() > 5 * usual.quantile(0.95)
     detector.calibrate(X[200:300], alpha=0.1)  # calibration data that holds them keeps the promise
     assert detector.predict(NEW).double().mean() < 0.2
@@ -338,7 +253,7 @@ def test_files_and_models_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no detector at"):
         OODDetector.load(path, Net())
     path.write_bytes(b"text")
-    with pytest.raises(ValueError, match="no safetensors file, or cut short"):
+    with pytest.raises(ValueError, match="is cut short or no safetensors file"):
         OODDetector.load(path, Net())
     save_file({"w": torch.ones(1)}, path)
     with pytest.raises(ValueError, match="has format of something else, this version reads 3"):
@@ -389,9 +304,8 @@ def test_wrong_use_is_named():
 def test_alpha_and_delta_are_fractions(value):
     for fractions in ({"alpha": value}, {"alpha": 0.1, "delta": value}):
         with pytest.raises(ValueError, match=f"must lie between 0 and 1, got {value}"):
-            OODDetector(Net(), method="msp").calibrate(
-                iter([]), **fractions
-            )  # before any image is read
+            # before any image is read
+            OODDetector(Net(), method="msp").calibrate(iter([]), **fractions)
 
 
 @pytest.mark.parametrize(
@@ -415,9 +329,8 @@ def test_bad_arguments_are_named(arguments, message):
         OODDetector(Net(), **arguments)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:thinkback. classes never predicted"
-)  # an untrained network has its favorites
+# an untrained network predicts a few classes alone
+@pytest.mark.filterwarnings("ignore:thinkback. classes never predicted")
 def test_ten_lines_from_nothing(tmp_path):
     images = torch.randint(256, (120, 3, 32, 32), generator=GENERATOR).byte()
     model = import_torchvision().models.resnet18(num_classes=10)

@@ -8,39 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from problems import PROBLEMS, N
 
+from thinkback_utils import reference
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
-from thinkback_utils.scores import head_gradients
 
 ROOT = Path(__file__).parents[1]
-N, D, K = 60, 6, 4
 ALL = [DiagonalFisher, FullFisher, KroneckerFisher]
-
-
-@pytest.fixture(scope="module")
-def head():
-    generator = torch.Generator().manual_seed(1)
-    features = torch.rand(N, D, generator=generator, dtype=torch.float64)
-    weight = torch.randn(K, D, generator=generator, dtype=torch.float64)
-    bias = torch.randn(K, generator=generator, dtype=torch.float64)
-    labels = torch.randint(K, (N,), generator=generator)
-    return features, weight, bias, features @ weight.T + bias, labels
-
-
-def reference(features, weight, bias, labels, temperature, kind):
-    """Mean of squared per-sample gradients (N, K, D + 1) under the labels of that kind, by
-    autograd.
-    """
-    logits = features @ weight.T + bias
-    if kind == "model":
-        p = (logits / temperature).softmax(1)
-        squares = [
-            head_gradients(features, weight, bias, torch.full((N,), k), temperature).square()
-            for k in range(K)
-        ]
-        return sum(p[:, k, None, None] * square for k, square in enumerate(squares)).mean(0)
-    y = logits.argmax(1) if kind == "predicted" else labels
-    return head_gradients(features, weight, bias, y, temperature).square().mean(0)
+PLAIN = PROBLEMS["T = 5"]
+DATA = PLAIN.features, PLAIN.logits
 
 
 def matrices(fisher):
@@ -49,66 +25,45 @@ def matrices(fisher):
     return computed if isinstance(computed, tuple) else (computed,)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 5.0, 100.0])
+@pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("kind", ["predicted", "true", "model"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_equals_mean_of_squared_gradients(head, temperature, kind, bias):
-    features, weight, b, logits, labels = head
-    ours = DiagonalFisher(temperature, kind, bias).update(features, logits, labels).compute()
-    oracle = reference(features, weight, b, labels, temperature, kind)
-    np.testing.assert_allclose(ours, oracle if bias else oracle[:, :-1], rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 5.0])
-@pytest.mark.parametrize("kind", ["predicted", "true", "model"])
-@pytest.mark.parametrize("bias", [False, True])
-def test_full_and_factors_equal_means_of_outer_products(head, temperature, kind, bias):
-    """F and A from autograd's gradients g (N, K, D + 1); A from the bias's, which are the
-    residuals.
-    """
-    features, weight, b, logits, labels = head
-    if kind == "model":
-        p = (logits / temperature).softmax(1)
-        drawn = [(p[:, k], torch.full((N,), k)) for k in range(K)]
-    else:
-        drawn = [(torch.ones(N), logits.argmax(1) if kind == "predicted" else labels)]
-    F, A = 0, 0
-    for chance, y in drawn:
-        g = head_gradients(features, weight, b, y, temperature)
-        r, vec = g[:, :, -1], (g if bias else g[:, :, :-1]).flatten(1)
-        F, A = F + (vec * chance[:, None]).T @ vec / N, A + (r * chance[:, None]).T @ r / N
-    h = torch.cat([features, torch.ones(N, 1)], 1) if bias else features
-    full = FullFisher(temperature, kind, bias).update(features, logits, labels).compute()
-    factors = KroneckerFisher(temperature, kind, bias).update(features, logits, labels).compute()
-    for ours, oracle in ((full, F), (factors[0], A), (factors[1], h.T @ h / N)):
+def test_all_three_equal_the_mean_outer_product_of_autograd_s_gradients(name, kind, bias):
+    """The diagonal of F; F; and A, the part of F between biases, whose input is 1."""
+    case = PROBLEMS[name]
+    data, T = (case.features, case.logits, case.labels), case.temperature
+    classes = len(case.weight)
+    whole = reference.full_fisher(*case.layer, T, kind, case.labels, with_bias=True)
+    whole = whole.view(classes, -1, classes, whole.shape[1] // classes)  # (K, D + 1, K, D + 1)
+    F = whole if bias else whole[:, :-1, :, :-1]
+    F = F.reshape(F.shape[0] * F.shape[1], -1)
+    h = case.inputs(bias)
+    diagonal, full, factors = (fisher(T, kind, bias).update(*data).compute() for fisher in ALL)
+    np.testing.assert_allclose(diagonal.flatten(), F.diagonal(), rtol=1e-9, atol=0)
+    for ours, oracle in ((full, F), (factors[0], whole[:, -1, :, -1]), (factors[1], h.T @ h / N)):
         np.testing.assert_allclose(ours, oracle, rtol=1e-9, atol=1e-12 * oracle.abs().max())
-    diagonal = DiagonalFisher(temperature, kind, bias).update(features, logits, labels).compute()
-    np.testing.assert_allclose(full.diagonal(), diagonal.flatten(), rtol=1e-12)
     assert factors[0].sum(1).abs().max() < 1e-14 * factors[0].abs().max()  # residuals sum to zero
 
 
-def test_full_is_the_product_of_the_factors_if_independent(head):
+def test_full_is_the_product_of_the_factors_if_independent():
     """Every residual meets every feature: F = A ⊗ B to rounding."""
-    features, _, _, logits, _ = head
-    h, z = features.repeat(N, 1), logits.repeat_interleave(N, 0)
+    h, z = DATA[0].repeat(N, 1), DATA[1].repeat_interleave(N, 0)
     A, B = KroneckerFisher().update(h, z).compute()
     F = FullFisher().update(h, z).compute()
     np.testing.assert_allclose(F, torch.kron(A, B), rtol=1e-11, atol=1e-14 * F.abs().max())
 
 
-def test_is_not_the_square_of_the_batch_gradient(head):
-    features, weight, b, logits, labels = head
-    squared_mean = head_gradients(features, weight, b, labels, 5.0).mean(0).square()[:, :-1]
-    ours = DiagonalFisher(5.0, "true").update(features, logits, labels).compute()
-    assert (ours > 2 * squared_mean).all()
+def test_is_not_the_square_of_the_batch_gradient():
+    g = reference.head_gradients(*PLAIN.layer, PLAIN.labels, 5.0)
+    ours = DiagonalFisher(5.0, "true").update(*DATA, PLAIN.labels).compute()
+    assert (ours > 2 * g.mean(0).square()[:, :-1]).all()
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_streaming_equals_one_batch(head, kind):
-    features, _, _, logits, _ = head
-    whole, parts = kind().update(features, logits), kind()
-    for index in torch.arange(N).split(7):
-        parts.update(features[index], logits[index])
+def test_streaming_equals_one_batch(kind):
+    whole, parts = kind().update(*DATA), kind()
+    for batch in zip(*(values.split(7) for values in DATA), strict=True):
+        parts.update(*batch)
     assert parts.count == whole.count == N
     for ours, oracle in zip(matrices(parts), matrices(whole), strict=True):
         np.testing.assert_allclose(ours, oracle, rtol=1e-13, atol=1e-15 * oracle.abs().max())
@@ -123,9 +78,8 @@ def test_true_fisher_stays_exact_for_confident_samples():
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_all_reduce_alone_changes_nothing(head, kind):
-    features, _, _, logits, _ = head
-    fisher = kind().update(features, logits)
+def test_all_reduce_alone_changes_nothing(kind):
+    fisher = kind().update(*DATA)
     before = matrices(fisher)
     assert all(map(torch.equal, matrices(fisher.all_reduce()), before))
 
@@ -156,7 +110,8 @@ for kind in (DiagonalFisher, FullFisher, KroneckerFisher):
 found["numbers"] = summed(torch.tensor(0) if rank == 1 else torch.tensor([1, 2]))
 found["nobody"] = error(lambda: DiagonalFisher().all_reduce())
 found["shapes"] = error(lambda: DiagonalFisher().update(h[:, : 6 - rank], z).all_reduce())
-found["forms"] = error(lambda: (DiagonalFisher() if rank else KroneckerFisher()).update(h, z).all_reduce())
+mixed = DiagonalFisher() if rank else KroneckerFisher()
+found["forms"] = error(lambda: mixed.update(h, z).all_reduce())
 found["settings"] = error(lambda: DiagonalFisher(1.0 + rank).update(h, z).all_reduce())
 found["sums"] = error(lambda: summed(torch.zeros(2 + rank)))
 found["types"] = error(lambda: summed(torch.zeros(2, dtype=torch.float32 if rank else torch.int64)))
@@ -232,18 +187,13 @@ def test_processes_that_disagree_all_say_so_and_none_waits(processes, what, mess
     assert message in said.pop()
 
 
-def test_default_damping_is_one_gradient_spread_over_all_axes(head):
+def test_automatic_damping_is_one_gradient_spread_over_all_axes():
     """(F + trace(F) / (N P) I)^-1, and so per factor of the Kronecker form."""
-    features, _, _, logits, _ = head
-    full, factors = (
-        FullFisher().update(features, logits),
-        KroneckerFisher().update(features, logits),
-    )
+    full, factors = FullFisher().update(*DATA), KroneckerFisher().update(*DATA)
+    assert full.automatic_damping == factors.automatic_damping == 1 / N
     roots = full.inverse_root(), *factors.inverse_root()
     for root, M in zip(roots, (full.compute(), *factors.compute()), strict=True):
-        inverse = torch.linalg.inv(
-            M + M.trace() / (N * len(M)) * torch.eye(len(M), dtype=torch.float64)
-        )
+        inverse = reference.inverse(M, 1 / N)
         np.testing.assert_allclose(root @ root.T, inverse, rtol=1e-9, atol=1e-12 * inverse.max())
 
 

@@ -18,6 +18,7 @@ from thinkback_utils.gradients import (
     squared_gradients,
 )
 from thinkback_utils.models import WideResNet
+from thinkback_utils.reference import network_gradients
 
 
 def trained(net, size=16):
@@ -48,17 +49,6 @@ def images():
     return torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def by_autograd(model, x, parameters, temperature):
-    """One ordinary backward pass a sample; a class's loss written so that p - 1 is not computed."""
-    rows = []
-    for image in x:
-        z = model(image[None])[0] / temperature
-        y = z.argmax()
-        loss = -F.logsigmoid(z[y] - torch.cat([z[:y], z[y + 1 :]]).logsumexp(0))
-        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
-    return torch.stack(rows)
-
-
 def assert_close(ours, oracle, rtol=1e-9):
     error = (ours.double() - oracle).abs().amax(1) / oracle.abs().amax(1)
     assert error.max() <= rtol
@@ -73,14 +63,19 @@ def test_equals_autograd_sample_by_sample(network, images, temperature, conv):
     layers = {} if conv == "found" else {"E": conv}
     ours = gradients(network, images, ("C", "D", "E", "all"), layers, temperature)
     name = find_layers(network, images[:2], layers)["E"]
-    oracle = by_autograd(network, images, [network.get_submodule(name).weight], temperature)
+    oracle = network_gradients(network, images, [network.get_submodule(name).weight], temperature)
     assert_close(ours["E"], oracle)
     assert_close(
-        ours["D"], by_autograd(network, images, [network.bn.weight, network.bn.bias], temperature)
+        ours["D"],
+        network_gradients(network, images, [network.bn.weight, network.bn.bias], temperature),
     )
-    assert_close(ours["all"], by_autograd(network, images, list(network.parameters()), temperature))
+    assert_close(
+        ours["all"], network_gradients(network, images, list(network.parameters()), temperature)
+    )
     h = network.forward_features(images).detach()
-    rows = [by_autograd(network.fc, row[None], [row], temperature) for row in h.requires_grad_()]
+    rows = [
+        network_gradients(network.fc, row[None], [row], temperature) for row in h.requires_grad_()
+    ]
     assert_close(ours["C"], torch.cat(rows))
 
 
@@ -112,9 +107,9 @@ def test_last_layers_are_found_in_the_order_of_the_forward_pass(network, images)
     net, x = trained(Backward()), images
     assert find_layers(net, x) == {"C": "head", "D": "norm", "E": "late"}
     ours = gradients(net, x, ("D", "E", "all"))  # activations that work in place
-    assert_close(ours["D"], by_autograd(net, x, [net.norm.weight, net.norm.bias], 5.0))
-    assert_close(ours["E"], by_autograd(net, x, [net.late.weight], 5.0))
-    assert_close(ours["all"], by_autograd(net, x, list(net.parameters()), 5.0))
+    assert_close(ours["D"], network_gradients(net, x, [net.norm.weight, net.norm.bias], 5.0))
+    assert_close(ours["E"], network_gradients(net, x, [net.late.weight], 5.0))
+    assert_close(ours["all"], network_gradients(net, x, list(net.parameters()), 5.0))
 
 
 @pytest.mark.parametrize(
@@ -131,13 +126,13 @@ def test_any_plain_convolution(images, options):
         )
     )
     net(images)
-    assert_close(gradients(net, images, ["E"])["E"], by_autograd(net, images, [net[0].weight], 5.0))
+    assert_close(
+        gradients(net, images, ["E"])["E"], network_gradients(net, images, [net[0].weight], 5.0)
+    )
 
 
 def test_the_head_read_in_this_way_is_the_closed_form(network, images):
-    """Readings A and B from the gradients of all parameters, whose last two are the head's weight
-    and bias.
-    """
+    """Readings A and B from the gradients of all parameters, the last two the head's."""
     out = extract(network, images)
     h, z = network.forward_features(images).detach(), network(images).detach()
     head = gradients(network, images, ["all"])["all"][:, -650:].square()

@@ -1,6 +1,4 @@
-"""Heads of every kind are found by what the model returns, in eager passes and in graphs; others
-are refused.
-"""
+"""Heads of every kind are found by what the model returns; others are refused."""
 
 import numpy as np
 import pytest
@@ -37,9 +35,7 @@ class Net(nn.Module):
 
 
 class Cosine(nn.Module):
-    """A head that is no nn.Linear: cosines to the rows of a matrix, as sharp as ``scale`` makes
-    them.
-    """
+    """A head that is no nn.Linear: cosines to the rows of a matrix, times ``scale``."""
 
     def __init__(self, scale=16.0):
         super().__init__()
@@ -174,11 +170,9 @@ def convolutional(*end):
 @pytest.mark.parametrize(
     ("end", "name"),
     [
-        ((nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "2"),  # pooled after
-        (
-            (nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 5, 1), nn.Flatten()),
-            "3",
-        ),  # and before: the layer is linear
+        # pooled after the layer, or before: it is linear
+        ((nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "2"),
+        ((nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 5, 1), nn.Flatten()), "3"),
     ],
 )
 def test_a_convolution_as_head(end, name):
@@ -209,9 +203,7 @@ def test_a_class_for_each_pixel():
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_a_class_for_each_pixel_of_a_resized_map(align_corners):
-    """As segmentation networks end; what is linear may as well be resized before it, so it is still
-    one layer.
-    """
+    """As segmentation networks end: a linear layer, resized after it or before it."""
 
     class Net(nn.Sequential):
         def forward(self, x):
@@ -246,9 +238,7 @@ def test_a_class_for_each_token():
 
 def test_the_token_that_is_classified():
     class Last(nn.Module):
-        """As GPT-2 classifies: each token has logits, those of the last one that is no padding (0)
-        count.
-        """
+        """As GPT-2 classifies: the logits of the last token that is no padding (0) count."""
 
         def __init__(self):
             super().__init__()

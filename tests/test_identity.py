@@ -198,7 +198,7 @@ def test_a_damaged_file_is_one_error_that_names_it(damage, path):
 
 def test_a_file_cut_short_is_named(path):
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"d\.safetensors is no safetensors file, or cut short"):
+    with pytest.raises(ValueError, match=r"d\.safetensors is cut short or no safetensors file"):
         OODDetector.load(path, net())
 
 

@@ -74,9 +74,8 @@ def test_rates_are_exact_at_200_ood():
 
 def test_nearest_rule_may_stop_below_95():
     ids, oods = np.array([0.5, 1.5, 1.6]), np.r_[0.0, 1.0, np.full(18, 2.0)]
-    curve = metrics.roc(
-        ids, oods
-    )  # true-positive rate 0.9 at false-positive rates 0, 1/3 and 2/3; 0.95 at 2/3; 1
+    # true-positive rate 0.9 at false-positive rates 0, 1/3 and 2/3; 0.95 at 2/3; 1
+    curve = metrics.roc(ids, oods)
     assert metrics.fpr_at_tpr(curve) == metrics.fpr_at_tpr(curve, 0.92) == 2 / 3
     assert metrics.fpr_at_tpr(curve, 0.9) == 0
     assert metrics.fpr_at_tpr(curve, 0.9, rule="nearest") == 2 / 3
@@ -94,9 +93,7 @@ def test_draws_are_seeded_subsets():
 
 
 def test_bootstrap_interval_covers_the_truth():
-    """AUROC of two unit normals one apart is Phi(1 / sqrt 2) = 0.7602; 95 % intervals cover it
-    nearly always.
-    """
+    """AUROC of two unit normals one apart is Phi(1 / sqrt 2) = 0.7602, in its interval."""
     covered = 0
     for seed in range(20):
         generator = np.random.default_rng(seed)
@@ -113,43 +110,36 @@ def test_resamples_are_those_of_copied_images():
     """Draw the images themselves, with ties, and let scikit-learn judge each draw."""
     generator = np.random.default_rng(5)
     ids, oods = generator.normal(0, 1, 150).round(1), generator.normal(1, 1, 90).round(1)
-    fast, draws = (
-        metrics.resampled(ids, oods, 0.3, resamples=20, seed=7),
-        [np.random.default_rng([7, k]) for k in (0, 1)],
-    )
-    for row in fast:
-        a, b = (
-            np.repeat(s, g.multinomial(len(s), np.full(len(s), 1 / len(s))))
-            for s, g in zip((ids, oods), draws, strict=True)
-        )
+    draws = [np.random.default_rng([7, side]) for side in (0, 1)]
+
+    def drawn(scores, side):
+        times = draws[side].multinomial(len(scores), np.full(len(scores), 1 / len(scores)))
+        return np.repeat(scores, times)
+
+    for row in metrics.resampled(ids, oods, 0.3, resamples=20, seed=7):
+        a, b = drawn(ids, 0), drawn(oods, 1)
         np.testing.assert_allclose(row, list(metrics.ood_metrics(a, b, 0.3).values()), rtol=1e-12)
         labels = np.repeat([0, 1], [len(a), len(b)])
         assert row[2] == pytest.approx(roc_auc_score(labels, np.concatenate([a, b])), abs=1e-12)
 
 
 def test_differences_of_resamples_are_paired():
-    """Two nearly equal scores of the same images: their difference is known far better than either
-    of them.
-    """
+    """Two nearly equal scores of the same images: their difference is known far better."""
     generator = np.random.default_rng(0)
     ids, oods = generator.normal(0, 1, 400), generator.normal(1, 1, 300)
     first = metrics.resampled(ids, oods, resamples=50)
     second = metrics.resampled(ids + generator.normal(0, 0.05, 400), oods, resamples=50)
     assert np.std(first - second, axis=0)[2] < 0.2 * np.std(first, axis=0)[2]
     assert np.array_equal(first, metrics.resampled(ids, oods, resamples=50))
+    # two OOD sets share the in-distribution images
     other_set = metrics.resampled(ids, generator.normal(1, 1, 200), resamples=50)
-    assert (
-        np.corrcoef(first[:, 2], other_set[:, 2])[0, 1] > 0.2
-    )  # they share the in-distribution images
+    assert np.corrcoef(first[:, 2], other_set[:, 2])[0, 1] > 0.2
 
 
 def test_mean_auroc_and_its_interval():
     generator = np.random.default_rng(0)
-    ids, first, second = (
-        generator.normal(0, 1, 400).round(1),
-        generator.normal(1, 1, 300).round(1),
-        generator.normal(2, 1, 90),
-    )
+    ids, first = generator.normal(0, 1, 400).round(1), generator.normal(1, 1, 300).round(1)
+    second = generator.normal(2, 1, 90)
     one, half = metrics.mean_auroc(ids, [first])
     assert one == pytest.approx(metrics.ood_metrics(ids, first)["auroc"], abs=1e-12)
     both = metrics.mean_auroc(ids, [first, second])
@@ -286,9 +276,7 @@ def test_the_ends_of_a_range_are_in_it():
 
 
 def other_names(ids, oods):
-    """By scikit-learn alone, as OpenOOD's and Energy's code take them: confidences, and either side
-    as positive.
-    """
+    """By scikit-learn alone, as OpenOOD's and Energy's code take them: either side positive."""
     truth, values = np.r_[np.zeros(len(ids)), np.ones(len(oods))], np.r_[ids, oods]
     found = {}
     for side, labels, confidences in (("out", truth, values), ("in", 1 - truth, -values)):
@@ -318,10 +306,8 @@ def test_other_conventions_are_those_of_pytorch_ood(case):
     data.import_torchvision()  # which pytorch_ood imports plainly
     pytorch_ood = pytest.importorskip("pytorch_ood.metrics")
     ids, oods = CASES[case]
-    scores, labels = (
-        torch.from_numpy(np.r_[ids, oods]),
-        torch.from_numpy(np.repeat([0, -1], [len(ids), len(oods)])),
-    )
+    scores = torch.from_numpy(np.r_[ids, oods])
+    labels = torch.from_numpy(np.repeat([0, -1], [len(ids), len(oods)]))
     theirs = pytorch_ood.OODMetrics().update(scores, labels).compute()
     ours = metrics.conventions(ids, oods, area="trapezoid")
     for name, key in (("fpr95_out", "FPR95TPR"), ("aupr_in", "AUPR-IN"), ("aupr_out", "AUPR-OUT")):
@@ -330,17 +316,12 @@ def test_other_conventions_are_those_of_pytorch_ood(case):
 
 def test_the_mix_of_other_conventions_is_a_weight():
     ids, oods = CASES["ties"]
-    half, weight = (
-        metrics.conventions(ids, oods, 0.5),
-        np.repeat([1 / len(ids), 1 / len(oods)], [len(ids), len(oods)]),
-    )
-    truth, values = np.repeat([0, 1], [len(ids), len(oods)]), np.r_[ids, oods]
-    assert half["aupr_out"] == pytest.approx(
-        average_precision_score(truth, values, sample_weight=weight), abs=1e-12
-    )
-    assert half["aupr_in"] == pytest.approx(
-        average_precision_score(1 - truth, -values, sample_weight=weight), abs=1e-12
-    )
+    half, sizes = metrics.conventions(ids, oods, 0.5), [len(ids), len(oods)]
+    truth, values = np.repeat([0, 1], sizes), np.r_[ids, oods]
+    weight = np.repeat([1 / len(ids), 1 / len(oods)], sizes)
+    for side, y, score in (("aupr_out", truth, values), ("aupr_in", 1 - truth, -values)):
+        oracle = average_precision_score(y, score, sample_weight=weight)
+        assert half[side] == pytest.approx(oracle, abs=1e-12)
 
 
 def test_confidences_given_as_scores_are_noticed():

@@ -1,155 +1,222 @@
-"""Scores against autograd, torch.func and SciPy, in float64."""
+"""Scores against autograd, torch.func, SciPy and explicit inverses, and against each other."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from problems import PROBLEMS, N
 from scipy.special import logsumexp, softmax
 
-from thinkback_utils import arrays, fisher, scores
+from thinkback_utils import arrays, fisher, reference, scores
 
-N, D, K = 40, 7, 5
-TEMPERATURES = (0.5, 1.0, 5.0, 100.0)
-
-
-@pytest.fixture(scope="module")
-def head():
-    generator = torch.Generator().manual_seed(0)
-    features = torch.rand(N, D, generator=generator, dtype=torch.float64)
-    weight = 2 * torch.randn(K, D, generator=generator, dtype=torch.float64)
-    bias = torch.randn(K, generator=generator, dtype=torch.float64)
-    return features, weight, bias, features @ weight.T + bias
+PLAIN = PROBLEMS["T = 5"]
+FEATURES, LOGITS = PLAIN.features, PLAIN.logits
+K, D = PLAIN.weight.shape
 
 
-def close(a, b, rtol=1e-9):
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=0)
+def close(a, b, rtol=1e-9, atol=0.0):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
 
 
-def plain_gradients(features, weight, bias, labels, temperature):
-    """Per-sample gradients by torch.func, from log-softmax: independent of the package's own
-    reference.
-    """
-
-    def loss(w, b, h, y):
-        return F.cross_entropy((w @ h + b)[None] / temperature, y[None])
-
-    per_sample = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, None, 0, 0))
-    gradient_w, gradient_b = per_sample(weight, bias, features, labels)
-    return torch.cat([gradient_w, gradient_b[:, :, None]], 2)
+def diagonal(T, h, z, fit=None, with_bias=False, **floors):
+    E = fisher.DiagonalFisher(T, bias=with_bias).update(*(fit or (h, z))).compute()
+    return scores.thinkback(h, z, E, T, **floors)
 
 
-def test_logit_scores_equal_scipy(head):
-    logits = head[3].numpy()
-    for temperature in TEMPERATURES:
-        close(scores.msp(logits, temperature), -softmax(logits / temperature, 1).max(1), 1e-12)
-        close(
-            scores.energy(logits, temperature),
-            -temperature * logsumexp(logits / temperature, 1),
-            1e-12,
-        )
-    close(scores.max_logit(logits), -logits.max(1), 0)
+def full(T, h, z, fit=None, with_bias=False, damping=0.0):
+    root = fisher.FullFisher(T, bias=with_bias).update(*(fit or (h, z))).inverse_root(damping)
+    return scores.thinkback_full(h, z, root, T)
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_thinkback_equals_autograd_sample_by_sample(head, temperature):
-    features, weight, bias, logits = head
-    close(
-        scores.thinkback(features, logits, None, temperature),
-        scores.thinkback_autograd(features, weight, bias, None, temperature),
-    )
+def roots(T, fit, with_bias, damping):
+    return fisher.KroneckerFisher(T, bias=with_bias).update(*fit).inverse_root(damping)
+
+
+def kronecker(T, h, z, fit=None, with_bias=False, damping=0.0):
+    return scores.thinkback_kronecker(h, z, roots(T, fit or (h, z), with_bias, damping), T)
+
+
+def averaged(T, h, z, fit=None, with_bias=False, damping=0.0):
+    A, B = roots(T, fit or (h, z), with_bias, damping)
+    return scores.thinkback_averaged(h, z, (scores.label_distances(A), B), T)
+
+
+def logit_scores_of_scipy(case):
+    z, T = case.logits.numpy(), case.temperature
+    yield scores.msp(z, T), -softmax(z / T, 1).max(1), 1e-12
+    yield scores.energy(z, T), -T * logsumexp(z / T, 1), 1e-12
+    yield scores.max_logit(z), -z.max(1), 0
+    yield scores.joint_energy(z), -np.logaddexp(0, z).sum(1)
+
+
+def autograd(case):
+    h, z, T = case.features, case.logits, case.temperature
+    yield scores.thinkback(h, z, None, T), reference.thinkback_autograd(*case.layer, None, T)
+    yield scores.gradnorm(h, z, T), reference.gradnorm_autograd(*case.layer, T)
     for with_bias in (False, True):
-        expected = (
-            fisher.DiagonalFisher(temperature, bias=with_bias).update(features, logits).compute()
+        E = fisher.DiagonalFisher(T, bias=with_bias).update(h, z).compute()
+        for floors in ({}, {"damping": 0.1}, {"eps": 1e-3}):
+            oracle = reference.thinkback_autograd(*case.layer, E, T, **floors)
+            yield scores.thinkback(h, z, E, T, **floors), oracle
+
+
+def vmap_of_grad(case):
+    """Through log-softmax, which loses digits of p - 1: close by the largest gradient."""
+    y, T = case.logits.argmax(1), case.temperature
+    g = reference.head_gradients_vmap(*case.layer, y, T)
+    yield case.gradients, g, 1e-9, 1e-13 * g.abs().max()
+    r = scores.residual(case.logits, T)
+    yield torch.einsum("nk,nd->nkd", r, case.inputs(True)), case.gradients
+
+
+def explicit_inverses(case):
+    h, z, T = case.features, case.logits, case.temperature
+    for with_bias in (False, True):
+        g = (case.gradients if with_bias else case.gradients[:, :, :-1]).flatten(1)
+        r, x = case.gradients[:, :, -1], case.inputs(with_bias)
+        F, A, B = (v.T @ v / N for v in (g, r, x))
+        for damping in (0.0, 1e-3, 1.0):
+            options = {"with_bias": with_bias, "damping": damping}
+            yield full(T, h, z, **options), reference.quadratic(g, F, damping), 1e-6
+            first, second = (reference.quadratic(v, M, damping) for v, M in ((r, A), (x, B)))
+            yield kronecker(T, h, z, **options), first * second, 1e-6
+            mean = 0.0
+            for y, chance in reference.labels_of_kind("model", z, T):
+                r_y = reference.head_gradients(*case.layer, y, T)[:, :, -1]
+                mean = mean + chance * reference.quadratic(r_y, A, damping)
+            yield averaged(T, h, z, **options), mean * second, 1e-6
+
+
+def mean_over_the_fit_data(case):
+    """The number of weights; or the rank, of which a sample's leverage is at most N."""
+    h, z, T = case.features, case.logits, case.temperature
+    yield diagonal(T, h, z, eps=0.0).mean(), case.weight.numel()
+    whole, rank = full(T, h, z), (len(case.weight) - 1) * h.shape[1]
+    yield whole.mean(), rank, 1e-6
+    yield whole.clamp(max=N), whole, 1e-6
+
+
+def diagonal_is_full_under_a_diagonal_fisher(case):
+    h, z, T = case.features, case.logits, case.temperature
+    for with_bias in (False, True):
+        E = fisher.DiagonalFisher(T, bias=with_bias).update(h, z).compute()
+        root = scores.inverse_root(torch.diag(E.flatten()), 0.1)
+        yield (
+            scores.thinkback_full(h, z, root, T),
+            scores.thinkback(h, z, E, T, eps=0.0, damping=0.1),
         )
-        for damping in (0.0, 0.1):
-            close(
-                scores.thinkback(features, logits, expected, temperature, damping=damping),
-                scores.thinkback_autograd(
-                    features, weight, bias, expected, temperature, damping=damping
-                ),
-            )
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_thinkback_equals_vmap_of_grad(head, temperature):
-    features, weight, bias, logits = head
-    squared = plain_gradients(features, weight, bias, logits.argmax(1), temperature).square()
-    expected = fisher.DiagonalFisher(temperature, bias=True).update(features, logits).compute()
-    # At T = 0.5 log-softmax itself has lost digits of p - 1, so the tolerance is that of the
-    # independent oracle.
-    tolerance = 1e-9 if temperature > 1 else 1e-5
-    close(
-        scores.thinkback(features, logits, None, temperature),
-        squared[:, :, :-1].sum((1, 2)),
-        tolerance,
-    )
-    close(
-        scores.thinkback(features, logits, expected, temperature),
-        (squared / expected).sum((1, 2)),
-        tolerance,
-    )
+def kronecker_is_full_if_residuals_and_features_are_independent(case):
+    T, every = case.temperature, 30
+    h = case.features[:every].repeat(every, 1)
+    z = case.logits[:every].repeat_interleave(every, 0)  # each residual meets each feature
+    yield full(T, h, z), kronecker(T, h, z), 1e-6
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_gradnorm_equals_autograd(head, temperature):
-    features, weight, bias, logits = head
-    close(
-        scores.gradnorm(features, logits, temperature),
-        scores.gradnorm_autograd(features, weight, bias, temperature),
-    )
+def bias_is_the_weight_of_a_feature_that_is_always_1(case):
+    for form in (diagonal, full, kronecker, averaged):
+        ours = form(case.temperature, case.features, case.logits, with_bias=True, damping=0.1)
+        yield ours, form(case.temperature, case.inputs(True), case.logits, damping=0.1)
+
+
+def only_p_changes_with_temperature(case):
+    """Under a Fisher, the factor 1 / T^2 of the gradient cancels, and so do units of features."""
+    h, z, T = case.features, case.logits, case.temperature
+    for form in (diagonal, full, kronecker, averaged):
+        for damping in (1e-3, None) if form in (full, kronecker) else (1e-3,):
+            scaled = form(3 * T, 10 * h, 3 * z, damping=damping)
+            yield scaled, form(T, h, z, damping=damping), 1e-7
+
+
+def coordinates_of_features_cancel_undamped(case):
+    h, z, T = case.features, case.logits, case.temperature
+    width, generator = h.shape[1], torch.Generator().manual_seed(4)
+    noise = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    mixed = h @ (torch.eye(width, dtype=torch.float64) + 0.3 * noise)
+    for form in (full, kronecker, averaged):
+        yield form(T, mixed, z), form(T, h, z), 1e-6
+
+
+def temperature_to_infinity(case):
+    """Softmax tends to 1 / K: what is left is the length of the features."""
+    h, z, T, classes = case.features, case.logits, 1e9, len(case.weight)
+    length = h.square().sum(1)
+    yield T**2 * scores.thinkback(h, z, None, T), (1 - 1 / classes) * length, 1e-6
+    yield scores.msp(z, T), torch.full((N,), -1 / classes), 1e-6
+    yield scores.energy(z, T) + T * np.log(classes), -z.mean(1), 1e-5, 1e-5
+
+
+def unit_features(case):
+    """Of directions, Eq. 5 is the squared residual alone."""
+    h, z, T = case.features, case.logits, case.temperature
+    alone = scores.residual(z, T).square().sum(1)
+    yield scores.thinkback(F.normalize(h), z, None, T), alone
+    yield scores.thinkback(h, z, None, T), alone * h.square().sum(1)
+
+
+def two_classes(case):
+    """The residual is (q, -q) / T, q the probability of the class not chosen."""
+    h, z, T = case.features, case.logits[:, :2], case.temperature
+    q = torch.sigmoid(-(z[:, 0] - z[:, 1]).abs() / T)
+    yield scores.thinkback(h, z, None, T), 2 * (q / T).square() * h.square().sum(1)
+    yield scores.msp(z, T), q - 1, 1e-12
+    A, B = torch.eye(2, dtype=torch.float64), torch.eye(h.shape[1], dtype=torch.float64)
+    weights = scores.label_distances(A), B  # p^T C p / 2 = 2 q (1 - q)
+    oracle = 2 * q * (1 - q) / T**2 * h.square().sum(1)
+    yield scores.thinkback_averaged(h, z, weights, T), oracle
+
+
+IDENTITIES = [
+    logit_scores_of_scipy,
+    autograd,
+    vmap_of_grad,
+    explicit_inverses,
+    mean_over_the_fit_data,
+    diagonal_is_full_under_a_diagonal_fisher,
+    kronecker_is_full_if_residuals_and_features_are_independent,
+    bias_is_the_weight_of_a_feature_that_is_always_1,
+    only_p_changes_with_temperature,
+    coordinates_of_features_cancel_undamped,
+    temperature_to_infinity,
+    unit_features,
+    two_classes,
+]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("identity", IDENTITIES, ids=lambda identity: identity.__name__)
+def test_identity(identity, name):
+    pairs = list(identity(PROBLEMS[name]))
+    assert pairs
+    for pair in pairs:
+        close(*pair)
 
 
 def test_residual_of_a_confident_sample_keeps_its_digits():
     logits = torch.tensor([[0.0, -60.0, -70.0]], dtype=torch.float64)
-    exact = np.exp(-60.0) + np.exp(
-        -70.0
-    )  # p_0 - 1 is minus this, far below float64's grid around 1
+    exact = np.exp(-60.0) + np.exp(-70.0)  # 1 - p_0, far below float64's grid around 1
     close(scores.residual(logits, 1.0)[0, 0], -exact, 1e-14)
     assert logits.softmax(1)[0, 0] - 1 == 0
 
 
-def test_temperature_cancels_outside_the_softmax(head):
-    """In Eq. 6 the factor 1 / T^2 of the gradient divides out: only p changes with T."""
-    features, _, _, logits = head
-    scaled = scores.thinkback(
-        features, 3 * logits, fisher.DiagonalFisher(3.0).update(features, 3 * logits).compute(), 3.0
-    )
-    plain = scores.thinkback(
-        features, logits, fisher.DiagonalFisher(1.0).update(features, logits).compute(), 1.0
-    )
-    close(scaled, plain)
-
-
-def test_mean_normalised_score_of_the_fit_data_is_the_number_of_weights(head):
-    features, _, _, logits = head
-    expected = fisher.DiagonalFisher().update(features, logits).compute()
-    close(scores.thinkback(features, logits, expected, eps=0.0).mean(), K * D)
-
-
-def test_kind_and_dtype_follow_the_input(head):
-    features, _, _, logits = head
-    as_numpy = scores.thinkback(features.numpy(), logits.numpy())
+def test_kind_and_dtype_follow_the_input():
+    as_numpy = scores.thinkback(FEATURES.numpy(), LOGITS.numpy())
     assert isinstance(as_numpy, np.ndarray)
     assert as_numpy.dtype == np.float64
-    as_torch = scores.thinkback(features.float(), logits.float())
+    as_torch = scores.thinkback(FEATURES.float(), LOGITS.float())
     assert as_torch.dtype == torch.float64
-    close(as_torch, as_numpy, 1e-5)
+    close(as_torch, as_numpy, 1e-4)
 
 
-def test_dead_unit_explodes_without_damping_only(head):
-    features, _, _, logits = head
-    features = features.clone()
-    features[:, 0] = 0
-    expected = fisher.DiagonalFisher().update(features, logits).compute()
-    alive = features.clone()
-    alive[:, 0] = 0.1
-    ratio = scores.thinkback(alive, logits, expected) / scores.thinkback(features, logits, expected)
+def test_a_feature_silent_on_the_fit_data_explodes_without_damping_only():
+    fit = FEATURES * (torch.arange(D) > 0), LOGITS
+    awake = fit[0] + 0.1 * (torch.arange(D) == 0)
+    ratio = diagonal(5.0, awake, LOGITS, fit) / diagonal(5.0, *fit)
     assert ratio.min() > 1e8
-    tame = scores.thinkback(alive, logits, expected, damping=0.1) / scores.thinkback(
-        features, logits, expected, damping=0.1
-    )
-    assert tame.max() < 10
+    damped = diagonal(5.0, awake, LOGITS, fit, damping=0.1) / diagonal(5.0, *fit, damping=0.1)
+    assert damped.max() < 10
 
 
 @pytest.mark.parametrize(
@@ -196,176 +263,34 @@ def test_bad_input_names_what_and_where(change, message):
         scores.thinkback(**({"features": torch.rand(3, D), "logits": torch.rand(3, K)} | change))
 
 
-def explicit(features, weight, bias, root_columns, temperature=5.0):
-    """vec(g) of the network's own decision by autograd, (N, K D) or (N, K (D + 1)) with the bias."""
-    labels = (features @ weight.T + bias).argmax(1)
-    gradients = scores.head_gradients(features, weight, bias, labels, temperature)
-    return gradients[:, :, :root_columns].flatten(1)
+def test_singular_factors_are_finite_and_continuous_in_the_damping():
+    """A is singular always, B through a silent and a doubled feature."""
+    h = torch.cat([0 * FEATURES[:, :1], FEATURES[:, 1:], FEATURES[:, 1:2]], 1)
+    for form in (full, kronecker):
+        limit = form(5.0, h, LOGITS)
+        for damping, tolerance in ((1e-7, 1e-2), (1e-9, 1e-4), (1e-11, 1e-6)):
+            close(form(5.0, h, LOGITS, damping=damping), limit, tolerance)
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("damping", [0.0, 1e-3, 1.0])
-def test_full_equals_explicit_inverse_sample_by_sample(temperature, with_bias, damping):
-    generator = torch.Generator().manual_seed(3)
-    features = torch.randn(200, D, generator=generator, dtype=torch.float64)
-    weight = torch.randn(K, D, generator=generator, dtype=torch.float64)
-    bias = torch.randn(K, generator=generator, dtype=torch.float64)
-    logits = features @ weight.T + bias
-    g = explicit(features, weight, bias, D + with_bias, temperature)
-    F = g.T @ g / len(g)
-    floor = damping * F.trace() / len(F) * torch.eye(len(F), dtype=torch.float64)
-    inverse = (
-        torch.linalg.inv(F + floor) if damping else torch.linalg.pinv(F, hermitian=True, rtol=1e-12)
-    )
-    root = (
-        fisher.FullFisher(temperature, bias=with_bias)
-        .update(features, logits)
-        .inverse_root(damping)
-    )
-    ours = scores.thinkback_full(features, logits, root, temperature)
-    close(ours, torch.einsum("np,pq,nq->n", g, inverse, g), 1e-8)
-    if not damping:  # the mean is the rank, and a sample's leverage is at most N
-        assert root.shape[1] == (K - 1) * (D + with_bias)
-        close(ours.mean(), root.shape[1])
-        assert ours.max() <= len(g) * (1 + 1e-9)
+def test_a_feature_silent_on_the_fit_data_is_unseen_undamped_and_bounded_damped():
+    fit = FEATURES * (torch.arange(D) > 0), LOGITS
+    for form in (full, kronecker):
+        close(form(5.0, FEATURES, LOGITS, fit), form(5.0, *fit), 1e-7)
+        damped = form(5.0, FEATURES, LOGITS, fit, damping=None)
+        assert (damped > form(5.0, *fit, damping=None)).all()
+    length = scores.thinkback(FEATURES, LOGITS) / scores.thinkback(*fit).mean()
+    assert (full(5.0, FEATURES, LOGITS, fit, damping=None) <= N * K * D * length).all()
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("damping", [0.0, 1e-3])
-def test_kronecker_equals_explicit_inverses(head, with_bias, damping):
-    features, weight, bias, logits = head
-    r = scores.head_gradients(features, weight, bias, logits.argmax(1), 5.0)[:, :, -1]
-    h = torch.cat([features, torch.ones(N, 1)], 1) if with_bias else features
-
-    def quadratic(x):
-        M = x.T @ x / N
-        damped = M + damping * M.trace() / len(M) * torch.eye(len(M), dtype=torch.float64)
-        return torch.einsum(
-            "np,pq,nq->n", x, torch.linalg.pinv(damped, hermitian=True, rtol=1e-12), x
-        )
-
-    roots = fisher.KroneckerFisher(bias=with_bias).update(features, logits).inverse_root(damping)
-    close(scores.thinkback_kronecker(features, logits, roots), quadratic(r) * quadratic(h), 1e-8)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_averaged_is_the_mean_of_the_statistic_over_labels(head, temperature):
-    """One label at a time, with explicit inverses; a nearly sure sample keeps its digits."""
-    features, _, _, logits = head
-    logits = logits.clone()
-    logits[0] = torch.tensor([40.0, *[0.0] * (logits.shape[1] - 1)])
-    A, B = (torch.randn(n, n).double() for n in (logits.shape[1], features.shape[1]))
-    roots = scores.inverse_root(A @ A.T), scores.inverse_root(B @ B.T)
-    p, total = (logits / temperature).softmax(1), 0
-    for label in range(logits.shape[1]):
-        r = scores.residual(logits, temperature, torch.full((len(logits),), label))
-        total = total + p[:, label] * torch.einsum("nk,kj,nj->n", r, torch.linalg.inv(A @ A.T), r)
-    expected = total * torch.einsum("nd,de,ne->n", features, torch.linalg.inv(B @ B.T), features)
-    weights = scores.label_distances(roots[0]), roots[1]
-    close(scores.thinkback_averaged(features, logits, weights, temperature), expected, 1e-6)
-
-
-def test_kronecker_equals_full_if_residuals_and_features_are_independent(head):
-    features, _, _, logits = head
-    h, z = features.repeat(N, 1), logits.repeat_interleave(N, 0)  # every pair
-    full = fisher.FullFisher().update(h, z).inverse_root(0.0)
-    factors = fisher.KroneckerFisher().update(h, z).inverse_root(0.0)
-    close(scores.thinkback_full(h, z, full), scores.thinkback_kronecker(h, z, factors), 1e-8)
-
-
-def test_full_with_a_diagonal_fisher_is_the_diagonal_score(head):
-    features, _, _, logits = head
-    for with_bias in (False, True):
-        expected = fisher.DiagonalFisher(bias=with_bias).update(features, logits).compute()
-        for damping in (0.0, 0.1):
-            root = scores.inverse_root(torch.diag(expected.flatten()), damping)
-            diagonal = scores.thinkback(features, logits, expected, eps=0.0, damping=damping)
-            close(scores.thinkback_full(features, logits, root), diagonal)
-
-
-def both(features, logits, fit_features, fit_logits, damping=0.0, temperature=5.0):
-    """The full and the Kronecker score of samples under Fishers of others."""
-    full, factors = (kind(temperature) for kind in (fisher.FullFisher, fisher.KroneckerFisher))
-    return (
-        scores.thinkback_full(
-            features,
-            logits,
-            full.update(fit_features, fit_logits).inverse_root(damping),
-            temperature,
-        ),
-        scores.thinkback_kronecker(
-            features,
-            logits,
-            factors.update(fit_features, fit_logits).inverse_root(damping),
-            temperature,
-        ),
-    )
-
-
-def test_coordinates_of_features_and_temperature_do_not_matter_undamped(head):
-    """Any invertible map of the features cancels; so does 1 / T^2. Damped, what cancels is a common
-    scale.
-    """
-    features, _, _, logits = head
-    mixing = torch.eye(D, dtype=torch.float64) + 0.3 * torch.randn(
-        D, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64
-    )
-    mixed = features @ mixing
-    for ours, oracle in zip(
-        both(mixed, logits, mixed, logits), both(features, logits, features, logits), strict=True
-    ):
-        close(ours, oracle, 1e-7)
-    for damping in (0.0, 0.01, None):
-        plain = both(features, logits, features, logits, damping, 1.0)
-        for ours, oracle in zip(
-            both(10 * features, 3 * logits, 10 * features, 3 * logits, damping, 3.0),
-            plain,
-            strict=True,
-        ):
-            close(ours, oracle, 1e-8)
-
-
-def test_singular_factors_are_finite_and_continuous_in_the_damping(head):
-    """A is singular always, B through a silent and a doubled feature: damping to 0 meets the
-    pseudo-inverse.
-    """
-    features, _, _, logits = head
-    features = torch.cat([0 * features[:, :1], features[:, 1:], features[:, 1:2]], 1)
-    limit = both(features, logits, features, logits, 0.0)
-    for damping, tolerance in ((1e-7, 1e-2), (1e-9, 1e-4), (1e-11, 1e-6)):
-        for ours, oracle in zip(
-            both(features, logits, features, logits, damping), limit, strict=True
-        ):
-            close(ours, oracle, tolerance)
-
-
-def test_a_feature_silent_on_the_fit_data_is_unseen_undamped_and_bounded_damped(head):
-    features, _, _, logits = head
-    fit = features * (torch.arange(D) > 0)
-    for awake, silent in zip(
-        both(features, logits, fit, logits), both(fit, logits, fit, logits), strict=True
-    ):
-        close(awake, silent, 1e-7)
-    full, kronecker = both(features, logits, fit, logits, None)
-    before = both(fit, logits, fit, logits, None)
-    assert (full > before[0]).all()
-    assert (kronecker > before[1]).all()
-    rarity = N * K * D * scores.thinkback(features, logits) / scores.thinkback(fit, logits).mean()
-    assert (full <= rarity).all()
-
-
-def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind(head):
-    features, _, _, logits = head
-    root = fisher.FullFisher().update(features, logits).inverse_root()
-    roots = fisher.KroneckerFisher().update(features, logits).inverse_root()
-    long = scores.thinkback_full(features.repeat(60, 1), logits.repeat(60, 1), root)
-    close(long, scores.thinkback_full(features, logits, root).repeat(60), 1e-12)
-    as_numpy = scores.thinkback_full(features.numpy(), logits.numpy(), root.numpy())
-    assert isinstance(as_numpy, np.ndarray)
-    assert isinstance(
-        scores.thinkback_kronecker(features.numpy(), logits.numpy(), roots), np.ndarray
-    )
+def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind():
+    root = fisher.FullFisher().update(FEATURES, LOGITS).inverse_root()
+    once = scores.thinkback_full(FEATURES, LOGITS, root)
+    long = scores.thinkback_full(FEATURES.repeat(30, 1), LOGITS.repeat(30, 1), root)
+    close(long, once.repeat(30), 1e-12)
+    given = FEATURES.numpy(), LOGITS.numpy()
+    assert isinstance(scores.thinkback_full(*given, root.numpy()), np.ndarray)
+    pair = fisher.KroneckerFisher().update(FEATURES, LOGITS).inverse_root()
+    assert isinstance(scores.thinkback_kronecker(*given, pair), np.ndarray)
 
 
 @pytest.mark.parametrize(

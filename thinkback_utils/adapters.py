@@ -1,6 +1,4 @@
-"""The detector in the clothes of other libraries: pytorch-ood, OpenOOD and scikit-learn call it as
-one of their own.
-"""
+"""The detector with the interfaces of pytorch-ood, OpenOOD and scikit-learn."""
 
 from __future__ import annotations
 
@@ -33,14 +31,14 @@ except ImportError:  # the other two do without it
 
 
 class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
-    """For pytorch-ood: an :class:`OODDetector` that its benchmark, metrics and ``GridSearch`` take
-    as their own.
+    """For pytorch-ood: an :class:`OODDetector` with the interface of its detectors.
 
-    Of any classifier, ``ThinkbackDetector(model)`` finds the head itself. Beside it stands the form
-    of that library's own detectors of features, ``ThinkbackDetector(encoder, head)``, where its
-    tools run the encoder once for several detectors. As there, scores are higher = more OOD and
-    samples with labels < 0 are not fitted on. A whole classifier runs in evaluation mode; an
-    encoder runs as it is, so call ``model.eval()`` first.
+    Its benchmark, metrics and ``GridSearch`` take it. Of any classifier,
+    ``ThinkbackDetector(model)`` finds the head itself. Beside it stands the form of that library's
+    own detectors of features, ``ThinkbackDetector(encoder, head)``, where its tools run the encoder
+    once for several detectors. As there, scores are higher = more OOD and samples with labels < 0
+    are not fitted on. A whole classifier runs in evaluation mode; an encoder runs as it is, so call
+    ``model.eval()`` first.
 
     Args:
         encoder: without ``head``, the whole classifier; with it, what makes features (B, D) of
@@ -79,8 +77,7 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
                 " 'thinkback-utils[peers]'"
             )
         super().__init__()
-        # the library moves what is here to a device, and may run the encoder once for several
-        # detectors
+        # the library moves these to a device, and may run the encoder once for several detectors
         self.model: nn.Module | None = None
         self.encoder: Callable[[Tensor], Tensor] | None = None
         self.head: nn.Module | None = None
@@ -107,10 +104,10 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
     def fit(
         self, data_loader: Iterable[tuple[Any, Tensor]], device: str | None = None
     ) -> ThinkbackDetector:
-        """Fit on batches (images, labels), which stream; ``device``: where the networks go first,
-        if given.
+        """Fit on batches (images, labels), which stream.
 
-        Where labels are maps, of pixels, an image with a label < 0 in it is left out.
+        ``device``: where the networks go first, if given. Where labels are maps, of pixels, an
+        image with a label < 0 in it is left out.
         """
         if device is not None:
             self.to(device)
@@ -130,7 +127,7 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
         return self._score(x)
 
     def predict_features(self, x: Tensor) -> Tensor:
-        """Scores of features (B, D), float64 (B,), higher = more OOD, in the form (encoder, head)."""
+        """Scores of features (B, D), float64 (B,), higher = more OOD: the form (encoder, head)."""
         self._needs_head()
         return self._score(x.detach())
 
@@ -177,8 +174,9 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
 def _known(
     batches: Iterable[tuple[Any, Tensor]], encode: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[Any]:
-    """What is not marked as OOD, by a label < 0: the inputs of the model and, where there is one
-    each, their labels.
+    """Batches without the samples that are marked as OOD, by a label < 0.
+
+    Inputs of the model and, where there is one each, labels.
     """
     for x, y in batches:
         labels = torch.as_tensor(y)
@@ -192,14 +190,13 @@ def _known(
 
 
 class ThinkbackPostprocessor:
-    """For OpenOOD: what :class:`OODDetector` does, on the logits and features that an OpenOOD
-    network returns.
+    """For OpenOOD: what :class:`OODDetector` does, as a post-processor.
 
-    It has all that OpenOOD 1.5 asks of a post-processor: ``setup``, ``postprocess`` and
-    ``inference`` with the arguments of ``BasePostprocessor``, and ``APS_mode``, ``args_dict``,
-    ``set_hyperparam``, ``get_hyperparam`` and ``hyperparam_search_done`` for the automatic
-    parameter search. Its ``OODEvaluator`` takes any such class. Its ``Evaluator`` asks for
-    OpenOOD's own base class as well:
+    It works on the logits and features that an OpenOOD network returns. It has all that OpenOOD 1.5
+    asks of a post-processor: ``setup``, ``postprocess`` and ``inference`` with the arguments of
+    ``BasePostprocessor``, and ``APS_mode``, ``args_dict``, ``set_hyperparam``, ``get_hyperparam``
+    and ``hyperparam_search_done`` for the automatic parameter search. Its ``OODEvaluator`` takes
+    any such class. Its ``Evaluator`` asks for OpenOOD's own base class as well; then write
     ``class Thinkback(ThinkbackPostprocessor, BasePostprocessor): pass``.
 
     Args:
@@ -212,11 +209,12 @@ class ThinkbackPostprocessor:
         ValueError: on an unknown method or option, as :class:`OODDetector` does; on a search
             without a sweep.
 
-    >>> from types import SimpleNamespace
-    >>> config = SimpleNamespace(postprocessor=SimpleNamespace(postprocessor_args={"method": "energy"}))
+    >>> from types import SimpleNamespace as Config
+    >>> config = Config(postprocessor=Config(postprocessor_args={"method": "energy"}))
     >>> net = nn.Linear(2, 2)
     >>> net.forward = lambda x, return_feature=False: (x, x)
-    >>> ThinkbackPostprocessor(config).postprocess(net, torch.tensor([[0.0, 9.0]]))  # class 1, confidence = -score
+    >>> processor = ThinkbackPostprocessor(config)
+    >>> processor.postprocess(net, torch.tensor([[0.0, 9.0]]))  # class 1, confidence = -score
     (tensor([1]), tensor([9.0001], dtype=torch.float64))
     """
 
@@ -238,9 +236,8 @@ class ThinkbackPostprocessor:
         for name, values in self.args_dict.items():
             for value in values:  # checked now, not after an hour of scoring
                 checked_options(self.method, {_option(name): value})
-        self._fishers: dict[
-            float, Any
-        ] = {}  # by temperature: the other options need no further pass
+        # by temperature: the other options need no further pass
+        self._fishers: dict[float, Any] = {}
         if METHODS[self.method].fisher is None:
             self._choose()
 
@@ -258,10 +255,8 @@ class ThinkbackPostprocessor:
             return
         sweep = {_option(name): values for name, values in self.args_dict.items()}
         temperatures = {self.options["temperature"], *sweep.get("temperature", [])}
-        self._fishers, seen = (
-            {temperature: method.fisher(temperature) for temperature in temperatures},
-            FitData(),
-        )
+        self._fishers = {temperature: method.fisher(temperature) for temperature in temperatures}
+        seen = FitData()
         for batch in id_loader_dict["train"]:
             features, logits = _pass(net, batch["data"])
             seen.update(features, logits, batch.get("label"))
@@ -273,9 +268,7 @@ class ThinkbackPostprocessor:
         warn(seen.all_reduce().remarks(silent=self.options["damping"] == 0), stacklevel=2)
 
     def postprocess(self, net: nn.Module, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted classes int64 (B,) and confidences float64 (B,): minus the score, *lower* =
-        more OOD.
-        """
+        """Classes int64 (B,) and confidences float64 (B,): minus the score, *lower* = more OOD."""
         if self.state is None:
             raise ValueError(
                 "thinkback: the post-processor is not fitted; call setup(net, id_loader_dict, ...)"
@@ -323,9 +316,7 @@ class ThinkbackPostprocessor:
         if method.fisher is None:
             self.state = method.state(None, self.options)
             return
-        fisher = self._fishers.get(
-            self.options["temperature"]
-        )  # of a temperature that was not swept: set up again
+        fisher = self._fishers.get(self.options["temperature"])  # None: set up again for it
         self.state = None if fisher is None else method.state(fisher, self.options)
 
 
@@ -335,9 +326,7 @@ def _option(name: str) -> str:
 
 
 def _entry(config: Any, name: str) -> Any:
-    """A value of OpenOOD's configuration, which raises KeyError where other objects raise
-    AttributeError.
-    """
+    """A value of OpenOOD's configuration, which raises KeyError where it lacks one."""
     try:
         return getattr(config, name, None)
     except KeyError:
@@ -366,7 +355,7 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             (0, z).
         method: a key of ``methods.METHODS``.
         alpha: largest rate of false alarms, in (0, 1).
-        temperature, eps, damping: options of the method; its defaults when None.
+        temperature, eps, damping: options of the method; None: not given, its default.
 
     Attributes:
         offset_: rows with ``score_samples < offset_`` are outliers; the same as
@@ -402,8 +391,9 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.temperature, self.eps, self.damping = temperature, eps, damping
 
     def fit(self, X: Any, y: Any = None) -> ThinkbackEstimator:
-        """Fit on half of the in-distribution rows X (N, D + n_classes), calibrate on the other; y
-        is ignored.
+        """Fit on half of the in-distribution rows X (N, D + n_classes), calibrate on the other.
+
+        The labels y are ignored.
         """
         if self.n_classes is not None and not (
             isinstance(self.n_classes, Integral) and self.n_classes >= 1
@@ -414,9 +404,7 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             )
         minimum_scores(self.alpha)  # which checks it
         options = {"temperature": self.temperature, "eps": self.eps, "damping": self.damping}
-        given: dict[str, Any] = {
-            name: value for name, value in options.items() if value is not None
-        }
+        given: dict[str, Any] = {n: value for n, value in options.items() if value is not None}
         detector = OODDetector(method=self.method, **given)
         least = (self.n_classes or 0) + 1
         rows = validate_data(
@@ -427,8 +415,9 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         return self._calibrate(held_out)
 
     def calibrate(self, X: Any) -> ThinkbackEstimator:
-        """Set ``offset_`` by other in-distribution rows X (N, D + n_classes), all of them; what was
-        fitted stays.
+        """Set ``offset_`` by other in-distribution rows X (N, D + n_classes), all of them.
+
+        What was fitted stays.
         """
         check_is_fitted(self)
         return self._calibrate(validate_data(self, X, dtype=np.float64, reset=False))
@@ -452,11 +441,10 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _calibrate(self, rows: NDArray[np.float64]) -> ThinkbackEstimator:
         needed = minimum_scores(self.alpha)
         if len(rows) < needed:
-            takes = (
-                f"alpha={self.alpha} takes at least {needed} rows to calibrate on, got {len(rows)}"
-            )
+            takes = f"alpha={self.alpha} takes at least {needed} rows to calibrate on"
             fit = f"fit, which calibrates on one half, takes {2 * needed - 1}"
-            warn([f"{takes}; nothing is called an outlier, and {fit}"], stacklevel=2)
+            got = f"{takes}, got {len(rows)}; nothing is called an outlier, and {fit}"
+            warn([got], stacklevel=2)
             self.offset_: float = -math.inf
         else:
             self.detector_.calibrate(self._split(rows), self.alpha)

@@ -1,4 +1,4 @@
-"""Arrays as they come in, torch or NumPy: checked, and in float64; or the reason why not."""
+"""Check arrays that users give, torch or NumPy, and convert them to float64."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ Array = TypeVar("Array", Tensor, NDArray[np.floating])
 
 
 def doubled(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU where the device has none."""
+    """The tensor in float64, on the CPU where its device has no float64."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def as_matrix(name: str, values: object) -> Tensor:
-    """A float64 matrix, or the reason why ``values`` is none."""
+    """``values`` as a finite float64 matrix, or a ValueError that says why they are none."""
     tensor = _floating(name, values)
-    if (
-        not math.isfinite(tensor.sum().item()) and (bad := ~torch.isfinite(tensor)).any()
-    ):  # the sum is the fast half
+    bad = _not_finite(tensor)
+    if bad is not None:
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(
             f"thinkback: {name} has {int(bad.sum())} values that are not finite, "
@@ -33,8 +32,9 @@ def as_matrix(name: str, values: object) -> Tensor:
 
 
 def as_pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
-    """Both as float64; whether features are finite is left to :func:`as_given`, since no score
-    hides it.
+    """Features and logits in float64, checked to agree on N and device, with K >= 2.
+
+    Whether features are finite is left to :func:`as_given`, since no score hides it.
     """
     h, z = _floating("features", features).double(), as_matrix("logits", logits)
     if len(h) != len(z):
@@ -54,15 +54,19 @@ def as_pair(features: object, logits: object) -> tuple[Tensor, Tensor]:
 
 
 def as_weights(name: str, values: object, features: Tensor) -> Tensor:
-    """What a fit left, larger than a batch; whether it is finite is left to :func:`as_given`."""
+    """Weights that a fit left, in float64 on the features' device.
+
+    Whether they are finite is left to :func:`as_given`, since they are larger than a batch.
+    """
     return doubled(_floating(name, values)).to(features.device)
 
 
 def as_given(score: Tensor, given: Array, **causes: Tensor) -> Array:
-    """The score as the kind of array that was given; one that is not finite is an error of its
-    first bad cause.
+    """The score as the kind of array that was given; one that is not finite is an error.
+
+    The error names the first cause that is not finite, or the largest numbers.
     """
-    if not math.isfinite(score.sum().item()) and not bool(score.isfinite().all()):
+    if _not_finite(score) is not None:
         for name, values in causes.items():
             as_matrix(name, values)
         largest = ", ".join(
@@ -76,10 +80,26 @@ def as_given(score: Tensor, given: Array, **causes: Tensor) -> Array:
 
 
 def positive(temperature: float) -> float:
-    """The temperature T, if it is one."""
+    """Return the temperature T, which must be positive and finite."""
     if not 0 < temperature < float("inf"):
         raise ValueError(f"thinkback: temperature must be positive and finite, got {temperature}")
     return temperature
+
+
+def as_numpy(values: object) -> object:
+    """A tensor as an array on the CPU, a floating one in float64: NumPy has no bfloat16."""
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.double() if values.is_floating_point() else values).numpy()
+
+
+def _not_finite(tensor: Tensor) -> Tensor | None:
+    """A mask of the values that are not finite; None if all are."""
+    if math.isfinite(tensor.sum().item()):  # faster than a look at each value
+        return None
+    bad = ~tensor.isfinite()
+    return bad if bool(bad.any()) else None
 
 
 def _floating(name: str, values: object) -> Tensor:

@@ -1,5 +1,4 @@
-"""From scores to verdicts with a promise: thresholds, p-values, groups, lists of discoveries, and
-an alarm for drift.
+"""From scores to verdicts with a promise: thresholds, p-values, groups, alarms for drift.
 
 All here is about scores, higher = more OOD, as torch or NumPy arrays of any float dtype; no model
 is needed. Verdicts are made in float64, so that a float32 score that ties with a calibration score
@@ -23,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binom, false_discovery_control, hypergeom
 from torch import Tensor
+
+from .arrays import as_numpy
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 Label = int | str
@@ -60,7 +61,7 @@ def conformal_threshold(
 
     Source: Vovk, "Conditional validity of inductive conformal predictors" (2012).
 
-    >>> conformal_threshold(torch.arange(1.0, 20.0).double(), alpha=0.05) > 19  # beyond the largest of 19
+    >>> conformal_threshold(torch.arange(1.0, 20.0).double(), alpha=0.05) > 19  # the largest
     True
     """
     threshold = Calibration.of(calibration, alpha, delta).threshold
@@ -86,8 +87,7 @@ def minimum_scores(alpha: float = 0.05, delta: float | None = None) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Calibration scores and the threshold that follows from them; or a threshold that was set by
-    hand.
+    """Calibration scores and the threshold that follows from them, or one that was set by hand.
 
     Built by :meth:`of` or :meth:`by_hand`. What the constructor is given, from a file perhaps, it
     checks.
@@ -140,8 +140,9 @@ class Calibration:
 
     @classmethod
     def of(cls, scores: object, alpha: float = 0.05, delta: float | None = None) -> Calibration:
-        """From scores in any order, float (n,); arguments, promise and errors of
-        :func:`conformal_threshold`.
+        """From scores in any order, float (n,).
+
+        Arguments, promise and errors of :func:`conformal_threshold`.
         """
         alpha, delta = _promise(alpha, delta)
         ascending = np.sort(_vector("calibration scores", scores))
@@ -153,8 +154,9 @@ class Calibration:
 
     @classmethod
     def by_hand(cls, threshold: float, scores: object = ()) -> Calibration:
-        """A threshold that someone chose, which promises nothing; p-values need calibration scores,
-        float (n,).
+        """A threshold that someone chose, which promises nothing.
+
+        p-values need calibration scores, float (n,).
 
         >>> Calibration.by_hand(3.0).rejects(np.array([2.9, 3.0]))
         array([False,  True])
@@ -185,9 +187,7 @@ class Calibration:
         return _as_given((1 + at_least) / (len(ascending) + 1), score)
 
     def rejects(self, score: Array) -> Array:
-        """Whether ``score >= threshold``, in float64: bool, of the shape and kind of ``score``,
-        which is finite.
-        """
+        """Whether ``score >= threshold``, in float64: bool, of the shape and kind of ``score``."""
         return _as_given(_float64("scores", score) >= self.threshold, score)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -210,8 +210,7 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class GroupedCalibration:
-    """A :class:`Calibration` for each group of samples, so that the promise holds in every group
-    (Mondrian).
+    """A :class:`Calibration` for each group, so that the promise holds in every one (Mondrian).
 
     A group is whatever is known of a new sample, too: the class that the network predicts, a
     camera, a site. If scores are exchangeable within a group, ``P(rejected | group) <= alpha``.
@@ -321,14 +320,16 @@ class GroupedCalibration:
         return _as_given(self._each(Calibration.p_value, score, groups), score)
 
     def rejects(self, score: Array, groups: object) -> Array:
-        """:meth:`Calibration.rejects` at the threshold of each sample's own group; arguments as of
-        :meth:`p_value`.
+        """:meth:`Calibration.rejects` at the threshold of each sample's own group.
+
+        Arguments as of :meth:`p_value`.
         """
         return _as_given(self._each(Calibration.rejects, score, groups).astype(bool), score)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors, and facts for JSON, which :func:`from_tensors` reads; a threshold is null where
-        none is reached.
+        """Tensors, and facts for JSON, which :func:`from_tensors` reads.
+
+        A threshold is null where none is reached.
         """
         parts = list(self.parts.values())
         facts = {
@@ -367,15 +368,13 @@ def from_tensors(
         ValueError: if a part is missing, or scores and facts do not belong together.
     """
     try:
-        scores, promise = (
-            _vector("calibration scores", tensors["calibration"]),
-            (facts["alpha"], facts["delta"]),
-        )
+        scores = _vector("calibration scores", tensors["calibration"])
+        promise = facts["alpha"], facts["delta"]
         if "groups" not in facts:
             plain = Calibration(torch.from_numpy(scores), facts["threshold"], *promise)
-            return (
-                plain if plain.alpha is None else plain.at(*promise)
-            )  # an error if the scores are too few for it
+            if plain.alpha is None:
+                return plain
+            return plain.at(*promise)  # an error if the scores are too few for it
         split = np.split(scores, np.cumsum(facts["sizes"])[:-1])
         parts = {
             label: Calibration(
@@ -417,14 +416,13 @@ def counted_p_value(calibration: Tensor, score: Tensor) -> Tensor:
 def mostly_rejected(
     scores: object, groups: object, threshold: float, level: float = 0.05
 ) -> dict[Label, tuple[int, int]]:
-    """Groups, classes say, more than half of which one threshold for all rejects, though its
-    promise holds on average.
+    """Groups more than half of which one threshold rejects, though its promise holds on average.
 
-    Were groups alike, each would hold a random draw of the rejected scores, and their number in it
-    be hypergeometric (Fisher's exact test). A group is named if so high a number has a probability
-    of at most ``level`` / number of groups, so any is named in vain with a probability of at most
-    ``level``, in practice far below it. At alpha = 0.05 and ten classes it takes two scores, both
-    rejected. The answer is :class:`GroupedCalibration`.
+    A group is a predicted class, say. Were groups alike, each would hold a random draw of the
+    rejected scores, and their number in it be hypergeometric (Fisher's exact test). A group is
+    named if so high a number has a probability of at most ``level`` / number of groups, so any is
+    named wrongly with a probability of at most ``level``, in practice far below it. At alpha = 0.05
+    and ten classes it takes two scores, both rejected. The answer is :class:`GroupedCalibration`.
 
     Args:
         scores: those of calibration, float (n,).
@@ -435,7 +433,8 @@ def mostly_rejected(
     Returns:
         By label: how many are rejected, of how many.
 
-    >>> mostly_rejected(np.r_[np.zeros(995), np.ones(5)], np.repeat(["common", "rare"], [995, 5]), 0.5)
+    >>> scores, groups = np.repeat([0, 1], [995, 5]), np.repeat(["common", "rare"], [995, 5])
+    >>> mostly_rejected(scores, groups, 0.5)
     {'rare': (5, 5)}
     """
     level = _fraction("level", level)
@@ -448,19 +447,18 @@ def mostly_rejected(
 
 
 def benjamini_hochberg(p_values: Array, q: float = 0.05) -> Array:
-    """Which samples of a batch to call OOD, such that at most a share ``q`` of those called is
-    in-distribution.
+    """Which samples of a batch to call OOD, at a false discovery rate of at most ``q``.
 
-    That share, 0 if none is called, is at most q times the in-distribution share of the batch, on
-    average over calibration sets and batches: the false discovery rate. It takes p-values that are
-    independent, or positively dependent on each in-distribution one (PRDS). Conformal ones from one
-    calibration set are, by group as well and with ties, if each in-distribution sample is
-    exchangeable with the calibration samples (of its group), given all others.
+    That is the in-distribution share of those called, 0 if none is, on average over calibration
+    sets and batches; it is at most q times the in-distribution share of the batch. It takes
+    p-values that are independent, or positively dependent on each in-distribution one (PRDS).
+    Conformal ones from one calibration set are, by group as well and with ties, if each
+    in-distribution sample is exchangeable with the calibration samples (of its group), given all
+    others.
 
     With the one calibration set in use, the average over batches may lie above q. To call i samples
-    takes
-    ``q i / N >= 1 / (n + 1)``, the smallest p-value: a large batch with few outliers takes many
-    calibration scores.
+    takes ``q i / N >= 1 / (n + 1)``, the smallest p-value: a large batch with few outliers takes
+    many calibration scores.
 
     Args:
         p_values: float (N,), those of :meth:`Calibration.p_value` say.
@@ -483,21 +481,20 @@ def benjamini_hochberg(p_values: Array, q: float = 0.05) -> Array:
         raise ValueError(
             f"thinkback: p_values must lie in [0, 1], got {values.min()} to {values.max()}"
         )
-    return _as_given(
-        false_discovery_control(values) <= q * (1 + 1e-12), p_values
-    )  # equal but for rounding is equal
+    equal = 1 + 1e-12  # but for rounding
+    return _as_given(false_discovery_control(values) <= q * equal, p_values)
 
 
 class DriftAlarm:
-    """An alarm for a stream of scores that are no longer like those of calibration: a conformal
-    test martingale.
+    """A conformal test martingale: an alarm for a stream of scores that have changed.
 
-    ``P(an alarm is ever raised) <= rate``, over all time, if calibration and stream are
-    exchangeable (Ville's inequality). The martingale starts at 1 and grows while p-values are too
-    often small, or too often large; the alarm is at ``1 / rate``. p-values of one fixed calibration
-    set would not do: they are all too small together if that set happens to lie low. Here a score
-    has its rank among the calibration scores *and all before it in the stream*, ties broken at
-    random; such p-values are independent and uniform.
+    It compares them with those of calibration. ``P(an alarm is ever raised) <= rate``, over all
+    time, if calibration and stream are exchangeable (Ville's inequality). The martingale starts at
+    1 and grows while p-values are too often small, or too often large; the alarm is at
+    ``1 / rate``. p-values of one fixed calibration set would not do: they are all too small
+    together if that set has low scores by chance. Here a score has its rank among the calibration
+    scores *and all before it in the stream*, ties broken at random; such p-values are independent
+    and uniform.
 
     What has drifted becomes part of the reference, so a lasting change shows in its first hundreds
     of scores or not at all; the more calibration scores, the longer. Any dependence counts as
@@ -542,14 +539,13 @@ class DriftAlarm:
         return math.exp(self.log_martingale) if self.log_martingale < 709 else math.inf
 
     def update(self, scores: object) -> DriftAlarm:
-        """Read the next score, or the next ones in their order, float (N,); one call or many give
-        the same.
+        """Read the next score, or the next ones in their order, float (N,).
+
+        One call or many give the same.
         """
         values = np.atleast_1d(_float64("scores", scores))
         for new in np.split(values, range(CHUNK, len(_vector("scores", values)), CHUNK)):
-            for density in _bets(
-                self._p_values(new)
-            ).tolist():  # five floats, faster than an array of them
+            for density in _bets(self._p_values(new)).tolist():  # five floats, faster than an array
                 self.seen += 1
                 moved = 1 / (100 + self.seen)
                 won = [
@@ -562,9 +558,7 @@ class DriftAlarm:
         return self
 
     def _p_values(self, new: Vector) -> Vector:
-        """Rank of each among the reference and those before it, as a share in (0, 1], (N,); then
-        all join it.
-        """
+        """Rank of each among the reference and those before it, in (0, 1], (N,); all join it."""
         above = len(self._reference) - np.searchsorted(self._reference, new, "right")
         equal = len(self._reference) - np.searchsorted(self._reference, new) - above
         before = np.tri(len(new), k=-1, dtype=bool)
@@ -580,9 +574,7 @@ class DriftAlarm:
 
 
 def _bets(p: Vector) -> Vector:
-    """Densities at p, (N, 5): flat; of rather small, of very small, of rather large, and of very
-    large p-values.
-    """
+    """Densities at p, (N, 5): flat; of rather small, very small, rather large, very large p."""
     low, high = np.maximum(p, 1e-12), np.maximum(1 - p, 1e-12)
     return np.stack(
         [np.ones_like(p), 1.5 - p, 0.5 / np.sqrt(low), 0.5 + p, 0.5 / np.sqrt(high)], axis=1
@@ -623,19 +615,14 @@ def _plain(value: object) -> object:
 
 
 def _array(name: str, values: object) -> NDArray[Any]:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (
-            values.double() if values.is_floating_point() else values
-        ).numpy()  # bfloat16 is none of NumPy's
     try:
-        return np.asarray(values)
+        return np.asarray(as_numpy(values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"thinkback: {name} must be an array: {error}") from error
 
 
 def _float64(name: str, values: object) -> Vector:
-    """Finite numbers, copied to float64 on the CPU, of any shape; or the reason why they are none."""
+    """Finite numbers, copied to float64 on the CPU, of any shape; or why they are none."""
     array = _array(name, values)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"thinkback: {name} must be real numbers, got dtype {array.dtype}")
@@ -671,9 +658,7 @@ def _listed(names: Any) -> str:
 
 
 def _as_given(result: Any, given: Array) -> Array:
-    """As the kind of array that was given, where it was; but on the CPU where that device has no
-    float64.
-    """
+    """As the kind of array that was given; on the CPU where its device has no float64."""
     if not isinstance(given, Tensor):
         return np.asarray(result)[()]
     tensor = torch.from_numpy(np.asarray(result))

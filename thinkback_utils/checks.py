@@ -1,6 +1,4 @@
-"""What the data that a detector is fitted on say about themselves: signs that they, or the model,
-are not as meant.
-"""
+"""Signs that the fit data, or the model, are not as intended, each said in a sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ UNSURE = 0.1  # mean confidence, 0 at chance and 1 at certainty, below which a m
 WRONG = 0.5  # accuracy, on the same scale
 SPREAD = 3.0  # factor of a variance; natural sets of images differ by less
 PREPARED = "Were images prepared as in its training? See mean and std"
-TORN = 0.1  # share of images of which sigmoids are sure and the softmax is not
+SIGMOIDS = 0.1  # share of images of which sigmoids are sure and the softmax is not
 
 
 class FitData:
@@ -31,12 +29,9 @@ class FitData:
 
     def __init__(self) -> None:
         self.predicted = torch.zeros((), dtype=torch.float64)  # images by predicted class (K,)
-        self.active = torch.zeros(
-            (), dtype=torch.float64
-        )  # images in which a feature is not 0 (D,)
-        self.sums = torch.zeros(
-            5, dtype=torch.float64
-        )  # images, confidence, torn; with a label, and right
+        self.active = torch.zeros((), dtype=torch.float64)  # images with a feature not 0 (D,)
+        # number of images, sum of confidences; images of sigmoids, with a label, with the right one
+        self.sums = torch.zeros(5, dtype=torch.float64)
 
     def update(self, features: Tensor, logits: Tensor, labels: Tensor | None) -> None:
         """Add a batch: features (B, D), logits (B, K), class labels (B,) if there are any."""
@@ -47,15 +42,16 @@ class FitData:
         # Independent sigmoids: each is sure of its class (entropy below 0.1 nats), yet several or
         # none of them say yes.
         undecided = p.amax(1) < 0.9
-        sigmoid = z.sigmoid()
-        entropy = -(sigmoid * F.logsigmoid(z) + (1 - sigmoid) * F.logsigmoid(-z)).mean(1)
-        torn = (undecided & (entropy < 0.1) & (classes > 2)).sum()
+        q = z.sigmoid()
+        entropy = -(q * F.logsigmoid(z) + (1 - q) * F.logsigmoid(-z)).mean(1)
+        sigmoids = (undecided & (entropy < 0.1) & (classes > 2)).sum()
         known = right = torch.tensor(0)
         if labels is not None and labels.shape == decision.shape:
             y = labels.to(decision.device)
             inside = (y >= 0) & (y < classes)
             known, right = inside.sum(), (inside & (y == decision)).sum()
-        self.sums += torch.stack([torch.tensor(size), p.amax(1).sum(), torn, known, right]).double()
+        sums = torch.tensor(size), p.amax(1).sum(), sigmoids, known, right
+        self.sums += torch.stack(sums).double()
 
     def all_reduce(self) -> FitData:
         """Sum over the processes of ``torch.distributed``; alone, do nothing."""
@@ -70,7 +66,7 @@ class FitData:
         Args:
             silent: whether features that are always 0 matter, as they do without damping.
         """
-        count, confidence, torn, known, right = self.sums.tolist()
+        count, confidence, sigmoids, known, right = self.sums.tolist()
         if not count:
             return []
         classes, found = len(self.predicted), []
@@ -101,31 +97,28 @@ class FitData:
                 "the model is hardly sure of any fit image: its mean confidence is"
                 f" {confidence / count:.2g}, and chance is {1 / classes:.2g}. {PREPARED}"
             )
-        if torn / count > TORN:
+        if sigmoids / count > SIGMOIDS:
             found.append(
-                f"the classes look like independent sigmoids: in {100 * torn / count:.0f} % of the"
-                " fit images each is sure, and not just one says yes. Scores of a softmax then"
-                ' call sure inputs OOD: use method="joint_energy"'
+                "the classes look like independent sigmoids: in"
+                f" {100 * sigmoids / count:.0f} % of the fit images each is sure, and not just one"
+                " says yes. Scores of a softmax then call sure inputs OOD: use"
+                ' method="joint_energy"'
             )
         return found
 
 
 @contextmanager
 def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
-    """What the first BatchNorm says of the first batch that runs meanwhile: it remembers its inputs
-    in training.
+    """Compare what the first BatchNorm reads with what it read in training.
+
+    It looks at the first batch that runs meanwhile.
 
     Yields: A list that gets a remark if, for half the channels or more, the variance of the inputs
         is ``SPREAD`` times another than in training, or their mean is a standard deviation away.
     """
-    norms = (
-        () if model is None else (layer for layer in model.modules() if isinstance(layer, _NORMS))
-    )
-    trained = [
-        layer
-        for layer in norms
-        if layer.running_mean is not None and int(layer.num_batches_tracked or 0)
-    ]
+    layers = () if model is None else model.modules()
+    norms = (layer for layer in layers if isinstance(layer, _NORMS))
+    trained = [n for n in norms if n.running_mean is not None and int(n.num_batches_tracked or 0)]
     found: list[str] = []
 
     def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -152,8 +145,9 @@ def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
 
 
 def warn(remarks: Iterable[str], stacklevel: int) -> None:
-    """A ``UserWarning`` for each remark; ``stacklevel`` as seen from the caller, further up where
-    that is in here.
+    """A ``UserWarning`` for each remark, from the first caller outside this package.
+
+    ``stacklevel`` is as seen from the caller.
     """
     frame, level = sys._getframe(stacklevel), stacklevel + 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(

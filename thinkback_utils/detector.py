@@ -1,6 +1,4 @@
-"""A score in service: fitted on training data, calibrated to a promised rate of false alarms, saved
-and loaded.
-"""
+"""A fitted score with a calibrated rate of false alarms: the detector, its file and its graph."""
 
 from __future__ import annotations
 
@@ -15,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,6 +33,7 @@ from .fisher import distributed
 from .heads import Name
 from .identity import difference, identity, prefix_of
 from .methods import METHODS, Options, State
+from .models import read_tensors
 from .passes import Precision, Reader, settled, stream
 
 __all__ = ["OODDetector", "Verdicts", "checked_options", "conformal_threshold"]
@@ -45,9 +43,7 @@ Groups = Tensor | NDArray[Any] | Sequence[int | str]
 
 
 class Verdicts(NamedTuple):
-    """What a detector says of each input, all of one shape (N,); or (N, ...) of a model that
-    classifies places.
-    """
+    """What a detector says of each input, (N,); of a model that classifies places, (N, ...)."""
 
     score: Tensor  # float64, higher = more OOD
     predicted: Tensor  # int64, the class that the model decides for
@@ -81,7 +77,7 @@ class OODDetector:
         precision: of all but the last layer, in fit, calibration and scoring alike; ``"auto"`` is
             settled here, for good, and saved. See :func:`passes.settled`.
         options: ``temperature``, ``eps``, ``damping``, as far as the method has them; see
-            :mod:`scores`. None: default.
+            :mod:`scores`. None: not given, the method's default.
 
     Raises:
         ValueError: on an unknown method, or an option that is unknown to it or out of range.
@@ -159,8 +155,7 @@ class OODDetector:
         by: Literal["predicted"] | Groups | None = None,
         few: str = "error",
     ) -> OODDetector:
-        """Set the threshold so that in-distribution images raise false alarms at a rate of at most
-        ``alpha``.
+        """Set the threshold: in-distribution images are false alarms at a rate of at most alpha.
 
         Args:
             images: in-distribution and held out, from neither training nor fit data: a random draw
@@ -186,20 +181,15 @@ class OODDetector:
         minimum_scores(alpha, delta)  # which checks both before any image is read
         scores, classes = self._score(images)
         if scores.ndim > 1:
-            text = (
-                "scores of places in one image are alike; what is promised is the average over many"
-                " images"
-            )
-            warn([text], stacklevel=2)
+            alike = "scores of places in one image are alike"
+            warn([f"{alike}; what is promised is the average over many images"], stacklevel=2)
         scores, classes = scores.flatten(), classes.flatten()
         self.by_class = isinstance(by, str) and by == "predicted"
         if by is None:
             self.calibration = Calibration.of(scores, alpha, delta)
             warn(_rejected_classes(scores, classes, self.calibration), stacklevel=2)
         else:
-            with warnings.catch_warnings(
-                record=True
-            ) as told:  # about groups without alarms, from where it was computed
+            with warnings.catch_warnings(record=True) as told:  # about groups without alarms
                 warnings.simplefilter("always")
                 self.calibration = GroupedCalibration.of(
                     scores, classes if self.by_class else by, alpha, delta, few
@@ -227,8 +217,7 @@ class OODDetector:
         self.calibration = Calibration.by_hand(value, known)
 
     def assess(self, images: Images, groups: Groups | None = None) -> Verdicts:
-        """Score, predicted class and, once calibrated, p-value and verdict of each image, in one
-        pass.
+        """Score, predicted class and, once calibrated, p-value and verdict, in one pass.
 
         Args:
             images: to be judged.
@@ -243,11 +232,10 @@ class OODDetector:
         return Verdicts(score, predicted, p_value, self.calibration.rejects(score, *asked))
 
     def p_value(self, images: Images, groups: Groups | None = None) -> Tensor:
-        """Conformal p-value ``(1 + #{calibration scores >= score}) / (n + 1)``: float64 (N,),
-        *lower* = more OOD.
+        """Conformal p-value of each image, float64 (N,), *lower* = more OOD.
 
-        In-distribution ``P(p <= u) <= u`` for every u; ``p <= alpha`` is :meth:`predict` calibrated
-        without delta.
+        It is ``(1 + #{calibration scores >= score}) / (n + 1)``. In-distribution ``P(p <= u) <= u``
+        for every u; ``p <= alpha`` is :meth:`predict` calibrated without delta.
         """
         calibration = self._calibrated()
         score, predicted = self._score(images)
@@ -262,10 +250,10 @@ class OODDetector:
         return rejected
 
     def save(self, path: str | Path) -> None:
-        """Write all but the model, as safetensors: fit, calibration, and digests of its weights to
-        know the model by.
+        """Write all but the model, as safetensors: fit, calibration, and digests of its weights.
 
-        A ``forward`` hook is code and not written: give it to :meth:`load` again.
+        By these, :meth:`load` knows the model. A ``forward`` hook is code and not written: give it
+        to :meth:`load` again.
         """
         state = self._fitted()
         tensors = {f"state.{name}": part for name, part in state._asdict().items()}
@@ -282,11 +270,10 @@ class OODDetector:
     def load(
         cls, path: str | Path, model: nn.Module | None = None, forward: Forward | None = None
     ) -> OODDetector:
-        """A detector from a file that :meth:`save` wrote, around its model, which may be in half
-        precision now.
+        """A detector from a file that :meth:`save` wrote, around its model.
 
-        The model is known by all its weights. It may be inside ``torch.compile``, ``DataParallel``
-        or another module.
+        The model is known by all its weights. It may be in half precision now, and inside
+        ``torch.compile``, ``DataParallel`` or another module.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -297,35 +284,14 @@ class OODDetector:
             raise FileNotFoundError(
                 f"thinkback: no detector at {path}; OODDetector.save writes one"
             )
+        tensors, metadata = read_tensors(path, "fit again")
         try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads(
-                    (file.metadata() or {}).get(
-                        "thinkback_detector", '{"format": "of something else"}'
-                    )
-                )
-                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-        except SafetensorError as error:
-            raise ValueError(
-                f"thinkback: {path} is no safetensors file, or cut short: {error}"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"thinkback: the facts in {path} are no JSON: {error}; fit again"
-            ) from error
-        found = facts.get("format") if isinstance(facts, dict) else "unknown"
-        if found != FORMAT:
-            raise ValueError(
-                f"thinkback: {path} has format {found}, this version reads {FORMAT}; fit again"
-            )
-        try:
-            return cls._from(facts, tensors, model, forward)
+            return cls._from(_read_facts(metadata), tensors, model, forward)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"thinkback: {path} is damaged, {error!r}; fit again") from error
         except ValueError as error:
-            raise ValueError(
-                f"thinkback: {path}: {str(error).removeprefix('thinkback: ')}"
-            ) from error
+            why = str(error).removeprefix("thinkback: ")
+            raise ValueError(f"thinkback: {path}: {why}") from error
 
     @classmethod
     def _from(
@@ -349,9 +315,8 @@ class OODDetector:
                     " again"
                 )
             names = [head] if isinstance(head, str) else head or []
-            renamed = [
-                _renamed(name, prefix_of(saved), prefix_of(identity(model))) for name in names
-            ]
+            old, new = prefix_of(saved), prefix_of(identity(model))
+            renamed = [_renamed(name, old, new) for name in names]
             head = renamed[0] if isinstance(head, str) else renamed or None
             Reader(model, head)  # which says if there is no such layer
         detector = cls(
@@ -373,15 +338,12 @@ class OODDetector:
         if more := sorted(set(tensors) - {"calibration"}):
             raise ValueError(f"it holds {', '.join(more)}, of which nothing is known; fit again")
         if tensors or "by_class" in facts:
-            detector.calibration, detector.by_class = (
-                from_tensors(tensors, facts),
-                facts["by_class"],
-            )
+            detector.calibration = from_tensors(tensors, facts)
+            detector.by_class = facts["by_class"]
         return detector
 
     def exported(self, example: Tensor | NDArray[Any]) -> torch.export.ExportedProgram:
-        """Classifier, score and, once calibrated, p-value and verdict as one graph; see
-        :class:`export.Graph`.
+        """Classifier, score and, once calibrated, p-value and verdict: :class:`export.Graph`.
 
         ``exported(x).module()(images)`` runs it; ``torch.export.save`` writes it, and nothing of
         this package reads it.
@@ -397,12 +359,11 @@ class OODDetector:
         return exported(self, example)
 
     def export(self, path: str | Path, example: Tensor | NDArray[Any]) -> None:
-        """Write :meth:`exported` as one ONNX file, opset 18: input ``images``, outputs as of
-        :class:`export.Graph`.
+        """Write :meth:`exported` as one ONNX file, opset 18.
 
-        Its metadata, ``thinkback_detector``, says as JSON what :meth:`save` notes, too: method,
-        options, head and more. A bfloat16 model is written in float32, since runtimes lack
-        operators for it.
+        Its input is ``images``, its outputs are those of :class:`export.Graph`. Its metadata,
+        ``thinkback_detector``, say as JSON what :meth:`save` notes, too: method, options, head. A
+        bfloat16 model is written in float32, since runtimes lack operators for it.
 
         Args:
             path: of the file, below 2 GB.
@@ -422,9 +383,7 @@ class OODDetector:
             )
 
     def facts(self) -> dict[str, Any]:
-        """Format, method, options, head, mean and std, and what the calibration promises, as JSON
-        types.
-        """
+        """Format, method, options, head, mean and std, and the calibration's promise, for JSON."""
         facts: dict[str, Any] = {"format": FORMAT, "head": self.head, "method": self.method}
         facts["options"] = dict(self.options)
         facts |= {"mean": self.pixels.mean, "std": self.pixels.std, "precision": self.precision}
@@ -497,9 +456,20 @@ class OODDetector:
         return self.calibration
 
 
+def _read_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What :meth:`OODDetector.facts` gave, from the metadata of a file."""
+    try:
+        facts = json.loads(metadata.get("thinkback_detector", '{"format": "of something else"}'))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its facts are no JSON ({error}); fit again") from error
+    found = facts.get("format") if isinstance(facts, dict) else "unknown"
+    if found != FORMAT:
+        raise ValueError(f"it has format {found}, this version reads {FORMAT}; fit again")
+    return dict(facts)
+
+
 def checked_options(method: str, options: Mapping[str, float | None]) -> dict[str, Any]:
-    """All options of a method, the given ones in place of its defaults; None stands for the
-    default.
+    """All options of a method, the given ones in place of its defaults; None is not given.
 
     Raises:
         ValueError: on an unknown method, or an option that is unknown to it or out of range.

@@ -1,41 +1,52 @@
-"""Classifier, score and verdict as one graph, to run where this package is not: ``torch.export``
-and ONNX.
-"""
+"""Classifier, score and verdict as one graph, to run without this package: torch.export, ONNX."""
 
 from __future__ import annotations
 
 import copy
 import json
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from .batches import as_tensor, batches, dtype_of, unwrapped
-from .calibration import Calibration, counted_p_value
+from .batches import Forward, Pixels, as_tensor, batches, dtype_of, unwrapped
+from .calibration import Calibration, GroupedCalibration, counted_p_value
 from .files import replacing
-from .heads import Head, watching
-from .methods import METHODS
+from .heads import Head, Name, watching
+from .methods import METHODS, Options, State
 from .passes import Reader, evaluating
 
-if TYPE_CHECKING:
-    from .detector import OODDetector
-
-OPSET, IR_VERSION = (
-    18,
-    8,
-)  # onnxruntime 1.14 of 2023 and its web build read them, and all that came after
+# onnxruntime 1.14 of 2023 and its web build read these two, and all that came after
+OPSET = 18
+IR_VERSION = 8
 OUTPUTS = ("logits", "score", "p_value", "rejected")
 
 
+class Detector(Protocol):
+    """What a graph reads of an ``OODDetector``, whose module imports this one."""
+
+    model: nn.Module | None
+    head: Name | None
+    forward: Forward | None
+    pixels: Pixels
+    method: str
+    options: Options
+    state: State | None
+    calibration: Calibration | GroupedCalibration | None
+
+    @property
+    def threshold(self) -> float:
+        """Scores from it on are alarms."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a file notes beside tensors, as JSON types."""
+
+
 class Graph(nn.Module):
-    """A detector in one forward pass: of images, prepared as for the classifier, to what is said
-    about each.
+    """A detector as one module, from images, prepared as for the classifier, to its outputs.
 
     - ``logits`` (N, K), the classifier's own;
     - ``score`` float64 (N,), higher = more OOD, that of :meth:`OODDetector.score`;
@@ -55,7 +66,7 @@ class Graph(nn.Module):
     mean: Tensor | None
     std: Tensor | None
 
-    def __init__(self, detector: OODDetector, head: Head) -> None:
+    def __init__(self, detector: Detector, head: Head) -> None:
         super().__init__()
         if detector.state is None or detector.model is None:
             raise ValueError(
@@ -64,11 +75,8 @@ class Graph(nn.Module):
             )
         model = copy.deepcopy(unwrapped(detector.model)).eval().requires_grad_(False)
         self.model, self.head, self.layers = model, head, dict(model.named_modules())
-        self.method, self.options, self.threshold = (
-            detector.method,
-            detector.options,
-            detector.threshold,
-        )
+        self.method, self.options = detector.method, detector.options
+        self.threshold = detector.threshold
         self.kind = METHODS[detector.method].kind
         self.state = nn.ParameterList(
             nn.Parameter(part, requires_grad=False) for part in detector.state
@@ -96,52 +104,31 @@ class Graph(nn.Module):
         with watching({name: self.layers[name] for name in self.head.names}) as runs:
             returned = self.model(images)
         h, z = self.head.read(runs, returned, self.layers, check=False)
-        with _Unchecked():
-            score = METHODS[self.method](
-                h.float(), z.float(), self.kind(*self.state), **self.options
+        if h.ndim != 2:
+            raise ValueError(
+                "thinkback: a graph scores whole images, and this model classifies tokens or"
+                f" pixels: its features are {tuple(h.shape)}; score them with the detector"
             )
+        state = self.kind(*self.state)
+        score = METHODS[self.method].unchecked(h.float(), z.float(), state, **self.options)
         out = {"logits": z, "score": score}
         if self.calibration is not None:
             out["p_value"] = counted_p_value(self.calibration, score)
         return out | {"rejected": score >= self.threshold} if self.calibrated else out
 
 
-class _Unchecked(TorchFunctionMode):
-    """What a graph cannot ask about, values and the size of a batch: no check finds a fault, all
-    fits in one chunk.
-    """
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Any,
-        args: Any = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if function in (Tensor.__bool__, Tensor.item):
-            return False
-        if function is Tensor.split:
-            return (args[0],)
-        if function is Tensor.__len__ and not isinstance(args[0].shape[0], int):
-            return 1
-        return function(*args, **(kwargs or {}))
-
-
-def _outputs(detector: OODDetector) -> list[str]:
+def _outputs(detector: Detector) -> list[str]:
     known = detector.calibration
-    absent = (
-        {"p_value", "rejected"}
-        if known is None
-        else set()
-        if len(getattr(known, "scores", ()))
-        else {"p_value"}
-    )
-    return [name for name in OUTPUTS if name not in absent]
+    if known is None:
+        return ["logits", "score"]
+    counted = len(getattr(known, "scores", ()))  # none where the threshold was set by hand
+    return [name for name in OUTPUTS if counted or name != "p_value"]
 
 
-def exported(detector: OODDetector, example: Tensor | NDArray[Any]) -> torch.export.ExportedProgram:
-    """:class:`Graph`, captured for any number of images like ``example``, float (N, ...); see
-    ``OODDetector.exported``.
+def exported(detector: Detector, example: Tensor | NDArray[Any]) -> torch.export.ExportedProgram:
+    """:class:`Graph`, captured for any number of images; see ``OODDetector.exported``.
+
+    Images are like ``example``, float (N, ...).
 
     >>> from thinkback_utils.detector import OODDetector
     >>> program = exported(OODDetector(nn.Linear(4, 2), method="energy"), torch.rand(1, 4))
@@ -172,7 +159,7 @@ def exported(detector: OODDetector, example: Tensor | NDArray[Any]) -> torch.exp
     )
 
 
-def to_onnx(detector: OODDetector, path: str | Path, example: Tensor | NDArray[Any]) -> None:
+def to_onnx(detector: Detector, path: str | Path, example: Tensor | NDArray[Any]) -> None:
     """Write :func:`exported` as ONNX; see ``OODDetector.export``."""
     try:
         from onnxscript import optimizer
@@ -180,15 +167,13 @@ def to_onnx(detector: OODDetector, path: str | Path, example: Tensor | NDArray[A
         raise ImportError(
             "thinkback: ONNX needs more packages; pip install 'thinkback-utils[export]'"
         ) from error
-    if (model := detector.model) is not None and dtype_of(
-        model
-    ) == torch.bfloat16:  # runtimes lack operators for it
+    model = detector.model
+    if model is not None and dtype_of(model) == torch.bfloat16:  # runtimes lack operators for it
         detector, example = copy.copy(detector), as_tensor(example).float()
         detector.model = copy.deepcopy(unwrapped(model)).float()
     program = exported(detector, example)
-    # Not optimized, which melts norms into convolutions: runtimes do so when they load, and weights
-    # that are float16
-    # at heart stay so, and compress.
+    # Not optimized, which would fold norms into the convolutions before them: runtimes do so when
+    # they load, and weights whose values fit in float16 keep them, and compress.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch about torch
         made: Any = torch.onnx.export(

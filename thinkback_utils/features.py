@@ -1,6 +1,4 @@
-"""One forward pass, kept: penultimate features and logits of any classifier, and the bundle that
-stores them.
-"""
+"""Penultimate features and logits of any classifier, and the bundle that stores them."""
 
 from __future__ import annotations
 
@@ -22,10 +20,10 @@ from .passes import Precision, stream
 
 @dataclass(frozen=True)
 class Features:
-    """What the last layer reads and the model returns: h float32 (N, D), z float32 (N, K), labels
-    int64 (N,) or None.
+    """Features float32 (N, D), logits float32 (N, K), labels int64 (N,) or None.
 
-    Of a model that classifies each token or pixel, h is (N, ..., D) and z (N, ..., K).
+    What the last layer reads, and what the model returns. Of a model that classifies each token or
+    pixel, h is (N, ..., D) and z (N, ..., K).
     """
 
     features: Tensor
@@ -57,8 +55,7 @@ def extract(
     forward: Forward | None = None,
     precision: Precision = "float32",
 ) -> Features:
-    """Run ``model`` once over ``images``; keep what its last layer reads and what the model
-    returns.
+    """Run ``model`` once over ``images``; return what its last layer reads and what it returns.
 
     The model is put in evaluation mode for the pass and given back as it was. On a CPU it gets
     images channels last.
@@ -90,15 +87,15 @@ def extract(
     >>> extract(net, torch.zeros(7, 3, 2, 2, dtype=torch.uint8)).features.shape
     torch.Size([7, 5])
     """
-    home, pixels = device_of(model), Pixels(mean, std)  # type: ignore[arg-type]
+    before, pixels = device_of(model), Pixels(mean, std)  # type: ignore[arg-type]
     try:
-        model.to(device or home)
+        model.to(device or before)
         passes = [
             (item.features.float().cpu(), item.logits.float().cpu(), item.labels)
             for item in stream(model, images, head, batch_size, pixels, forward, precision)
         ]
     finally:
-        model.to(home)
+        model.to(before)
     if not passes:
         raise ValueError("thinkback: there is nothing to extract, images is empty")
     features, logits, labels = zip(*passes, strict=True)
@@ -107,8 +104,7 @@ def extract(
 
 
 def find_head(model: nn.Module, x: Images, forward: Forward | None = None) -> str | tuple[str, ...]:
-    """Name of the last layer: the one whose output the model returns, for these images; see
-    :mod:`heads`.
+    """Name of the last layer: the one whose output the model returns; see :mod:`heads`.
 
     Args:
         model: any classifier, which runs on a few of them and is given back as it was.
@@ -128,20 +124,17 @@ def find_head(model: nn.Module, x: Images, forward: Forward | None = None) -> st
 
 @dataclass(frozen=True)
 class Bundle:
-    """Everything the scores need of a trained network: features of every set, and the last layer
-    (K, D), (K,).
-    """
+    """Everything the scores need of a network: features by set, and the last layer (K, D), (K,)."""
 
     sets: dict[str, Features]
     weight: Tensor
     bias: Tensor
 
     def save(self, path: str | Path) -> None:
-        """Write ``<set>.features`` (float16), ``<set>.logits``, ``<set>.labels`` and ``head.*`` as
-        an ``.npz``.
+        """Write all arrays as one ``.npz``, features as float16.
 
-        The members are LZMA-compressed, a third smaller than ``np.savez_compressed``; ``np.load``
-        reads both.
+        They are ``<set>.features``, ``<set>.logits``, ``<set>.labels`` and ``head.*``. The members
+        are LZMA-compressed, a third smaller than ``np.savez_compressed``; ``np.load`` reads both.
         """
         arrays = {"head.weight": self.weight.numpy(), "head.bias": self.bias.numpy()}
         for name, item in self.sets.items():
@@ -167,9 +160,7 @@ class Bundle:
         remedy = (
             "fetch the repository's results/ folder again, or run `python -m experiments.reproduce`"
         )
-        arrays = {
-            name: torch.from_numpy(array) for name, array in read_arrays(path, remedy).items()
-        }
+        arrays = {name: torch.from_numpy(a) for name, a in read_arrays(path, remedy).items()}
         names = [name.removesuffix(".logits") for name in arrays if name.endswith(".logits")]
         lacks = {"head.weight", "head.bias", *(f"{name}.features" for name in names)} - set(arrays)
         if lacks:
@@ -180,25 +171,21 @@ class Bundle:
         sets = {}
         for name in names:
             labels = arrays.get(f"{name}.labels")
-            features = arrays[f"{name}.features"].float()
-            sets[name] = Features(
-                features, arrays[f"{name}.logits"], None if labels is None else labels.long()
-            )
+            known = None if labels is None else labels.long()
+            h, z = arrays[f"{name}.features"].float(), arrays[f"{name}.logits"]
+            sets[name] = Features(h, z, known)
         return cls(sets, arrays["head.weight"], arrays["head.bias"])
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """An ``.npz`` with LZMA members, written atomically and byte for byte the same from the same
-    arrays.
+    """Write an ``.npz`` with LZMA members atomically; equal arrays make equal bytes.
 
     Matrices are laid out by columns: neighbours are then values of one feature, which saves another
     7 %.
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as archive:
         for name, array in arrays.items():
-            info = zipfile.ZipInfo(
-                f"{name}.npy"
-            )  # dated 1980, so that equal arrays make equal files
+            info = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: equal arrays make equal files
             info.compress_type = zipfile.ZIP_LZMA
             with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asfortranarray(array), allow_pickle=False)

@@ -1,5 +1,4 @@
-"""How much the training data moves each weight of the last layer: the only thing here with a
-lifetime is a sum.
+"""How much the training data moves each weight of the last layer, as a sum over batches.
 
 Three Fishers of one layer, each a mean over the training set: the diagonal one of the paper, the
 full one, and the full one as if residuals and features were independent. They take the same data
@@ -22,7 +21,8 @@ from torch import Tensor
 
 from .arrays import as_matrix, as_pair, positive
 from .devices import process_device
-from .scores import inverse_root, residual
+from .kernels import residual, with_bias
+from .scores import inverse_root
 
 LabelKind = Literal["predicted", "true", "model"]
 Streaming = TypeVar("Streaming", bound="_LastLayerFisher")
@@ -30,9 +30,7 @@ _CALL_UPDATE = "call update(features, logits) first"
 
 
 class _LastLayerFisher(ABC):
-    """Sums over the last layer's gradients ``r h^T``, and how many went in; which sums, a subclass
-    says.
-    """
+    """Sums over the last layer's gradients ``r h^T``, and how many; a subclass says which sums."""
 
     def __init__(
         self, temperature: float = 5.0, labels: LabelKind = "predicted", bias: bool = False
@@ -60,7 +58,7 @@ class _LastLayerFisher(ABC):
         """
         h, z = as_pair(as_matrix("features", features), logits)
         if self.bias:
-            h = torch.cat([h, torch.ones_like(h[:, :1])], 1)
+            h = with_bias(h, h.shape[1] + 1)
         batch = self._sums_of(h, z, labels)
         for held, new in zip(self._sums, batch, strict=False):
             if held.shape != new.shape:
@@ -103,6 +101,18 @@ class _LastLayerFisher(ABC):
         self.count = int(total[-1])
         return self
 
+    @property
+    def automatic_damping(self) -> float:
+        """1 / N, the damping of an inverse where none is given.
+
+        The N gradients are joined by one imaginary gradient of average length, spread evenly over
+        all axes. With P weights no score then exceeds ``N P ||g||^2 / mean ||g||^2``, at average
+        length about N times the average score: a direction that N samples never took counts as that
+        rare, not as infinitely so. It fades as N grows.
+        """
+        self._held()
+        return 1 / self.count
+
     def _held(self) -> tuple[Tensor, ...]:
         if not self._sums:
             raise ValueError(f"thinkback: the Fisher has seen no data; {_CALL_UPDATE}")
@@ -121,8 +131,7 @@ class _LastLayerFisher(ABC):
             return residual(logits, self.temperature).square()
         if self.labels == "true":
             return residual(logits, self.temperature, _classes(labels, logits)).square()
-        # p (1 - p), where 1 - p of the likeliest class is the sum of the others: minus its
-        # residual.
+        # p (1 - p), where 1 - p of the likeliest class is minus its residual, without lost digits
         p = (logits / self.temperature).softmax(1)
         top = p.argmax(1, keepdim=True)
         rest = (1 - p).scatter(
@@ -133,9 +142,7 @@ class _LastLayerFisher(ABC):
     def _second_moment(
         self, logits: Tensor, labels: Tensor | NDArray[np.integer] | None
     ) -> tuple[Tensor, Tensor, float]:
-        """``E_y[r r^T]`` of each sample: its diagonal (N, K), and u (N, K) and a sign; elsewhere it
-        is sign u u^T.
-        """
+        """``E_y[r r^T]`` of each sample: its diagonal (N, K); elsewhere sign u u^T, u (N, K)."""
         diagonal = self._squared_residual(logits, labels)
         if self.labels == "model":  # (diag(p) - p p^T) / T^2
             return diagonal, (logits / self.temperature).softmax(1) / self.temperature, -1.0
@@ -178,14 +185,14 @@ class DiagonalFisher(_LastLayerFisher):
 
 
 class FullFisher(_LastLayerFisher):
-    """Streaming Fisher information of the last linear layer with every off-diagonal term, without a
-    backward pass.
+    """Streaming Fisher information of the last linear layer, with every off-diagonal term.
 
     ``F = mean_n vec(r_n h_n^T) vec(r_n h_n^T)^T``; :class:`DiagonalFisher` of the same kind of
-    label is its diagonal. For ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. Block (k,
-    j) is ``mean_n r_nk r_nj h_n h_n^T``, that of (j, k) too, so K (K + 1) / 2 products of (D, N)
-    with (N, D) make a batch. Memory is 8 (K D)^2 bytes: 13 MB for K = 10, D = 128, and out of reach
-    for a thousand classes, where :class:`KroneckerFisher` still fits.
+    label is its diagonal. For ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. No
+    backward pass is needed: block (k, j) is ``mean_n r_nk r_nj h_n h_n^T``, that of (j, k) too, so
+    K (K + 1) / 2 products of (D, N) with (N, D) make a batch. Memory is 8 (K D)^2 bytes: 13 MB for
+    K = 10, D = 128, and out of reach for a thousand classes, where :class:`KroneckerFisher` still
+    fits.
 
     F is always singular: residuals sum to zero, so at most (K - 1) D of its K D eigenvalues are
     positive.
@@ -196,8 +203,8 @@ class FullFisher(_LastLayerFisher):
 
     Source: the paper's Eq. 6 without the independence that its Eq. 3 assumes.
 
-    >>> fisher = FullFisher(temperature=1.0).update(torch.tensor([[3.0], [1.0]]), torch.zeros(2, 2))
-    >>> fisher.compute()
+    >>> h, z = torch.tensor([[3.0], [1.0]]), torch.zeros(2, 2)
+    >>> FullFisher(temperature=1.0).update(h, z).compute()
     tensor([[ 1.2500, -1.2500], [-1.2500,  1.2500]], dtype=torch.float64)
     """
 
@@ -210,13 +217,10 @@ class FullFisher(_LastLayerFisher):
         """What :func:`scores.thinkback_full` reads: factorise once, score any number of batches.
 
         Args:
-            damping: as in :func:`scores.inverse_root`. None is 1 / N: the N gradients are joined by
-                one imaginary gradient of average length, spread evenly over all axes. With P
-                weights no score then exceeds ``N P ||g||^2 / mean ||g||^2``, at average length
-                about N times the average score: a direction that N samples never took counts as
-                that rare, not as infinitely so. It fades as N grows.
+            damping: as in :func:`scores.inverse_root`; not given (None): ``automatic_damping``.
         """
-        return inverse_root(self.compute(), 1 / self.count if damping is None else damping)
+        damping = self.automatic_damping if damping is None else damping
+        return inverse_root(self.compute(), damping)
 
     def _sums_of(
         self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None
@@ -238,8 +242,7 @@ class FullFisher(_LastLayerFisher):
 
 
 class KroneckerFisher(_LastLayerFisher):
-    """Streaming factors of the last layer's Fisher if residuals and features were independent:
-    ``F = A ⊗ B``.
+    """Streaming factors of ``F = A ⊗ B``: the Fisher if residuals and features were independent.
 
     ``A = mean_n r_n r_n^T`` and ``B = mean_n h_n h_n^T``: two small products a batch, memory O(K^2
     + D^2). For the kind ``"model"``, ``r r^T`` becomes ``(diag(p) - p p^T) / T^2``. A is always
@@ -251,31 +254,28 @@ class KroneckerFisher(_LastLayerFisher):
 
     Source: Martens & Grosse (2015), for one layer.
 
-    >>> fisher = KroneckerFisher(temperature=1.0).update(torch.tensor([[3.0], [1.0]]), torch.zeros(2, 2))
-    >>> fisher.compute()
-    (tensor([[ 0.2500, -0.2500], [-0.2500,  0.2500]], dtype=torch.float64), tensor([[5.]], dtype=torch.float64))
+    >>> h, z = torch.tensor([[3.0], [1.0]]), torch.zeros(2, 2)
+    >>> KroneckerFisher(temperature=1.0).update(h, z).compute()
+    (tensor([[ 0.2500, -0.2500], [-0.2500,  0.2500]], dtype=torch.float64),
+     tensor([[5.]], dtype=torch.float64))
     """
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """A, float64 (K, K), and B, float64 (D, D) or (D + 1, D + 1): symmetric, positive
-        semi-definite.
-        """
+        """A, (K, K), and B, (D, D) or (D + 1, D + 1), float64: positive semi-definite."""
         A, B = self._held()
         return A / self.count, B / self.count
 
     def inverse_root(self, damping: float | None = None) -> tuple[Tensor, Tensor]:
-        """What :func:`scores.thinkback_kronecker` reads: factorise once, score any number of
-        batches.
+        """What :func:`scores.thinkback_kronecker` reads, for any number of batches.
 
         Args:
             damping: of either factor, in units of its own mean eigenvalue; that is the split of
                 Martens & Grosse (2015, section 6.3) for ``A ⊗ B + damping^2 I`` in units of its
-                mean eigenvalue. None is 1 / N, for the reason in :meth:`FullFisher.inverse_root`.
+                mean eigenvalue. Not given (None): ``automatic_damping``.
         """
-        A, B = (
-            inverse_root(M, 1 / self.count if damping is None else damping) for M in self.compute()
-        )
-        return A, B
+        A, B = self.compute()
+        damping = self.automatic_damping if damping is None else damping
+        return inverse_root(A, damping), inverse_root(B, damping)
 
     def _sums_of(
         self, h: Tensor, z: Tensor, labels: Tensor | NDArray[np.integer] | None
@@ -295,11 +295,10 @@ def memory() -> float:
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum of a tensor over the processes of ``torch.distributed``, on each; alone, the tensor
-    itself.
+    """The sum of a tensor over the processes of ``torch.distributed``, on each of them.
 
-    Where one process has a number and another a tensor, the number counts in every place: 0 of one
-    without data.
+    Alone, the tensor itself. Where one process has a number and another a tensor, the number counts
+    in every place: 0 of one without data.
 
     Raises:
         ValueError: on every process, if their tensors have different shapes or types.
@@ -324,9 +323,7 @@ def distributed() -> bool:
 
 
 def _told(mine: Any) -> list[Any]:
-    """What each process says, on every process, by rank: so that all of them find the same fault,
-    and none waits.
-    """
+    """What each process says, by rank, on every process: all find a fault, and none waits."""
     _common_device()
     theirs: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(theirs, mine)

@@ -1,6 +1,4 @@
-"""Other readings of "the penultimate layer": exact per-sample gradients below the last one, batch
-by batch.
-"""
+"""Exact per-sample gradients below the last layer: other readings of "penultimate layer"."""
 
 from __future__ import annotations
 
@@ -30,8 +28,9 @@ _KINDS: dict[str, type[nn.Module]] = {"C": nn.Linear, "D": nn.BatchNorm2d, "E": 
 
 
 def activation_gradients(logits: Tensor, weight: Tensor, temperature: float = 5.0) -> Tensor:
-    """Reading C in closed form: ``dL/dh = W^T r``, float64 (N, D), for logits (N, K) and the head's
-    weight (K, D).
+    """Reading C in closed form: ``dL/dh = W^T r``, float64 (N, D).
+
+    Of logits (N, K) and the weight (K, D) of the head.
     """
     r = residual(as_matrix("logits", logits), temperature)
     return r @ doubled(weight).to(r.device)
@@ -44,13 +43,13 @@ def gradients(
     layers: Mapping[str, str] | None = None,
     temperature: float = 5.0,
 ) -> dict[str, Tensor]:
-    """Per-sample gradients of ``-log softmax(z / T)_yhat``, yhat the network's own decision, in
-    evaluation mode.
+    """Per-sample gradients of ``-log softmax(z / T)_yhat``, in evaluation mode.
 
-    One forward pass serves C, D and E. Its graph begins at the first of their layers, so the one
-    backward pass that follows is short; it starts from the residual ``r = dL/dz``, which loses no
-    digits of a confident sample. With x the layer's input and s the slope of the loss in its
-    output, sums running over positions l of the feature map:
+    The label yhat is the network's own decision. One forward pass serves C, D and E. Its graph
+    begins at the first of their layers, so the one backward pass that follows is short; it starts
+    from the residual ``r = dL/dz``, which loses no digits of a confident sample. With x the layer's
+    input and s the slope of the loss in its output, sums running over positions l of the feature
+    map:
 
     - C: ``W^T r``;
     - D: scale ``sum_l s_cl xhat_cl``, xhat the normalised input, and shift ``sum_l s_cl``;
@@ -74,7 +73,8 @@ def gradients(
 
     Source: Yang & Rossi (2021), Eq. 7, read in four more ways.
 
-    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
+    >>> body = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()
+    >>> net = nn.Sequential(*body, nn.Linear(16, 5))
     >>> {reading: tuple(g.shape) for reading, g in gradients(net, torch.rand(2, 3, 4, 4)).items()}
     {'C': (2, 16), 'D': (2, 8), 'E': (2, 108)}
     """
@@ -116,12 +116,11 @@ def squared_gradients(
     temperature: float = 5.0,
     batch_size: int = 128,
 ) -> Iterator[dict[str, Tensor]]:
-    """Stream ``{reading: squares float64 (B, P)}`` over images as :func:`features.extract` takes
-    them.
+    """Stream ``{reading: squares float64 (B, P)}`` over images.
 
-    Feed them to :class:`MeanSquare` on training images, and to :func:`score`. All parameters of a
-    WRN-40-2 are 2.2 million a sample: 36 MB while they are squared, so keep ``batch_size`` near 16
-    there.
+    Images are as :func:`features.extract` takes them. Feed them to :class:`MeanSquare` on training
+    images, and to :func:`score`. All parameters of a WRN-40-2 are 2.2 million a sample: 36 MB while
+    they are squared, so keep ``batch_size`` near 16 there.
     """
     for batch in batches(images, model, batch_size):
         (x,) = batch.args
@@ -134,8 +133,9 @@ def squared_gradients(
 
 
 class MeanSquare:
-    """E of any layer: the streaming mean of squared gradients, as ``DiagonalFisher`` is for the
-    last linear layer.
+    """E of any layer: the streaming mean of squared gradients.
+
+    As ``DiagonalFisher`` is for the last linear layer.
 
     >>> MeanSquare().update(torch.tensor([[1.0, 4.0], [3.0, 0.0]])).compute()
     tensor([2., 2.], dtype=torch.float64)
@@ -166,8 +166,9 @@ class MeanSquare:
 def score(
     squares: Tensor, expected: Tensor | None = None, eps: float = 1e-16, damping: float = 0.0
 ) -> Tensor:
-    """Eq. 5 without E, ``sum_p g_p^2``; Eq. 6 with it,
-    ``sum_p g_p^2 / (eps + damping mean(E) + E_p)``.
+    """Eq. 5 without E, ``sum_p g_p^2``; Eq. 6 with it, each term divided by its own E.
+
+    Eq. 6 is ``sum_p g_p^2 / (eps + damping mean(E) + E_p)``.
 
     Args:
         squares: g^2, float (N, P), of one reading.
@@ -198,12 +199,13 @@ def score(
 def find_layers(
     model: nn.Module, x: Tensor, layers: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Name the head (C), the last BatchNorm (D) and the last convolution (E), in the order of a
-    forward pass over x.
+    """Name the head (C), the last BatchNorm (D) and the last convolution (E) of a model.
 
-    Names given in ``layers`` stand. A kind that the model lacks is left out.
+    Last is meant in the order of a forward pass over x. Names given in ``layers`` stand. A kind
+    that the model lacks is left out.
 
-    >>> find_layers(nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3)), torch.rand(2, 3, 2, 2))
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
+    >>> find_layers(net, torch.rand(2, 3, 2, 2))
     {'C': '3'}
     """
     kinds: Any = tuple(_KINDS.values())
@@ -224,7 +226,8 @@ def find_layers(
 
 def _chosen(
     model: nn.Module, x: Tensor, readings: Sequence[str], layers: Mapping[str, str] | None
-) -> dict[str, Any]:  # the layers
+) -> dict[str, Any]:
+    """The layer of each reading."""
     unknown = set(readings) - {*_KINDS, "all"}
     if unknown or not readings:
         raise ValueError(
@@ -267,7 +270,7 @@ def _check(reading: str, layer: nn.Module) -> None:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no parameter in the graph; given back as it was."""
+    """Put a model in evaluation mode, no parameter in the graph; restore both afterwards."""
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.requires_grad_(False)
@@ -280,7 +283,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _watching(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """Input and output of each run of each layer; the graph starts at the first of their outputs."""
+    """Input and output of each run of each layer; the graph starts at their first output."""
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {reading: [] for reading in layers}
 
     def hook_of(reading: str) -> Callable[..., Tensor]:
@@ -296,16 +299,14 @@ def _watching(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, list[tuple[
 
 
 def _batchnorm(layer: Any, x: Tensor, slope: Tensor) -> Tensor:
-    mean, scale = (
-        v[:, None, None] for v in (layer.running_mean, (layer.running_var + layer.eps).rsqrt())
-    )
+    mean = layer.running_mean[:, None, None]
+    scale = (layer.running_var + layer.eps).rsqrt()[:, None, None]
     return torch.cat([(slope * (x - mean) * scale).sum((2, 3)), slope.sum((2, 3))], 1)
 
 
 def _convolution(layer: Any, x: Tensor, slope: Tensor) -> Tensor:
-    patches = F.unfold(
-        x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
-    )  # (N, in kh kw, L)
+    # (N, in kh kw, L)
+    patches = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return torch.einsum("nol,nil->noi", slope.flatten(2), patches).flatten(1)
 
 
@@ -318,17 +319,16 @@ _PER_SAMPLE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 def _every_parameter(model: nn.Module, x: Tensor, head: nn.Module, temperature: float) -> Tensor:
     kept: list[Tensor] = []
 
+    def keep(_: str, layer: nn.Module) -> Any:
+        return layer.register_forward_hook(lambda *call: kept.append(call[2]))
+
     def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
         kept.clear()
-        with hooked(
-            {"head": head},
-            lambda _, layer: layer.register_forward_hook(lambda *call: kept.append(call[2])),
-        ):
+        with hooked({"head": head}, keep):
             torch.func.functional_call(model, parameters, (image[None],))
         z = kept[-1]
-        return (
-            z * residual(z.detach(), temperature).to(z)
-        ).sum()  # its gradient is that of L: r is held fixed
+        r = residual(z.detach(), temperature).to(z)
+        return (z * r).sum()  # its gradient is that of L: r is held fixed
 
     values = {name: parameter.detach() for name, parameter in model.named_parameters()}
     per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(values, x)

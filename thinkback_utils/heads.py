@@ -1,5 +1,4 @@
-"""Where features end and logits begin: the last layer of any classifier, found by what the model
-returns.
+"""The last layer of any classifier, found by what the model returns.
 
 The logits that are kept are those the model returns, since they make its decision. The last layer
 is a linear layer, a 1x1 convolution, or another layer with a matrix of its own. What it computes
@@ -25,9 +24,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Made(NamedTuple):
-    """Features (B, ..., D), logits (B, ..., K), and what the model would then return, beside what
-    it did return.
-    """
+    """Features (B, ..., D), logits (B, ..., K), and what the model would and did return."""
 
     features: Tensor
     logits: Tensor
@@ -65,8 +62,9 @@ class Head:
     def read(
         self, runs: Runs, output: Any, layers: Mapping[str, nn.Module], check: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Features (B, ..., D) and logits (B, ..., K) of one pass, K >= 2: one logit z becomes (0,
-        z).
+        """Features (B, ..., D) and logits (B, ..., K) of one pass, K >= 2.
+
+        One logit z becomes (0, z).
 
         Args:
             runs: of the layers, from :func:`watching`.
@@ -159,8 +157,9 @@ def _fitting(
 
 @contextmanager
 def watching(layers: Mapping[str, nn.Module]) -> Iterator[Runs]:
-    """Copies of the input and output of each run of each layer meanwhile: what follows may work on
-    them in place.
+    """Copies of the input and output of each run of each layer meanwhile.
+
+    Copies, since what follows may work on them in place.
     """
     runs: Runs = {}
 
@@ -203,9 +202,7 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
 
 
 def candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers by name that may be a head: linear ones, 1x1 convolutions, and others with a matrix of
-    their own.
-    """
+    """Layers by name that may be a head: linear, 1x1 convolutions, others with a matrix."""
     return {
         name: layer
         for name, layer in model.named_modules()
@@ -230,8 +227,9 @@ def _has_matrix(layer: nn.Module) -> bool:
 def _pairs(
     names: tuple[str, ...], runs: Runs, layers: Mapping[str, nn.Module]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Input and output of each run and, last, their mean; of several layers the mean alone, as of
-    one wide layer.
+    """Input and output of each run and, last, their mean.
+
+    Of several layers the mean alone, as of one wide layer.
     """
     means = []
     for name in names:
@@ -252,7 +250,7 @@ def _pairs(
 
 
 def _mean(runs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
-    """Of inputs and outputs, where all runs are of one shape."""
+    """Mean input and mean output, where all runs are of one shape; else None."""
     if not runs or any(h.shape != runs[0][0].shape or z.shape != runs[0][1].shape for h, z in runs):
         return None
     features, logits = zip(*runs, strict=True)
@@ -300,8 +298,9 @@ def _selected(h: Tensor, z: Tensor, out: Tensor) -> Made | None:
 
 
 def _resized(align_corners: bool) -> Callable[[Tensor, Tensor, Tensor], Made | None]:
-    """Maps brought to the size of the images: each place is a weighted mean of four, as of logits
-    so of features.
+    """Maps brought to the size of the images: each place is a weighted mean of four.
+
+    The same holds of features and of logits.
     """
 
     def form(h: Tensor, z: Tensor, out: Tensor) -> Made | None:

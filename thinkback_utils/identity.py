@@ -1,5 +1,6 @@
-"""Which model a file belongs to: digests of all its weights, known again in half precision and
-under other names.
+"""Which model a file belongs to: digests of all its weights.
+
+A model is known again in half precision, and where its weights have other names.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ IGNORED = "num_batches_tracked"  # of BatchNorm: it changes nothing in evaluatio
 
 
 def identity(model: nn.Module) -> Identity:
-    """Shape and three digests of each parameter and buffer: of its values, and of them as float16
-    and as bfloat16.
-    """
+    """Shape and digests of each parameter and buffer, also as float16 and as bfloat16."""
     model, out = unwrapped(model), {}
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not name.endswith(IGNORED):
@@ -56,8 +55,9 @@ def difference(saved: Identity, model: nn.Module) -> str | None:
 
 
 def prefix_of(names: Mapping[str, object]) -> str:
-    """What all names begin with, whole parts alone: ``"model."`` of ``model.fc.weight`` and
-    ``model.fc.bias``.
+    """The prefix that all names share, in whole parts.
+
+    Of ``model.fc.weight`` and ``model.fc.bias`` it is ``"model.fc."``.
     """
     parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
     shared = takewhile(lambda column: len(set(column)) == 1, parts)
@@ -69,7 +69,7 @@ def _without(prefix: str, names: Identity) -> Identity:
 
 
 def _digest(value: Tensor, kind: torch.dtype) -> str:
-    """Of the values in that precision, as float32: a number has one digest, whatever holds it."""
+    """Digest of the values in one precision, read as float32 so that equal numbers agree."""
     values = value.detach().cpu().to(kind)
     values = values.float() if values.is_floating_point() else values
     return hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()[:16]

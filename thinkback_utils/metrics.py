@@ -1,6 +1,4 @@
-"""How well a score separates: OOD is the positive class, and a sample is called OOD when score >=
-threshold.
-"""
+"""How well a score separates OOD samples, the positives, from ID: score >= threshold is OOD."""
 
 from __future__ import annotations
 
@@ -15,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import trapezoid
 from sklearn.metrics import roc_curve
-from torch import Tensor
+
+from .arrays import as_numpy
 
 METRICS = ("tpr10", "fpr95", "auroc", "aupr")
 TITLES = {"tpr10": "TPR10 ↑", "fpr95": "FPR95 ↓", "auroc": "AUROC ↑", "aupr": "AUPR ↑"}
@@ -125,9 +124,8 @@ def ood_metrics(
     ids, oods = _vector("id_scores", id_scores), _vector("ood_scores", ood_scores)
     values = summary(roc(ids, oods), prevalence)
     if looks_reversed(values["auroc"], len(ids), len(oods)):
-        warnings.warn(
-            f"thinkback: the AUROC is far below 0.5; {REVERSED}", stacklevel=2
-        )  # the same text: shown once
+        # the same text each time, so that it is shown once
+        warnings.warn(f"thinkback: the AUROC is far below 0.5; {REVERSED}", stacklevel=2)
     return values
 
 
@@ -137,7 +135,7 @@ def looks_reversed(auroc: float, n_id: int, n_ood: int) -> bool:
     Chance is the rank test of Mann & Whitney: the upper end of 95 % of what equal distributions of
     ``n_id`` and ``n_ood`` scores give still lies above the AUROC. A few images are never enough.
 
-    >>> looks_reversed(0.1, 100, 100), looks_reversed(0.0, 2, 2), looks_reversed(0.4, 10_000, 10_000)
+    >>> looks_reversed(0.1, 100, 100), looks_reversed(0.0, 2, 2), looks_reversed(0.4, 9999, 9999)
     (True, False, False)
     """
     chance = 1.96 * math.sqrt((n_id + n_ood + 1) / (12 * n_id * n_ood))
@@ -150,22 +148,19 @@ def conventions(
     prevalence: float | None = None,
     area: Area = "step",
 ) -> dict[str, float]:
-    """What other papers and libraries print under the same names, each in [0, 1] and named by its
-    positive class.
+    """What other papers and libraries print under the same names, each in [0, 1].
 
-    ============================================  ==============
-    ==========================================
-    paper or library                              positive class  what it prints, by the names used
-    here ============================================  ==============
-    ==========================================
-    this package; Outlier Exposure                OOD             ``fpr95_out``, ``aupr_out`` (step)
-    OpenOOD 1.5; pytorch-ood                      OOD             ``fpr95_out``, ``aupr_*``
-    (trapezoid)
-    ODIN                                          ID              ``fpr95_in``, ``aupr_*``,
-    detection error
-    Energy (its code's default), many after it    ID              ``fpr95_in``, ``aupr_in`` (step)
-    ============================================  ==============
-    ==========================================
+
+    They differ in the positive class, and in the rule for the area under precision over recall:
+
+    ======================================  ==============  =====================================
+    paper or library                        positive class  what it prints, by the names here
+    ======================================  ==============  =====================================
+    this package; Outlier Exposure          OOD             ``fpr95_out``, ``aupr_out`` (step)
+    OpenOOD 1.5; pytorch-ood                OOD             ``fpr95_out``, ``aupr_*`` (trapezoid)
+    ODIN                                    ID              ``fpr95_in``, ``aupr_*``, detection
+    error Energy (its default), many after it     ID              ``fpr95_in``, ``aupr_in`` (step)
+    ======================================  ==============  =====================================
 
     The AUROC is the same either way. Outlier Exposure takes FPR95 by ``rule="nearest"`` of
     :func:`fpr_at_tpr`.
@@ -213,9 +208,7 @@ def conventions(
 
 
 def _trapezoid(curve: Roc, prevalence: float) -> float:
-    """Area under precision over recall by straight lines, from recall 0 and precision 1 on as in
-    scikit-learn.
-    """
+    """Area under precision over recall by straight lines, from (0, 1) on as in scikit-learn."""
     _check_mix(prevalence)
     hits = prevalence * curve.tpr[1:]
     precision = hits / (hits + (1 - prevalence) * curve.fpr[1:])
@@ -225,8 +218,9 @@ def _trapezoid(curve: Roc, prevalence: float) -> float:
 def draws(
     ood_scores: ArrayLike, size: int = 2000, count: int = 10, seed: int = 0
 ) -> Iterator[NDArray[np.float64]]:
-    """The protocol's random subsets: ``count`` draws of min(size, N) scores without replacement,
-    seeded.
+    """The protocol's random subsets: ``count`` draws of min(size, N) scores, seeded.
+
+    Each is drawn without replacement.
 
     Raises:
         ValueError: if the size or the count is not a whole number from 1 on, the seed from 0 on, or
@@ -245,10 +239,10 @@ def resampled(
     resamples: int = 500,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """The four metrics of bootstrap resamples of the images, both sides resampled: float64
-    (resamples, 4).
+    """The four metrics of bootstrap resamples of the images, float64 (resamples, 4).
 
-    The scores are sorted once; a resample then is a count at each point of their curve.
+    Both sides are resampled. The scores are sorted once; a resample then is a count at each point
+    of their curve.
 
     Row i of two scores of the same images comes from the same resample, so a difference of rows is
     a paired one; and row i of two OOD sets shares its in-distribution images, so a mean over sets
@@ -261,18 +255,13 @@ def resampled(
     _check_whole(0, seed=seed)
     _check_mix(prevalence)
     sides = _vector("id_scores", id_scores), _vector("ood_scores", ood_scores)
-    threshold = roc(*sides).threshold
-    points = [
-        np.searchsorted(-threshold[1:], -side) for side in sides
-    ]  # of each sample; threshold[0] is above all
+    threshold = roc(*sides).threshold  # threshold[0] is above all
+    points = [np.searchsorted(-threshold[1:], -side) for side in sides]  # of each sample
+    times = [_drawn(len(scores), resamples, seed, side) for side, scores in enumerate(sides)]
     values = []
-    for drawn in zip(
-        *(_drawn(len(scores), resamples, seed, side) for side, scores in enumerate(sides)),
-        strict=True,
-    ):
-        counts = np.stack(
-            [np.bincount(*pair, len(threshold) - 1) for pair in zip(points, drawn, strict=True)]
-        )
+    for drawn in zip(*times, strict=True):
+        pairs = zip(points, drawn, strict=True)
+        counts = np.stack([np.bincount(*pair, len(threshold) - 1) for pair in pairs])
         seen = np.flatnonzero(counts.any(0))
         rates = np.zeros((2, len(seen) + 1))  # from (0, 0) on
         rates[:, 1:] = counts[:, seen].cumsum(1) / counts.sum(1, keepdims=True)
@@ -289,19 +278,16 @@ def _drawn(size: int, resamples: int, seed: int, side: int) -> NDArray[np.int16]
 
 
 def interval95(values: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
-    """95 % percentile interval of each metric, ``{metric: (low, high)}``, from :func:`resampled` or
-    a difference.
+    """95 % percentile interval of each metric, ``{metric: (low, high)}``.
+
+    Of what :func:`resampled` gave, or of a difference.
 
     Raises:
         ValueError: if ``values`` are not finite of shape (resamples, 4).
     """
     table = np.asarray(values)
-    if (
-        table.ndim != 2
-        or table.shape[1] != len(METRICS)
-        or not len(table)
-        or not np.isfinite(table).all()
-    ):
+    shaped = table.ndim == 2 and table.shape[1] == len(METRICS) and len(table)
+    if not shaped or not np.isfinite(table).all():
         raise ValueError(
             f"thinkback: an interval needs finite values of shape (resamples, {len(METRICS)}), as"
             f" resampled gives; got shape {table.shape}"
@@ -328,10 +314,8 @@ def mean_auroc(id_scores: ArrayLike, ood_scores: Iterable[ArrayLike]) -> tuple[f
     >>> mean_auroc([0.1, 0.2, 0.3], [[0.2, 0.9]])[0]
     0.75
     """
-    ids, oods = (
-        _vector("id_scores", id_scores),
-        [_vector("a set of ood_scores", side) for side in ood_scores],
-    )
+    ids = _vector("id_scores", id_scores)
+    oods = [_vector("a set of ood_scores", side) for side in ood_scores]
     if not oods:
         raise ValueError(
             "thinkback: ood_scores holds no OOD set; give a list of vectors, one for each set"
@@ -356,16 +340,9 @@ def _rank(values: NDArray[np.float64], among: NDArray[np.float64]) -> NDArray[np
 
 
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (
-            values.double() if values.is_floating_point() else values
-        ).numpy()  # NumPy has no bfloat16
     try:
-        given = np.asarray(values)
-        if (
-            given.dtype.kind not in "biufO"
-        ):  # strings would be read as numbers, and complex numbers cut
+        given = np.asarray(as_numpy(values))
+        if given.dtype.kind not in "biufO":  # strings would be read, and complex numbers cut
             raise TypeError(f"its type is {given.dtype}")
         vector = given.astype(np.float64, copy=False)
     except (TypeError, ValueError) as error:
@@ -402,9 +379,7 @@ def _check_whole(least: int = 1, **values: int) -> None:
 
 
 def _check_ends(curve: Roc) -> None:
-    """A curve that stops early has no point that reaches a rate, and its first one would pass for
-    it.
-    """
+    """Raise if a curve stops early: where no point reaches a rate, the first would be taken."""
     ends = [
         [float(rates[i]) for i in (0, -1)] if len(rates) else [] for rates in (curve.fpr, curve.tpr)
     ]

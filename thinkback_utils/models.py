@@ -1,4 +1,4 @@
-"""The classifier f(x): a pre-activation Wide Residual Network, split where the detector needs it."""
+"""The classifier f(x): a pre-activation Wide Residual Network, its last layer by itself."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .files import replacing
+from .files import DAMAGED, replacing
 
 CIFAR10_MEAN = (125.3 / 255, 123.0 / 255, 113.9 / 255)
 CIFAR10_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 
 
 class _Block(nn.Module):
-    """BN-ReLU-conv-BN-ReLU-dropout-conv with a residual connection (Zagoruyko & Komodakis 2016,
-    Fig. 1d).
-    """
+    """BN-ReLU-conv-BN-ReLU-dropout-conv and a shortcut (Zagoruyko & Komodakis 2016, Fig. 1d)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -42,8 +40,7 @@ class _Block(nn.Module):
         residual = F.relu(self.bn2(self.conv1(a)))
         if self.dropout:
             residual = F.dropout(residual, self.dropout, self.training)
-        # The projection reads the activated input, the identity the raw one: the convention of the
-        # authors' code.
+        # The projection reads the activated input, the identity the raw one, as the authors' code.
         output: Tensor = self.conv2(residual) + (x if self.shortcut is None else self.shortcut(a))
         return output
 
@@ -134,8 +131,7 @@ class WideResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def save(self, path: str | Path) -> None:
-        """Write the weights as float16 safetensors, with the arguments of the constructor in its
-        header.
+        """Write the weights as float16 safetensors, the constructor's arguments in its header.
 
         Raises:
             ValueError: if a weight is not finite, or too large for float16.
@@ -173,11 +169,7 @@ class WideResNet(nn.Module):
             model.load_state_dict(tensors)
             if lost := _not_finite(tensors):
                 raise ValueError(f"{lost} holds values that are not finite")
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # of the configuration; of the tensors
+        except (TypeError, ValueError, RuntimeError) as error:  # of the configuration or tensors
             raise ValueError(
                 f"thinkback: {path} holds no weights of the network that it names,"
                 f" {metadata['config']} ({last_line(error)}); fetch it anew, or train the network"
@@ -196,7 +188,7 @@ def read_tensors(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         return load_file(path), metadata
-    except (OSError, SafetensorError) as error:
+    except (SafetensorError, *DAMAGED) as error:
         raise ValueError(
             f"thinkback: {path} is cut short or no safetensors file ({error}); {remedy}"
         ) from error
@@ -234,7 +226,5 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def last_line(error: Exception) -> str:
-    """The last line of what an error says: of torch's on a state dictionary, one tensor that does
-    not fit.
-    """
+    """The last line of an error: of torch's on a state dictionary, one tensor that does not fit."""
     return str(error).strip().splitlines()[-1].strip()

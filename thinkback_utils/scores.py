@@ -1,19 +1,25 @@
-"""Scores g(x) as pure functions of penultimate features and logits: one forward pass feeds them
-all.
+"""Scores g(x) as pure functions of penultimate features and logits, from one forward pass.
 
 Shapes: N samples, D features, K classes. Every score is float64 (N,), higher = more
-out-of-distribution, and comes back as the kind of array that went in (torch or NumPy).
+out-of-distribution, and comes back as the kind of array that went in (torch or NumPy). A function
+here says what a score means and checks its arrays; the formula in code is the function of the same
+name in :mod:`kernels`, and what it must equal is in :mod:`reference`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import kernels
 from .arrays import Array, as_given, as_matrix, as_pair, as_weights, doubled, positive
+from .reference import gradnorm_autograd as gradnorm_autograd
+from .reference import head_gradients as head_gradients
+from .reference import thinkback_autograd as thinkback_autograd
+
+CHUNK = 1024  # samples whose gradients, K D numbers each, are in memory at once
 
 
 def msp(logits: Array, temperature: float = 1.0) -> Array:
@@ -34,39 +40,39 @@ def msp(logits: Array, temperature: float = 1.0) -> Array:
     >>> msp(np.array([[0.0, 0.0], [9.0, 0.0]])).round(3)
     array([-0.5, -1. ])
     """
-    z = as_matrix("logits", logits) / positive(temperature)
-    return as_given(-z.softmax(1).amax(1), logits)
+    return as_given(kernels.msp(as_matrix("logits", logits), positive(temperature)), logits)
 
 
 def max_logit(logits: Array) -> Array:
-    """Largest logit, negated: ``-max_k z_k``, float64 (N,), higher = more OOD (Hendrycks et al.
-    2022).
+    """Largest logit, negated: ``-max_k z_k``, float64 (N,), higher = more OOD.
+
+    Arguments and errors as in :func:`msp`. Source: Hendrycks et al. (2022).
     """
-    return as_given(-as_matrix("logits", logits).amax(1), logits)
+    return as_given(kernels.max_logit(as_matrix("logits", logits)), logits)
 
 
 def energy(logits: Array, temperature: float = 1.0) -> Array:
     """Free energy ``-T log sum_k exp(z_k / T)``, float64 (N,), higher = more OOD.
 
-    Arguments and errors as in :func:`msp`. Source: Liu et al. (2020), the row "Energy" of the
-    paper.
+    Arguments and errors as in :func:`msp`. Source: Liu et al. (2020), the paper's row "Energy".
 
     >>> energy(np.array([[0.0, 0.0]])).round(4)  # -log 2
     array([-0.6931])
     """
-    z = as_matrix("logits", logits) / positive(temperature)
-    return as_given(-temperature * z.logsumexp(1), logits)
+    return as_given(kernels.energy(as_matrix("logits", logits), positive(temperature)), logits)
 
 
 def joint_energy(logits: Array) -> Array:
-    """Energies of independent sigmoids, added: ``-sum_k log(1 + exp z_k)``, float64 (N,), higher =
-    more OOD.
+    """Energies of independent sigmoids, added: ``-sum_k log(1 + exp z_k)``, higher = more OOD.
 
     For networks that answer yes or no for each class by itself (multi-label), where every other
     score here would take two sure answers for doubt.
 
     Args:
         logits: z, float (N, K).
+
+    Returns:
+        float64 (N,).
 
     Raises:
         ValueError: as :func:`msp`.
@@ -77,7 +83,7 @@ def joint_energy(logits: Array) -> Array:
     >>> joint_energy(np.array([[0.0, 0.0]])).round(4)  # -2 log 2
     array([-1.3863])
     """
-    return as_given(-F.softplus(as_matrix("logits", logits)).sum(1), logits)
+    return as_given(kernels.joint_energy(as_matrix("logits", logits)), logits)
 
 
 def gradnorm(features: Array, logits: Array, temperature: float = 1.0) -> Array:
@@ -88,19 +94,7 @@ def gradnorm(features: Array, logits: Array, temperature: float = 1.0) -> Array:
     see :func:`gradnorm_autograd`.
     """
     h, z = as_pair(features, logits)
-    u = (z / positive(temperature)).softmax(1) - 1 / z.shape[1]
-    return as_given(-h.abs().sum(1) * u.abs().sum(1) / temperature, logits, features=h)
-
-
-def gradnorm_autograd(
-    features: Tensor, weight: Tensor, bias: Tensor | None = None, temperature: float = 1.0
-) -> Tensor:
-    """What :func:`gradnorm` must equal: backpropagate the uniform label's loss, sample by sample."""
-    uniform = torch.full((len(weight),), 1 / len(weight), dtype=torch.float64, device=weight.device)
-    gradients = head_gradients(
-        features, weight, bias, uniform.expand(len(features), -1), temperature
-    )
-    return -gradients[:, :, :-1].abs().sum((1, 2))
+    return as_given(kernels.gradnorm(h, z, positive(temperature)), logits, features=h)
 
 
 def thinkback(
@@ -114,8 +108,7 @@ def thinkback(
     """Squared gradient of the network's own decision, weighed by what training data causes.
 
     The gradient of ``-log softmax(z / T)_yhat`` in the last layer's weight is the outer product
-    ``r h^T`` with
-    ``r = (softmax(z / T) - onehot(yhat)) / T``, so no backward pass is needed:
+    ``r h^T`` with ``r = (softmax(z / T) - onehot(yhat)) / T``, so no backward pass is needed:
 
     - without ``fisher`` (Eq. 5): ``sum_kd r_k^2 h_d^2 = ||r||^2 ||h||^2``;
     - with it (Eq. 6-7): ``sum_kd r_k^2 h_d^2 / (eps + E_kd)``, E the expected squared gradient on
@@ -126,10 +119,10 @@ def thinkback(
         logits: z, float (N, K).
         fisher: E, (K, D), or (K, D + 1) with the bias column last; from
             ``DiagonalFisher(...).compute()``.
-        temperature: T > 0; the paper lands on 5.
+        temperature: T > 0; the paper's choice is 5.
         eps: absolute floor under E, 1e-16 in the paper. A feature that is silent on the fit data
-            but not at test time adds r_k^2 h_d^2 / eps, which drowns every other weight.
-        damping: relative floor, in units of mean(E); 0 in the paper, 1e-3 tames silent features.
+            but not at test time adds r_k^2 h_d^2 / eps, beside which no other weight counts.
+        damping: relative floor, in units of mean(E); 0 in the paper, 1e-3 limits silent features.
 
     Returns:
         float64 (N,), non-negative, higher = more OOD.
@@ -145,23 +138,20 @@ def thinkback(
     array([12.5])
     """
     if fisher is not None:
-        return thinkback_diagonal(
-            features, logits, inverse_diagonal(fisher, eps, damping), temperature
-        )
+        inverse = inverse_diagonal(fisher, eps, damping)  # 1 / (eps + E)
+        return thinkback_diagonal(features, logits, inverse, temperature)
     h, z = as_pair(features, logits)
-    return as_given(
-        residual(z, temperature).square().sum(1) * h.square().sum(1), logits, features=h
-    )
+    score = kernels.thinkback(h, z, positive(temperature))  # ||r||^2 ||h||^2
+    return as_given(score, logits, features=h)
 
 
 def thinkback_diagonal(
     features: Array, logits: Array, inverse: Tensor | NDArray[np.floating], temperature: float = 5.0
 ) -> Array:
-    """:func:`thinkback` with the Fisher inverted beforehand: ``sum_kd r_k^2 h_d^2 V_kd``, for any
-    number of batches.
+    """:func:`thinkback` with the Fisher inverted beforehand: ``sum_kd r_k^2 h_d^2 V_kd``.
 
-    The sum over d is a linear layer, V its weight, on squared features; the whole costs as much as
-    the classifier's own last layer in float64.
+    One inverse serves any number of batches. The sum over d is a linear layer, V its weight, on
+    squared features; the whole costs as much as the classifier's own last layer in float64.
 
     Args:
         features, logits, temperature: as in :func:`thinkback`.
@@ -174,47 +164,22 @@ def thinkback_diagonal(
     Raises:
         ValueError: on bad arrays as in :func:`thinkback`, or an inverse of other K or D.
 
-    >>> thinkback_diagonal(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), np.ones((2, 2)), temperature=1.0)
+    >>> h, z = np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]])
+    >>> thinkback_diagonal(h, z, np.ones((2, 2)), temperature=1.0)
     array([12.5])
     """
     h, z = as_pair(features, logits)
     V = as_weights("inverse", inverse, h)
     _same_classes("inverse fisher", V, z)
-    h = _inputs(h, V.shape[1], z, V, "inverse fisher")
-    score = torch.linalg.vecdot(residual(z, temperature).square(), h.square() @ V.T)
+    _same_inputs("inverse fisher", V, V.shape[1], h, z)
+    score = kernels.thinkback_diagonal(h, z, V, positive(temperature))
     return as_given(score, logits, features=h, inverse=V)
-
-
-def thinkback_autograd(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    fisher: Tensor | None = None,
-    temperature: float = 5.0,
-    eps: float = 1e-16,
-    damping: float = 0.0,
-) -> Tensor:
-    """What :func:`thinkback` must equal: one backward pass per sample, as the paper's text says it.
-
-    Args:
-        features: h, float (N, D).
-        weight, bias: of the last linear layer, (K, D) and (K,).
-        fisher, temperature, eps, damping: as in :func:`thinkback`.
-    """
-    logits = features.double() @ weight.double().T + (0 if bias is None else bias.double())
-    squared = head_gradients(
-        features, weight, bias, logits.argmax(1), temperature
-    ).square()  # (N, K, D + 1)
-    if fisher is None:
-        return squared[:, :, :-1].sum((1, 2))
-    return (squared[:, :, : fisher.shape[1]] * inverse_diagonal(fisher, eps, damping)).sum((1, 2))
 
 
 def thinkback_full(
     features: Array, logits: Array, root: Tensor | NDArray[np.floating], temperature: float = 5.0
 ) -> Array:
-    """Squared gradient of the network's own decision, weighed by the whole Fisher: ``g^T F^-1 g``,
-    ``g = vec(r h^T)``.
+    """Squared gradient ``g = vec(r h^T)``, weighed by the whole Fisher: ``g^T F^-1 g``.
 
     :func:`thinkback` is the same with the diagonal of F, as if the weights moved independently (the
     paper's Eq. 3). Here a direction counts by how rarely training data push along it, whatever axes
@@ -236,16 +201,17 @@ def thinkback_full(
     Raises:
         ValueError: on bad arrays as in :func:`thinkback`, or a root of other K or D.
 
+    >>> h, z = np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]])
     >>> root = inverse_root(np.diag([4.0, 1.0, 1.0, 1.0]))
-    >>> thinkback_full(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), root, temperature=1.0)  # 9/16 + 4 + 9/4 + 4
+    >>> thinkback_full(h, z, root, temperature=1.0)  # 9/16 + 4 + 9/4 + 4
     array([10.8125])
     """
     h, z = as_pair(features, logits)
-    W, K = as_weights("root", root, h), z.shape[1]
-    r, h = residual(z, temperature), _inputs(h, len(W) / K, z, W)
-    parts = zip(r.split(1024), h.split(1024), strict=True)  # g is K times as large as h
-    whitened = (torch.einsum("nk,nd->nkd", *part).flatten(1) @ W for part in parts)
-    return as_given(torch.cat([g.square().sum(1) for g in whitened]), logits, features=h, root=W)
+    W, T = as_weights("root", root, h), positive(temperature)
+    _same_inputs("root", W, len(W) / z.shape[1], h, z)
+    parts = zip(h.split(CHUNK), z.split(CHUNK), strict=True)
+    score = torch.cat([kernels.thinkback_full(*part, W, T) for part in parts])
+    return as_given(score, logits, features=h, root=W)
 
 
 def thinkback_kronecker(
@@ -271,14 +237,14 @@ def thinkback_kronecker(
     Raises:
         ValueError: on bad arrays as in :func:`thinkback`, or roots of other K or D.
 
-    >>> roots = inverse_root(np.array([[0.25, -0.25], [-0.25, 0.25]])), inverse_root(np.diag([9.0, 16.0]))
-    >>> thinkback_kronecker(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), roots, temperature=1.0).round(6)
+    >>> h, z = np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]])
+    >>> A, B = np.array([[0.25, -0.25], [-0.25, 0.25]]), np.diag([9.0, 16.0])
+    >>> thinkback_kronecker(h, z, (inverse_root(A), inverse_root(B)), temperature=1.0).round(6)
     array([2.])
     """
     h, z = as_pair(features, logits)
     A, B = _roots(roots, h, z)
-    h = _inputs(h, len(B), z, B)
-    score = (residual(z, temperature) @ A).square().sum(1) * (h @ B).square().sum(1)
+    score = kernels.thinkback_kronecker(h, z, (A, B), positive(temperature))
     return as_given(score, logits, features=h, root_A=A, root_B=B)
 
 
@@ -288,8 +254,7 @@ def thinkback_averaged(
     weights: tuple[Tensor | NDArray[np.floating], Tensor | NDArray[np.floating]],
     temperature: float = 5.0,
 ) -> Array:
-    """:func:`thinkback_kronecker` averaged over the labels that the network considers, not its
-    decision alone.
+    """:func:`thinkback_kronecker` averaged over all labels by their probability, higher = more OOD.
 
     ``sum_y p_y (r_y^T A^-1 r_y) (h^T B^-1 h)`` with ``r_y = (p - onehot(y)) / T`` and
     ``p = softmax(z / T)``: a sample counts by all that its doubt would move. A mean of squared
@@ -310,26 +275,19 @@ def thinkback_averaged(
     Source: the label average is that of ExGrad (Igoe et al. 2022), here under the Fisher of the
     training data; p^T C p is the quadratic entropy of Rao (1982).
 
+    >>> h, z = np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]])
     >>> weights = label_distances(inverse_root(np.eye(2))), inverse_root(np.diag([9.0, 16.0]))
-    >>> thinkback_averaged(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]]), weights, temperature=1.0).round(6)
+    >>> thinkback_averaged(h, z, weights, temperature=1.0).round(6)
     array([1.])
     """
     h, z = as_pair(features, logits)
     C, B = _roots(weights, h, z)
-    p = (z / positive(temperature)).softmax(1)
-    doubt = torch.linalg.vecdot(p @ C, p) / (2 * temperature**2)
-    return as_given(
-        doubt * (_inputs(h, len(B), z, B) @ B).square().sum(1),
-        logits,
-        features=h,
-        distances=C,
-        root_B=B,
-    )
+    score = kernels.thinkback_averaged(h, z, (C, B), positive(temperature))
+    return as_given(score, logits, features=h, distances=C, root_B=B)
 
 
 def label_distances(root: Tensor | NDArray[np.floating]) -> Tensor:
-    """``C_jk = (e_j - e_k)^T A^-1 (e_j - e_k)``: how unusual it is that the label changes from j to
-    k, in squares.
+    """``C_jk = (e_j - e_k)^T A^-1 (e_j - e_k)``: how unusual a change of label from j to k is.
 
     Args:
         root: of A, float (K, R), from ``KroneckerFisher(...).inverse_root()``.
@@ -381,17 +339,16 @@ def inverse_diagonal(
 
 
 def inverse_root(matrix: Tensor | NDArray[np.floating], damping: float = 0.0) -> Tensor:
-    """W with ``W W^T = (M + damping * mean eigenvalue of M * I)^-1``: then
-    ``x^T M^-1 x = ||x W||^2``.
+    """W with ``W W^T = (M + damping * mean eigenvalue of M * I)^-1``.
 
-    One eigendecomposition; scoring never sees M again.
+    Then ``x^T M^-1 x = ||x W||^2``. One eigendecomposition; scoring never sees M again.
 
     Args:
         matrix: M, symmetric and positive semi-definite, float64 (P, P).
         damping: added to all eigenvalues, in units of their mean, which is the mean of M's
             diagonal: for a diagonal M this is the ``damping`` of :func:`thinkback`. 0 is the
             pseudo-inverse: eigenvalues below 1e-12 of the largest, where float64 sums are noise,
-            are left out, and the score is blind to their directions. For residuals, which always
+            are left out, and their directions do not count. For residuals, which always
             sum to zero, that is exact; a feature that is silent on the fit data is not seen. With
             damping it counts, and the more the smaller the damping.
 
@@ -426,38 +383,6 @@ def inverse_root(matrix: Tensor | NDArray[np.floating], damping: float = 0.0) ->
     return root
 
 
-def head_gradients(
-    features: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, temperature: float = 5.0
-) -> Tensor:
-    """Per-sample gradients of ``-log softmax(z / T)_label`` in the last layer, by plain autograd.
-
-    The loss of a class is written as ``-log sigmoid(z_y / T - logsumexp of the others)``, which is
-    the same function: through ``log softmax`` autograd itself would subtract 1 from a probability
-    near 1 and lose digits.
-
-    Args:
-        features: h, float (N, D).
-        weight, bias: of the last linear layer, (K, D) and (K,); no bias counts as zero.
-        labels: classes int64 (N,), or label distributions float (N, K).
-        temperature: T.
-
-    Returns:
-        float64 (N, K, D + 1), the bias's gradient in the last column.
-    """
-    w = weight.detach().double().requires_grad_()
-    b = (w.new_zeros(len(w)) if bias is None else bias.detach().double()).requires_grad_()
-    gradients = []
-    for h, label in zip(features.double(), labels, strict=True):
-        z = (w @ h + b) / temperature
-        if label.ndim:
-            loss = F.cross_entropy(z, label)
-        else:
-            loss = -F.logsigmoid(z[label] - torch.cat([z[:label], z[label + 1 :]]).logsumexp(0))
-        gradient_w, gradient_b = torch.autograd.grad(loss, (w, b))
-        gradients.append(torch.cat([gradient_w, gradient_b[:, None]], 1))
-    return torch.stack(gradients)
-
-
 def residual(logits: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
     """Gradient of the loss in the logits, ``(softmax(z / T) - onehot(label)) / T``, float64 (N, K).
 
@@ -469,15 +394,13 @@ def residual(logits: Tensor, temperature: float, labels: Tensor | None = None) -
         temperature: T > 0.
         labels: int64 (N,); the network's own decision ``argmax z`` when None.
     """
-    z = doubled(logits)
-    y = z.argmax(1, keepdim=True) if labels is None else labels[:, None]
-    others = (z / positive(temperature)).softmax(1).scatter(1, y, 0.0)
-    return others.scatter(1, y, -others.sum(1, keepdim=True)) / temperature
+    return kernels.residual(doubled(logits), positive(temperature), labels)
 
 
 def _roots(roots: tuple[object, object], h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     A, B = (as_weights("root", root, h) for root in roots)
     _same_classes("the root of A", A, z)
+    _same_inputs("root", B, len(B), h, z)
     return A, B
 
 
@@ -489,16 +412,12 @@ def _same_classes(name: str, weights: Tensor, logits: Tensor) -> None:
         )
 
 
-def _inputs(
-    features: Tensor, columns: float, logits: Tensor, weights: Tensor, name: str = "root"
-) -> Tensor:
-    """The features, with a constant 1 for the bias if the weights read ``columns`` = D + 1 of them."""
-    width = features.shape[1]
-    if columns not in (width, width + 1):
+def _same_inputs(
+    name: str, weights: Tensor, columns: float, features: Tensor, logits: Tensor
+) -> None:
+    """Weights read ``columns`` inputs of a sample: its features, and perhaps a 1 for the bias."""
+    if columns not in (features.shape[1], features.shape[1] + 1):
         raise ValueError(
             f"thinkback: features {tuple(features.shape)}, logits {tuple(logits.shape)} and {name} "
             f"{tuple(weights.shape)} disagree; was the Fisher fitted on another model?"
         )
-    return (
-        features if columns == width else torch.cat([features, torch.ones_like(features[:, :1])], 1)
-    )
