@@ -301,27 +301,9 @@ class OODDetector:
         model: nn.Module | None,
         forward: Forward | None,
     ) -> OODDetector:
-        head, saved = facts["head"], facts.get("model")
-        if (saved is None) != (model is None):
-            raise ValueError(
-                "the detector was fitted on arrays, without a model; load it without one"
-                if saved is None
-                else "the detector was fitted on a model; load(path, model) takes it"
-            )
-        if saved is not None and model is not None:
-            if (what := difference(saved, model)) is not None:
-                raise ValueError(
-                    f"the model is not the one it was fitted on: {what}; load that one, or fit"
-                    " again"
-                )
-            names = [head] if isinstance(head, str) else head or []
-            old, new = prefix_of(saved), prefix_of(identity(model))
-            renamed = [_renamed(name, old, new) for name in names]
-            head = renamed[0] if isinstance(head, str) else renamed or None
-            Reader(model, head)  # which says if there is no such layer
         detector = cls(
             model,
-            head,
+            _head_of(facts, model),
             facts["method"],
             mean=facts["mean"],
             std=facts["std"],
@@ -523,6 +505,28 @@ def _rejected_classes(scores: Tensor, classes: Tensor, calibration: Calibration)
         "the promise holds on average, but most calibration images that the model takes for class "
         f'{text} are rejected; by="predicted" calibrates each class by itself'
     ]
+
+
+def _head_of(facts: Mapping[str, Any], model: nn.Module | None) -> Any:
+    """The name of the saved head in this model, which must be the one of the fit."""
+    head, saved = facts["head"], facts.get("model")
+    if (saved is None) != (model is None):
+        raise ValueError(
+            "the detector was fitted on arrays, without a model; load it without one"
+            if saved is None
+            else "the detector was fitted on a model; load(path, model) takes it"
+        )
+    if saved is not None and model is not None:
+        if (what := difference(saved, model)) is not None:
+            raise ValueError(
+                f"the model is not the one it was fitted on: {what}; load that one, or fit again"
+            )
+        names = [head] if isinstance(head, str) else head or []
+        old, new = prefix_of(saved), prefix_of(identity(model))
+        renamed = [_renamed(name, old, new) for name in names]
+        head = renamed[0] if isinstance(head, str) else renamed or None
+        Reader(model, head)  # which says if there is no such layer
+    return head
 
 
 def _renamed(name: str, old: str, new: str) -> str:
