@@ -1,6 +1,4 @@
-"""Many processes see what one sees: the same Fisher, the same scores, nothing lost or repeated
-after a kill.
-"""
+"""Many processes get what one gets, and after a kill nothing is lost or repeated."""
 
 import io
 import math

@@ -269,9 +269,7 @@ def _in_batches(images: Images, model: nn.Module, size: int) -> Iterator[Any]:
         yield from whole.split(size)
     elif isinstance(images, Tensor | np.ndarray | Image) or hasattr(images, "to_numpy"):
         yield from as_images(as_tensor(images), model, lone=True).split(size)
-    elif isinstance(images, Dataset) or hasattr(
-        images, "__getitems__"
-    ):  # the latter of Hugging Face
+    elif isinstance(images, Dataset) or hasattr(images, "__getitems__"):  # of Hugging Face
         yield from DataLoader(images, size, collate_fn=_collated)  # type: ignore[arg-type]
     elif isinstance(images, list) and images and _is_sample(images[0], model):
         yield from as_images(_stacked(images), model).split(size)
@@ -385,12 +383,10 @@ def as_images(x: Tensor, model: nn.Module, lone: bool = False) -> Tensor:
         model: whose first convolution has C input channels.
         lone: a vector, or one image (C, H, W) or (H, W, C), becomes a batch of one.
     """
-    channels = next(
-        (layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 0
-    )
-    channels = (
-        channels if channels <= 4 else 0
-    )  # of a picture; a later layer may be registered first
+    inputs = (layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    channels = next(inputs, 0)
+    if channels > 4:  # not of a picture: a later layer may be registered first
+        channels = 0
     if lone and x.ndim == 1:
         return x[None]
     if channels and lone and x.ndim == 3:
@@ -472,11 +468,9 @@ def _collated(samples: list[Any]) -> Any:
             return as_tensor(value)
         if isinstance(value, tuple | list):
             return [plain(part) for part in value]
-        return (
-            {name: plain(part) for name, part in value.items()}
-            if isinstance(value, Mapping)
-            else value
-        )
+        if isinstance(value, Mapping):
+            return {name: plain(part) for name, part in value.items()}
+        return value
 
     return default_collate([plain(sample) for sample in samples])
 
@@ -526,8 +520,6 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return {name: _mapped(part, change) for name, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_mapped(part, change) for part in value))
-    return (
-        type(value)(_mapped(part, change) for part in value)
-        if isinstance(value, tuple | list)
-        else value
-    )
+    if isinstance(value, tuple | list):
+        return type(value)(_mapped(part, change) for part in value)
+    return value

@@ -402,9 +402,8 @@ def augmented_batches(
     top, left = (torch.randint(2 * pad + 1, (n,), generator=generator).to(device) for _ in range(2))
     mirrored = torch.randint(2, (n,), generator=generator).to(device).bool()
     if config.flip == "alternating":
-        coin = torch.randint(2, (n,), generator=torch.Generator().manual_seed(config.seed)).to(
-            device
-        )
+        first = torch.Generator().manual_seed(config.seed)
+        coin = torch.randint(2, (n,), generator=first).to(device)
         mirrored = (coin + epoch) % 2 == 1
     elif config.flip == "off":
         mirrored = torch.zeros_like(mirrored)
@@ -453,9 +452,8 @@ def _save_checkpoint(
 ) -> None:
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        if (
-            held := optimizer.state[parameter].get("momentum_buffer")
-        ) is not None:  # none without momentum
+        held = optimizer.state[parameter].get("momentum_buffer")
+        if held is not None:  # there is none without momentum
             tensors[f"momentum.{name}"] = held.contiguous()
     metadata = {
         "config": json.dumps(asdict(config)),
