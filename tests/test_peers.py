@@ -1,14 +1,11 @@
-"""Published detectors as they are wrapped here, against small computations of their papers'
-formulas; then one run.
-"""
+"""Published detectors as wrapped here, against their papers' formulas; then one run."""
 
-import hashlib
-import json
 import sys
 from functools import partial
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp, softmax
@@ -19,8 +16,9 @@ from torch import nn
 
 from experiments import peers
 from experiments.peers import PEERS
-from thinkback_utils import data, evaluation
+from thinkback_utils import evaluation
 from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import read_json
 from thinkback_utils.methods import METHODS
 from thinkback_utils.models import WideResNet
 
@@ -278,28 +276,20 @@ def small():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A results folder of a tiny network, and the images it names; the command has run on it."""
-    root = tmp_path_factory.mktemp("peers")
-    folder, digests, sets = root / "results" / "wrn10-1-cifar10" / "seed3", {}, {}
-    torch.manual_seed(0)
-    net, generator = WideResNet(depth=10, width=1).eval(), np.random.default_rng(0)
+    """The folder of a tiny network, and the images it names; the command has run on it."""
+    root, sets = tmp_path_factory.mktemp("peers"), {}
+    for name, size in SIZES.items():
+        h = torch.randn(size, 64, generator=torch.Generator().manual_seed(size)).relu()
+        h[:, :10] += 3 * torch.eye(10)[torch.arange(size) % 10]
+        sets[name] = Features(h, h[:, :10] - 1, torch.arange(size) % 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THINKBACK_DATA", str(root))
-        for name, size in SIZES.items():
-            pixels = generator.integers(256, size=(size, 32, 32, 3), dtype=np.uint8)
-            np.savez(root / f"{name}.npz", images=pixels, labels=np.arange(size) % 10)
-            images = data.load(*(name.split("-") if "-" in name else (name,))).images
-            digests[name] = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-            h = torch.randn(size, 64, generator=torch.Generator().manual_seed(size)).relu()
-            h[:, :10] += 3 * torch.eye(10)[torch.arange(size) % 10]
-            sets[name] = Features(h, h[:, :10] - 1, torch.arange(size) % 10)
-        Bundle(sets, torch.eye(10, 64), -torch.ones(10)).save(folder / "bundle.npz")
-        net.save(folder / "weights.safetensors")
-        (folder / "provenance.json").write_text(json.dumps({"images_sha256": digests}))
-        peers.main(
-            ["--results", str(root / "results"), "--network", "wrn10-1-cifar10", "--seed", "3"]
-        )
-    return folder
+        tiny.make_images(root, SIZES)
+        here = tiny.make_run(root / "results", SIZES, seed=3)
+        Bundle(sets, torch.eye(10, 64), -torch.ones(10)).save(here.folder / "bundle.npz")
+        which = ["--network", here.network, "--seed", "3"]
+        peers.main(["--results", str(here.results), *which])
+    return here.folder
 
 
 def test_one_command_scores_every_peer_on_every_set(folder):
@@ -348,7 +338,7 @@ def test_the_record_sets_our_costs_beside_theirs(folder):
 
 
 def test_the_table_has_every_peer_near_and_far_with_intervals(folder):
-    records = json.loads((folder / "peers_table.json").read_text())
+    records = read_json(folder / "peers_table.json")
     assert {(r["set"], r["method"]) for r in records} == {
         (s, p) for s in ("svhn", "cifar100", "mean") for p in PEERS
     }
@@ -391,19 +381,3 @@ def test_only_the_sets_that_are_asked_for_and_no_images(folder, tmp_path):
         ValueError, match=r"^thinkback: no sets \['lsun'\] in .*, only \['cifar10-train'"
     ):
         peers.run(tmp_path, sets=["lsun"], images=False)
-
-
-def test_scores_of_other_weights_are_not_read(folder, tmp_path):
-    command = r"run `python -m experiments.peers --results \S+ --network \S+ --seed 3`"
-    target = tmp_path / "net" / "seed3"
-    WideResNet(depth=10, width=1).save(target / "weights.safetensors")
-    with pytest.raises(
-        FileNotFoundError, match=f"^thinkback: no scores of published detectors in .*; {command}"
-    ):
-        peers.load(target)
-    for name in ("peers.npz", "peers.json"):
-        (target / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(
-        ValueError, match=f"^thinkback: .* is of other weights than those beside it; {command}"
-    ):
-        peers.load(target)

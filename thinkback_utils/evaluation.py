@@ -152,6 +152,11 @@ def available_sets() -> list[str]:
     return [*data.PAPER_SETS, *NEAR, *stand_ins]
 
 
+def image_set(name: str) -> data.ImageSet:
+    """The images that a table calls by that name: a split of CIFAR-10, or the test split of a set."""
+    return data.load(*SPLITS.get(name, (name, "test")))
+
+
 def load_verified(digests: Mapping[str, str]) -> dict[str, data.ImageSet]:
     """The sets of a results folder, verified to be the images that its bundle was made from.
 
@@ -163,7 +168,7 @@ def load_verified(digests: Mapping[str, str]) -> dict[str, data.ImageSet]:
     """
     sets = {}
     for name, expected in digests.items():
-        sets[name] = data.load(*SPLITS.get(name, (name, "test")))
+        sets[name] = image_set(name)
         if (found := sets[name].sha256()) != expected:
             raise ValueError(
                 f"thinkback: {name!r} in the data root {data.data_root()} is not the set that the"
