@@ -190,7 +190,7 @@ class Summary:
     def _printed(self, name: str, baseline: str, write: Callable[[Record], str]) -> dict[str, str]:
         """Each metric's difference as the paper printed it, by column."""
         return {
-            COLUMNS[row["metric"]]: write(row | {"points": 100 * row["printed"]})
+            COLUMNS[row["metric"]]: write(row | {"points": 100 * row["printed"]}).replace("-", "−")
             for row in self._differences
             if (row["set"], row["baseline"]) == (name, baseline)
         }

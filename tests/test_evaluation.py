@@ -1,6 +1,4 @@
-"""The table's arithmetic on made-up scores: means over the right sets, intervals, paired
-differences, kept scores.
-"""
+"""The table's arithmetic on made-up scores: means, intervals, paired differences, kept scores."""
 
 import warnings
 from pathlib import Path
@@ -20,9 +18,7 @@ from thinkback_utils.models import WideResNet
 
 
 def made_up(sets, methods=("msp", "energy", "thinkback"), shift=1.0, n=300):
-    """Scores of two sides one ``shift`` apart; the methods are the same score plus a little noise
-    of their own.
-    """
+    """Scores of two sides one ``shift`` apart; methods differ by a little noise of their own."""
     generator, out = np.random.default_rng(0), {}
     for name, offset in [(evaluation.ID_TEST, 0.0), *((name, shift) for name in sets)]:
         base = generator.normal(offset, 1, n)
@@ -116,9 +112,7 @@ def test_spread_is_even_and_without_repeats(total, count):
 
 
 def test_a_threshold_of_kept_scores_lies_above_the_score_it_comes_from(tmp_path):
-    """It is one float64 step above; in float32 they would be equal, and the image that set it an
-    alarm.
-    """
+    """It is one float64 step above; in float32 they would be equal, and the image an alarm."""
     scored = {"a": {"energy": np.random.default_rng(0).normal(size=19)}}
     evaluation.save_scores(tmp_path / "scores.npz", scored)
     kept = evaluation.load_scores(tmp_path)["a"]["energy"]
