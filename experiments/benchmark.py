@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import nn
 
@@ -30,7 +29,7 @@ from thinkback_utils.evaluation import (
     with_intervals,
 )
 from thinkback_utils.features import Features, extract
-from thinkback_utils.files import read_json, write_json
+from thinkback_utils.files import locking, read_json, write_json
 
 from .run import Run
 
@@ -114,7 +113,7 @@ def keep(path: Path, run: Run, records: Iterable[Record]) -> None:
 
     Processes that share the file wait for each other.
     """
-    with FileLock(path.with_suffix(".lock")):
+    with locking(path):
         old = read_json(path) if path.exists() else []
         others = [row for row in old if not run.label.items() <= row.items()]
         write_json(path, [*others, *(run.label | record for record in records)])

@@ -511,8 +511,7 @@ def load(folder: str | Path) -> tuple[Scores, Record]:
 
 
 def table(folder: str | Path, resamples: int = 200) -> list[Record]:
-    """The four metrics of every peer on every set, with 95 % intervals, from the scores that
-    :func:`run` kept.
+    """The four metrics of every peer on every set, with 95 % intervals, from the kept scores.
 
     Rows are as those of ``evaluation.table`` and ``evaluation.means``, the mean being over the far
     sets, with their intervals and paired differences to Softmax and Energy, and ``near``: whether

@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -27,9 +28,7 @@ OF_FEATURES = [name for name, peer in PEERS.items() if peer.reads != "images"]
 
 
 def made_up(layer, n, seed, far=False):
-    """Activations as behind a ReLU around one direction per class; ``far``: short and along none of
-    them.
-    """
+    """Activations as behind a ReLU around one direction per class; ``far``: short, along none."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % K
     centers = 0.1 if far else 1 + 4 * torch.eye(D)[3 * y] + torch.eye(D)[3 * y + 1]
@@ -39,9 +38,7 @@ def made_up(layer, n, seed, far=False):
 
 @pytest.fixture(scope="module")
 def world():
-    """A last layer that reads these directions, with training data (a few labels wrong), test data
-    and outliers.
-    """
+    """A last layer that reads these directions; training (some labels wrong), test and outliers."""
     layer = nn.Linear(D, K).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     layer.weight.copy_(torch.eye(D)[::3][:K] + 0.1 * torch.randn(K, D, generator=generator))
@@ -69,9 +66,7 @@ def test_higher_is_more_ood(name, world):
 
 @pytest.mark.parametrize("name", ["msp", "max_logit", "energy", "gradnorm"])
 def test_theirs_and_ours_agree(name, world):
-    """GradNorm too, without a transform: both take the mean over the uniform label's classes, and
-    negate.
-    """
+    """GradNorm too, as it is: both take the mean over the uniform label's classes, and negate."""
     item = world[2]
     ours = METHODS[name](item.features, item.logits, ()).numpy()
     np.testing.assert_allclose(scored(name, world), ours, rtol=1e-5)
@@ -99,10 +94,8 @@ def test_mahalanobis_pp_does_not_see_the_length(world):
 
 
 def test_knn_is_the_distance_to_the_fiftieth_neighbour(world):
-    h, x = (
-        v / np.linalg.norm(v, axis=1, keepdims=True)
-        for v in (numpy_of(world[i])[0] for i in (1, 2))
-    )
+    train, test = numpy_of(world[1])[0], numpy_of(world[2])[0]
+    h, x = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (train, test))
     np.testing.assert_allclose(scored("knn", world), np.sort(cdist(x, h), 1)[:, 49], rtol=1e-4)
 
 
@@ -167,9 +160,7 @@ def test_gen_and_kl_matching_are_their_formulas(world):
 
 
 def test_openmax_fits_the_tail_of_what_was_classified_right(world):
-    """Its activations are lowered by the Weibull probability of their distance, the best class's
-    most.
-    """
+    """Activations are lowered by the Weibull probability of their distance, the best one most."""
     (_, z, y), (_, logits, _) = numpy_of(world[1]), numpy_of(world[2])
     outside = []
     for k in range(K):
@@ -189,9 +180,7 @@ def test_openmax_fits_the_tail_of_what_was_classified_right(world):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_the_table_says_what_a_peer_is_and_needs(name, world):
-    """Its source is the package's own; without labels or training data that it says it does not
-    need it works too.
-    """
+    """Its source is the package's own; it works without the data that it says it does not need."""
     peer = PEERS[name]
     net = WideResNet(depth=10, width=1).eval()
     detector = peer.fit(*(world[:2] if peer.reads != "images" else (net, None)))
@@ -214,13 +203,9 @@ def test_the_table_says_what_a_peer_is_and_needs(name, world):
 
 def test_odin_takes_one_signed_step_towards_its_own_decision():
     torch.manual_seed(0)
-    net, images = (
-        WideResNet(depth=10, width=1).eval(),
-        torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8),
-    )
-    net.fc.weight.data *= (
-        1000  # which the temperature takes back, so that the step is far beyond rounding
-    )
+    net = WideResNet(depth=10, width=1).eval()
+    images = torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8)
+    net.fc.weight.data *= 1000  # the temperature takes it back; steps are then far above rounding
     odin = PEERS["odin"]
     found = odin(odin.fit(net), images)
     x = (images.double() / 255).requires_grad_()
@@ -239,18 +224,11 @@ def test_bytes_are_what_a_detector_keeps_beside_the_network(world):
         name: peers.kept_bytes(PEERS[name].fit(layer, train), list(layer.parameters()))
         for name in ("energy", "gradnorm", "react", "dice", "mahalanobis", "knn")
     }
-    floats = {
-        "energy": 0,
-        "gradnorm": 0,
-        "react": 0,
-        "dice": D + K * D,
-        "mahalanobis": K * D + 2 * D * D,
-        "knn": N * D,
-    }
+    floats = {"energy": 0, "gradnorm": 0, "react": 0, "dice": D + K * D}
+    floats |= {"mahalanobis": K * D + 2 * D * D, "knn": N * D}
     assert kept == {name: 4 * count for name, count in floats.items()}
-    assert (
-        peers.kept_bytes([train.features, train.features.numpy()]) == 4 * N * D
-    )  # one array, two views
+    two_views = [train.features, train.features.numpy()]
+    assert peers.kept_bytes(two_views) == 4 * N * D  # of one array
 
 
 def test_a_missing_package_is_named(world, monkeypatch):
@@ -312,17 +290,9 @@ def test_one_command_scores_every_peer_on_every_set(folder):
 
 def test_the_record_sets_our_costs_beside_theirs(folder):
     record = peers.load(folder)[1]
-    for key in (
-        "command",
-        "commit",
-        "started",
-        "device",
-        "versions",
-        "weights_sha256",
-        "pytorch_ood",
-        "absent",
-    ):
+    for key in ("command", "commit", "started", "device", "versions", "weights_sha256", "absent"):
         assert record[key]
+    assert record["pytorch_ood"] == version("pytorch-ood")
     assert set(record["peers"]) == set(PEERS)
     assert set(record["ours"]) == set(evaluation.COMPARED)
     for facts in [*record["peers"].values(), *record["ours"].values()]:
@@ -357,9 +327,7 @@ def test_the_table_has_every_peer_near_and_far_with_intervals(folder):
 
 
 def test_odin_is_paired_with_softmax_of_its_own_images(folder, monkeypatch):
-    """Were its scores those of Softmax on these images, the difference would be nothing, whatever
-    the resample.
-    """
+    """Were its scores those of Softmax on these images, all differences would be nothing."""
     kept, record = peers.load(folder)
     for row in kept.values():
         row["odin"] = row["msp"][evaluation.evenly(len(row["msp"]), len(row["odin"])).numpy()]

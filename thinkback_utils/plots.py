@@ -49,7 +49,7 @@ def plot_iso_scores(
     ax = ax or plt.subplots(figsize=(6.4, 4.4))[1]
     colors = (ID_COLOR, OOD_COLOR, "#1f9e89", "#b4529c", "#b59a2c")
     for (name, y), color in zip(residual2.items(), colors, strict=False):
-        style = {"s": 5, "alpha": 0.35, "linewidths": 0, "color": color}
+        style: dict[str, Any] = {"s": 5, "alpha": 0.35, "linewidths": 0, "color": color}
         ax.scatter(np.asarray(norm2[name]), np.asarray(y), label=name, **style)
     ax.set(xscale="log", yscale="log")
     ax.set(xlabel=r"squared feature norm $\|h\|^2$", ylabel=r"squared residual $\|r\|^2$")
