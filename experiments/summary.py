@@ -23,13 +23,12 @@ from thinkback_utils.evaluation import (
 from thinkback_utils.features import Features
 from thinkback_utils.methods import TITLES
 from thinkback_utils.metrics import METRICS
-from thinkback_utils.metrics import TITLES as METRIC_TITLES
 
 from . import verdicts
 from .run import Run
+from .verdicts import COLUMNS
 
 SETS = (*PAPER_SETS, *STAND_INS, *NEAR)  # from top to bottom of a table or figure
-COLUMNS = {metric: METRIC_TITLES[metric][:-2] for metric in METRICS}  # without their arrows
 SIGNS = {verdicts.YES: "✓", verdicts.NO: "✗", verdicts.UNTESTED: "?"}
 
 
