@@ -83,7 +83,7 @@ def run(
 
 
 def _hash(name: str, known: str | None) -> str:
-    """Of the images that lie in the data root now; the known one where they cannot be had any more.
+    """Hash of a set's images in the data root, or the known one if they cannot be had any more.
 
     What cannot be had and is not known should fail here, not after the training.
     """

@@ -1,9 +1,9 @@
 """The folder of one trained network: weights, features, scores, and where they are from.
 
-A run is ``results/<network>/seed<k>/``. Each of its files is whole or not there, and the order in
-which they are written does not matter to a reader: the bundle itself says which weights and images
-it was made from, in the comment of its archive, so that the features and what is known of them
-are replaced in one step. ``provenance.json`` repeats it for people, with command, commit and times.
+A run is ``results/<network>/seed<k>/``. Each of its files is whole or not there. The bundle itself
+says which weights and images its features were made from, in the comment of its zip archive, so
+that both are replaced in one step, and a command that was killed loses nothing that was kept.
+``provenance.json`` comes last: it repeats this for people, with command, commit and times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from thinkback_utils.models import WideResNet
 from thinkback_utils.provenance import describe, digest
 
 NETWORK = "wrn40-2-cifar10"  # of the book
-STATED = ("images_sha256", "float16_metric_error")  # of a bundle, in older runs by the record alone
+STATED = ("images_sha256", "float16_metric_error")  # of older bundles in provenance.json alone
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ class Run:
         name: str = "bundle.npz",
         **stated: Any,
     ) -> None:
-        """Replace the features, with the network's last layer and what is stated of them.
+        """Replace the features, the network's last layer, and what they were made from.
 
         Args:
             sets: features of the images.
             model: the network that made them, whose weights lie in the folder.
             name: the file.
-            stated: what the features are of, as JSON; :meth:`stated` returns it.
+            stated: what :meth:`stated` is to return, as JSON.
         """
         head, path = model.get_classifier(), self.folder / name
         of = {"weights_sha256": self.digest()} | stated
@@ -150,12 +150,12 @@ class Run:
                 archive.comment = json.dumps(of).encode()
 
     def stated(self) -> Record:
-        """What the features of ``bundle.npz`` are of: ``STATED`` and ``weights_sha256``.
+        """What the features of ``bundle.npz`` were made from: ``STATED`` and ``weights_sha256``.
 
-        Of an older bundle, which says nothing of itself, it is what the record says.
+        For an older bundle, which does not say it itself, it is what the record says.
 
         Raises:
-            FileNotFoundError: neither says anything.
+            FileNotFoundError: there is neither such a bundle nor a record.
             ValueError: the bundle or the record is damaged.
         """
         path, comment = self.folder / "bundle.npz", b""
@@ -175,12 +175,12 @@ class Run:
         return {key: record[key] for key in STATED}
 
     def kept(self) -> tuple[Record, dict[str, Features]]:
-        """What is :meth:`stated`, and the features; nothing where none are of these weights."""
+        """What is :meth:`stated`, and the features; both empty where none are of these weights."""
         try:
             stated = self.stated()
             if stated.get("weights_sha256") in (None, self.digest()):
                 return stated, self.bundle().sets
-        except FileNotFoundError:  # weights, features, or anybody who knows what they are of
+        except FileNotFoundError:  # no weights, no features, or nothing says what they are of
             pass
         return {"images_sha256": {}, "float16_metric_error": 0.0}, {}
 

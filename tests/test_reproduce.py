@@ -263,8 +263,8 @@ def test_a_checkout_without_its_bundle_makes_it_again(toy_root, tmp_path):
     assert set(after["additions"][0]["sets"]) == set(after["images_sha256"])
 
 
-def test_a_run_from_before_bundles_spoke_goes_on(here):
-    """As those in the repository: what the bundle is of stands in the record alone."""
+def test_a_run_whose_bundle_says_nothing_goes_on(here):
+    """As those in the repository: what it was made from stands in the record alone."""
     bundle, content = here.bundle(), (here.folder / "bundle.npz").read_bytes()
     bundle.save(here.folder / "bundle.npz")
     assert not zipfile.ZipFile(here.folder / "bundle.npz").comment

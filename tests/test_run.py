@@ -42,7 +42,7 @@ def test_siblings_are_the_other_runs_with_scores_by_seed(tmp_path):
     assert [run.seed for run in runs[0].siblings()] == [2, 10]
 
 
-def test_the_bundle_says_itself_what_it_is_of(here):
+def test_the_bundle_says_what_it_was_made_from(here):
     model = here.model("cpu")
     sets = features(here, model)
     here.save_bundle(sets, model, images_sha256={"svhn": "new"}, float16_metric_error=0.5)
@@ -65,7 +65,7 @@ def test_an_older_bundle_is_what_the_record_says(here):
     assert here.kept()[1].keys() == sets.keys()
 
 
-def test_features_of_other_weights_or_of_nobody_knows_what_do_not_count(here):
+def test_features_of_other_or_unknown_weights_do_not_count(here):
     model = here.model("cpu")
     here.save_bundle(features(here, model), model, images_sha256={}, float16_metric_error=0.0)
     assert here.kept()[1]
