@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bookmaking import runner
-from experiments import benchmark, reproduce, verdicts
+from experiments import reproduce, verdicts
+from experiments.benchmark import Benchmark
 from experiments.run import Run
 from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, Features, extract, save_arrays
@@ -223,7 +224,7 @@ def test_features_that_a_kill_left_without_a_record_are_not_computed_again(here,
         with pytest.raises(KeyboardInterrupt):
             go_on(here, "svhn", "cifar100")
     assert "cifar100" not in here.record["images_sha256"]
-    monkeypatch.setattr(benchmark, "extract", killed)
+    monkeypatch.setattr("experiments.benchmark.extract", killed)
     go_on(here, "svhn", "cifar100")
     assert here.record["images_sha256"] == here.stated()["images_sha256"]
     assert here.record["additions"][0]["sets"] == ["cifar100"]
@@ -402,7 +403,7 @@ def test_in_distribution_against_itself_is_a_coin(scored):
 def three_seeds(bundle, tmp_path_factory):
     """Three training seeds: a thinned copy of the committed run, and two that noise sets apart."""
     results, records = tmp_path_factory.mktemp("results"), []
-    rules = benchmark.Benchmark(methods=THREE, n_ood=500, draws=3, resamples=20)
+    rules = Benchmark(methods=THREE, n_ood=500, draws=3, resamples=20)
     sizes = {
         "cifar10-train": 4000,
         "cifar10-test": 1500,
