@@ -25,12 +25,13 @@ import yaml
 from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page, sync_playwright
 
-from bookmaking import runner
+from bookmaking.site import check
+from bookmaking.sources import pages
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 SITE, REPOSITORY = CONFIG["html"]["baseurl"], CONFIG["repository"]
-WRITTEN = [page.with_suffix(".html").as_posix() for page in runner.pages(ROOT)]
+WRITTEN = [page.with_suffix(".html").as_posix() for page in pages(ROOT)]
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 FLAGS = [
     *(
@@ -208,7 +209,7 @@ def page(
 
 
 def test_site_is_complete(html: Path) -> None:
-    runner.check(ROOT, html)
+    check(ROOT, html)
 
 
 def test_sitemap_and_cards_name_every_page(html: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 import thinkback_utils
-from bookmaking import runner
+from bookmaking import profiles, sources
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -196,7 +196,7 @@ def test_printed_commands_name_parameters_that_exist(words: list[str]) -> None:
     notebook = next(word for word in words if word.endswith(".ipynb"))
     names = {words[i + 1] for i, word in enumerate(words) if word == "-p"}
     assert names
-    assert names <= set(runner.declared(ROOT / "notebooks" / Path(notebook).name))
+    assert names <= set(profiles.declared(ROOT / "notebooks" / Path(notebook).name))
 
 
 def test_bootstrap_cell_fetches_the_book_and_moves_into_it(tmp_path: Path) -> None:
@@ -208,8 +208,8 @@ def test_bootstrap_cell_fetches_the_book_and_moves_into_it(tmp_path: Path) -> No
     """
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("this is no clone, or there is no git")
-    cells = runner.read(next((ROOT / "notebooks").glob("*.ipynb"))).cells
-    bootstrap = next(cell.source for cell in cells if runner.tagged(cell, "bootstrap"))
+    cells = sources.read(next((ROOT / "notebooks").glob("*.ipynb"))).cells
+    bootstrap = next(cell.source for cell in cells if sources.tagged(cell, "bootstrap"))
     (tmp_path / "pip.py").write_text(
         "import sys, pathlib; assert sys.argv[1:4] == ['install', '-q', '--no-deps'] and"
         " sys.argv[4] == '-e'\nassert (pathlib.Path(sys.argv[5]) / 'pyproject.toml').is_file()"

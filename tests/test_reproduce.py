@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bookmaking import runner
+from bookmaking import chapters
 from experiments import reproduce, verdicts
 from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, Features, extract, save_arrays
@@ -500,9 +500,9 @@ def test_spread_over_training_seeds_on_the_page(three_seeds, tmp_path):
     and its verdicts.
     """
     verdicts.main(["--results", str(three_seeds)])
-    runner.use_own_kernel()
+    chapters.use_own_kernel()
     options = {"results_dir": str(three_seeds), "n_ood": 500, "draws": 3, "resamples": 20}
-    runner.run(ROOT / "notebooks" / "08_five_datasets.ipynb", tmp_path / "08.ipynb", options)
+    chapters.run(ROOT / "notebooks" / "08_five_datasets.ipynb", tmp_path / "08.ipynb", options)
     cells = nbformat.read(tmp_path / "08.ipynb", 4).cells
     outputs = [out.get("data", {}) for cell in cells for out in cell.get("outputs", [])]
     shown, html = (
