@@ -19,7 +19,8 @@ import yaml
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from bookmaking import __main__ as command
-from bookmaking import chapters, profiles, site, sources
+from bookmaking import chapters, demo, gallery, opening, profiles, site, sources
+from thinkback_utils.commands import run_main
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = """\
@@ -319,6 +320,32 @@ def test_messages_of_the_package_stay_and_faults_are_seen_whole(
     message = "too many values to unpack"
     with pytest.raises(ValueError, match=message):
         command.main(["build"])
+
+
+@pytest.mark.parametrize("program", [demo, gallery, opening])
+@pytest.mark.parametrize("arguments", [["--results", "none"], ["--result", "a", "b"]])
+def test_programs_answer_a_wrong_input_in_one_line(
+    program: Any,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("THINKBACK_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("urllib.request.urlopen", absent)
+    try:
+        status = run_main(lambda: program.main(arguments))
+    except SystemExit as left:
+        status = left.code
+    said = capsys.readouterr().err
+    assert status == 1
+    assert said.startswith("thinkback: ")
+    assert len(said.splitlines()) == 1
+
+
+def absent(*_: Any, **__: Any) -> None:
+    raise OSError("no network")
 
 
 def test_contents_must_exist(book: Path, capsys: pytest.CaptureFixture[str]) -> None:

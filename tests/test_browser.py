@@ -1,5 +1,4 @@
-"""The built site is complete, and works in a real browser: offline, on a phone, by keyboard, in
-both themes.
+"""The built site in a real browser: offline, on a phone, by keyboard, in both themes.
 
 Without the built book or without Chromium these tests are skipped; where the variable CI is set,
 they fail.
@@ -7,19 +6,15 @@ they fail.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import http.server
 import os
 import re
-import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree import ElementTree
 
+import browsing
 import fonts
 import pytest
 import yaml
@@ -52,31 +47,18 @@ def absent(reason: str) -> NoReturn:
     pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def handle(self) -> None:
-        left = (BrokenPipeError, ConnectionResetError)  # the browser, for the next page
-        with contextlib.suppress(*left):
-            super().handle()
-
-
 @pytest.fixture(scope="session")
 def html() -> Path:
     folder = ROOT / "_build" / "html"
-    return (
-        folder if (folder / "index.html").is_file() else absent("the book is not built: make book")
-    )
+    if not (folder / "index.html").is_file():
+        absent("the book is not built: make book")
+    return folder
 
 
 @pytest.fixture(scope="session")
 def site(html: Path) -> Iterator[str]:
-    handler = functools.partial(QuietHandler, directory=str(html))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with browsing.served(html) as address:
+        yield address
 
 
 @pytest.fixture(scope="module", params=[fonts.FIRST])  # one driver at a time in all modules
@@ -84,9 +66,7 @@ def browser(
     request: pytest.FixtureRequest, html: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Page]:
     other = os.environ.get("BROWSER")  # firefox or webkit, as Playwright installs them
-    program = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    program = browsing.chromium()
     if program is None and not other:
         absent("no Chromium on this machine")
     options: dict[str, Any] = {} if other else {"executable_path": program, "args": FLAGS}
