@@ -15,7 +15,7 @@ import yaml
 
 from .sources import BookError, as_mapping, one_line, pages, read, read_yaml, slug, tagged
 
-COMMON = ("profile", "seed", "device", "data_dir", "results_dir")  # a chapter may not declare these
+COMMON = ("profile", "seed", "device", "data_dir", "results_dir")  # optional in a chapter
 TIMEOUT = "cell_timeout"  # of a profile: seconds, for the execution; no chapter's parameter
 SCALARS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
