@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bookmaking import runner
+from bookmaking import chapters
 from experiments import reproduce, verdicts
 from experiments.benchmark import Benchmark
 from experiments.run import Run
@@ -443,9 +443,9 @@ def three_seeds(bundle, tmp_path_factory):
 def test_spread_over_training_seeds_on_the_page(three_seeds, tmp_path):
     """Chapter 08, run on three seeds, shows numpy's means and deviations, and the verdicts."""
     verdicts.main(["--results", str(three_seeds)])
-    runner.use_own_kernel()
+    chapters.use_own_kernel()
     options = {"results_dir": str(three_seeds), "n_ood": 500, "draws": 3, "resamples": 20}
-    runner.run(ROOT / "notebooks" / "08_five_datasets.ipynb", tmp_path / "08.ipynb", options)
+    chapters.run(ROOT / "notebooks" / "08_five_datasets.ipynb", tmp_path / "08.ipynb", options)
     cells = nbformat.read(tmp_path / "08.ipynb", 4).cells
     outputs = [out.get("data", {}) for cell in cells for out in cell.get("outputs", [])]
     shown = "\n".join(out.get("text/markdown", "") for out in outputs)
