@@ -1,16 +1,12 @@
-"""The live demo: a detector of the committed network for the reader's browser, and the pictures
-that it is tried on.
-"""
+"""The live demo: a detector for the reader's browser, and the pictures that it is tried on."""
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import json
+import sys
 import tempfile
 from base64 import b64encode
 from collections.abc import Mapping
-from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from torch import Tensor
 
 from thinkback_utils import data, plots
 from thinkback_utils.calibration import conformal_threshold
+from thinkback_utils.commands import Parser, run_main
 from thinkback_utils.detector import OODDetector
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
 from thinkback_utils.features import Bundle, extract
@@ -31,6 +28,7 @@ from thinkback_utils.models import WideResNet
 from thinkback_utils.provenance import describe, label
 
 from .gallery_page import CLASSES, percent
+from .markup import fill
 
 RUN = Path("wrn40-2-cifar10", "seed0")
 N_CALIBRATION = 5000  # test images, the first; the pictures are of the others
@@ -44,13 +42,9 @@ RUNTIME = "book/vendor/onnxruntime/ort-wasm-simd.wasm.gz"
 
 
 def detector(results: Path) -> OODDetector:
-    """The committed network with the default score, fitted and calibrated on the features that its
-    bundle keeps.
-    """
-    model, sets = (
-        WideResNet.load(results / RUN / "weights.safetensors"),
-        Bundle.load(results / RUN / "bundle.npz").sets,
-    )
+    """The committed network with the default score, fitted and calibrated on its bundle."""
+    model = WideResNet.load(results / RUN / "weights.safetensors")
+    sets = Bundle.load(results / RUN / "bundle.npz").sets
     said = OODDetector(model.fc, "")  # to the last layer alone, features are the images
     said.fit(sets[ID_TRAIN].features).calibrate(sets[ID_TEST].features[:N_CALIBRATION], ALPHA)
     said.model, said.head = model, "fc"
@@ -58,9 +52,7 @@ def detector(results: Path) -> OODDetector:
 
 
 def save_pictures(results: Path) -> None:
-    """Write ``demo/pictures.png``, one row of tiles, and ``pictures.json``, what they are; takes
-    the image sets.
-    """
+    """Write ``demo/pictures.png``, one row of tiles of the image sets, and what they are."""
     tiles, pictures = [], []
     for name, first in FIRST.items():
         known = name.removesuffix("-test")
@@ -77,7 +69,7 @@ def save_pictures(results: Path) -> None:
 
 
 def load_pictures(results: Path) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Images uint8 (N, 3, 32, 32), and of each its set, its index in it, and how both are called."""
+    """Images uint8 (N, 3, 32, 32), and of each its set and index, and the names of both."""
     with Image.open(results / "demo" / "pictures.png") as sprite:
         tiles = torch.from_numpy(np.array(sprite.convert("RGB"))).permute(2, 0, 1)
     return (
@@ -87,8 +79,7 @@ def load_pictures(results: Path) -> tuple[Tensor, list[dict[str, Any]]]:
 
 
 def assets(folder: Path, root: Path = Path()) -> None:
-    """Add to a staged book what is made, not kept: the model that runs, and the parts that demo.md
-    includes.
+    """Add to a staged book the model that runs, and the parts that demo.md includes.
 
     Args:
         folder: of the staged sources; it gets ``book/extra/demo/model.onnx.gz`` and
@@ -139,7 +130,7 @@ def _facts(said: OODDetector, results: Path) -> str:
 
 
 def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> str:
-    """The demo as it is without JavaScript, a table, with the numbers that demo.js makes more of."""
+    """The demo without JavaScript, a table, and the numbers that demo.js makes more of."""
     scores = said.calibration.scores  # type: ignore[union-attr]
     facts = {
         "classes": CLASSES[ID_TEST],
@@ -154,45 +145,28 @@ def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> s
             {key: picture[key] for key in ("title", "class", "score")} for picture in pictures
         ],
     }
-    text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-    head = "".join(
-        f'<th scope="col">{name}</th>'
-        for name in ("Picture", "Answer", "p-value", f"At α = {percent(ALPHA, 0)}")
-    )
     style = f"--tb-ink: {plots.INK}; --tb-id: {plots.ID_COLOR}; --tb-ood: {plots.OOD_COLOR}"
-    return (
-        f'```{{raw}} html\n<div class="tb-demo" style="{style}">\n<noscript><p>With JavaScript, the'
-        " network runs here. Without it, this is what it says.</p></noscript>\n<details"
-        " open><summary>What PyTorch says about the pictures</summary>\n<div"
-        f' class="pst-scrollable-table-container"><table><thead><tr>{head}</tr></thead><tbody>\n{chr(10).join(map(_row, pictures))}\n</tbody></table></div></details>\n<script'
-        f' type="application/json">{text}</script>\n</div>\n```'
-    )
+    rows = [_row(picture) for picture in pictures]
+    return fill("demo", facts=facts, pictures=rows, style=style, alpha=percent(ALPHA, 0))
 
 
-def _row(picture: Mapping[str, Any]) -> str:
-    title, best = (
-        f"{picture['title']}: {picture['class']}",
-        int(np.argmax(picture["probabilities"])),
-    )
-    image = (
-        f'<img src="data:image/png;base64,{picture["png"]}" alt="{escape(title)}" width="48"'
-        ' height="48">'
-    )
+def _row(picture: Mapping[str, Any]) -> dict[str, Any]:
+    best = int(np.argmax(picture["probabilities"]))
     answer = f"{CLASSES[ID_TEST][best]}, {percent(picture['probabilities'][best])}"
     verdict = "refused" if picture["p"] <= ALPHA else "accepted"
-    cells = "".join(f"<td>{cell}</td>" for cell in (answer, f"{picture['p']:.4f}", verdict))
-    return f'<tr><th scope="row">{image} <span>{escape(title)}</span></th>{cells}</tr>'
+    name = f"{picture['title']}: {picture['class']}"
+    cells = (answer, f"{picture['p']:.4f}", verdict)
+    return {"png": picture["png"], "name": name, "cells": cells}
 
 
 def _histogram(scores: np.ndarray, shown: list[float]) -> dict[str, Any]:
-    """Counts of the calibration scores, on a logarithmic axis if none is negative; beyond its ends
-    lie the rarest.
-    """
+    """Counts of the calibration scores, the lowest in the first bin; logarithmic if all are > 0."""
     logarithmic = bool(scores.min() > 0)
-    values, others = (
-        np.log10(np.maximum(v, 1e-300)) if logarithmic else np.asarray(v) for v in (scores, shown)
-    )
-    low, high = float(np.quantile(values, 0.005)), float(max(values.max(), others.max()))
+    values, others = scores, np.asarray(shown)
+    if logarithmic:
+        values, others = (np.log10(np.maximum(x, 1e-300)) for x in (values, others))
+    low = float(np.quantile(values, 0.005))
+    high = float(max(values.max(), others.max()))
     counts, _ = np.histogram(values.clip(low), BINS, (low, high))
     return {"log": logarithmic, "range": [low, high], "counts": counts.tolist()}
 
@@ -204,13 +178,11 @@ def _png(tile: Tensor) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Take the pictures of the demo from the image sets, once; the build of the book makes
-    everything else.
-    """
-    parser = argparse.ArgumentParser(prog="python -m bookmaking.demo", description=main.__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of full runs")
+    """Take the pictures of the demo from the image sets; the build of the book makes the rest."""
+    parser = Parser(prog="python -m bookmaking.demo", description=main.__doc__)
+    parser.add_argument("--results", type=Path, default="results", help="folder of full runs")
     save_pictures(parser.parse_args(arguments).results)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

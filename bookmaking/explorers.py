@@ -1,5 +1,4 @@
-"""What a reader can explore without a kernel: numbers as small JSON, or tables, for the book's own
-script.
+"""What a reader can explore without a kernel: numbers as small JSON, or tables, for a script.
 
 ``book/_static/explorers.js`` finds these outputs on a page and draws, in place of a figure's image
 that shows a part of the same. Without it (Jupyter, Colab, no JavaScript) nothing is lost: the
@@ -8,26 +7,24 @@ figure stays, and a table is a table.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 from IPython.display import HTML
+from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
 from thinkback_utils import evaluation, metrics, plots
 from thinkback_utils.methods import TITLES
 
+from .markup import fill
+
 BINS = 40  # of a drawn histogram
 STEPS = 3 * BINS  # of the threshold's slider
 START = "thinkback"  # the score that the example browser shows first
-SET_COLORS = (
-    plots.ID_COLOR,
-    plots.OOD_COLOR,
-    plots.METHOD_COLORS["energy"],
-)  # of its sets, in their order
+# of its sets, in their order
+SET_COLORS = (plots.ID_COLOR, plots.OOD_COLOR, plots.METHOD_COLORS["energy"])
 SLIDERS = '<a href="#{}">A figure of this page</a> has sliders where JavaScript runs.'
 MARKS = '<a href="#{}">The figure</a> shows the picture behind each mark where JavaScript runs.'
 
@@ -182,80 +179,54 @@ def results(
         sets: rows from top to bottom; ``mean`` is the foot of the table.
         methods: columns.
     """
-    prevalence = next(
-        (
-            f", prevalence {record['prevalence']:.3g}"
-            for record in records
-            if "prevalence" in record
-        ),
-        "",
-    )
-    heads = "".join(f'<th scope="col" data-method="{m}">{escape(TITLES[m])}</th>' for m in methods)
+    prevalence = next((record["prevalence"] for record in records if "prevalence" in record), None)
     tables = []
     for metric, title in metrics.TITLES.items():
         rows = []
         for name in [*sets, "mean"]:
-            cells = "".join(
-                _cell(_of(records, name, m), _of(paper, name, m), metric) for m in methods
-            )
-            label = escape(evaluation.SET_TITLES[name]).replace(
-                "-", "‑"
-            )  # hyphens that do not break
-            rows.append(f'<tr data-set="{name}"><th scope="row">{label}</th>{cells}</tr>')
-        tables.append(
-            f'<table data-metric="{metric}"><caption>{title}'
-            f" (%{prevalence if metric == 'aupr' else ''})</caption>"
-            f'<thead><tr><th scope="col">Set</th>{heads}</tr></thead>'
-            f"<tbody>{''.join(rows[:-1])}</tbody><tfoot>{rows[-1]}</tfoot></table>"
-        )
-    return _explorer(
-        "results", "\n".join(tables), "These tables can be sorted and drawn where JavaScript runs."
-    )
+            cells = [_cell(_of(records, name, m), _of(paper, name, m), metric) for m in methods]
+            label = evaluation.SET_TITLES[name].replace("-", "‑")  # hyphens that do not break
+            rows.append({"name": name, "title": label, "cells": cells})
+        said = metric == "aupr" and prevalence is not None
+        table = {"metric": metric, "title": title, "rows": rows}
+        tables.append(table | {"prevalence": f", prevalence {prevalence:.3g}" if said else ""})
+    content = fill("results", tables=tables, methods={name: TITLES[name] for name in methods})
+    hint = "These tables can be sorted and drawn where JavaScript runs."
+    return _explorer("results", content, hint)
 
 
 def _of(records: Sequence[Record], name: str, method: str) -> list[Record]:
     return [record for record in records if (record["set"], record["method"]) == (name, method)]
 
 
-def _cell(own: Sequence[Record], printed: Sequence[Record], metric: str) -> str:
-    numbers, text = {}, "<small>not measured</small>"
+def _cell(own: Sequence[Record], printed: Sequence[Record], metric: str) -> dict[str, Any]:
+    """What one cell of a table shows: numbers in percent, and the spread of ours in words."""
+    numbers: dict[str, float] = {}
+    spread = []
     if own:
         values = [100 * record[metric] for record in own]
-        spread = [f"± {np.std(values, ddof=1):.2f}"] if len(own) > 1 else []
+        numbers["here"] = float(np.mean(values))
+        if len(own) > 1:
+            spread.append(f"± {np.std(values, ddof=1):.2f}")
         if own[0].get("draws", 1) > 1:
             spread.append(f"± {np.mean([100 * record[f'{metric}_std'] for record in own]):.2f}")
-        numbers["here"] = float(np.mean(values))
-        text = f"{numbers['here']:.2f}"
-        text += (
-            f'<small class="tb-spread"> {" (".join(spread)}{")" * (len(spread) > 1)}</small>'
-            if spread
-            else ""
-        )
     if own and all("interval95" in record for record in own):
         low, high = zip(*(record["interval95"][metric] for record in own), strict=True)
         numbers |= {"low": 100 * min(low), "high": 100 * max(high)}
-        text += f"<br><small>{numbers['low']:.1f} – {numbers['high']:.1f}</small>"
     if printed:
         numbers["paper"] = 100 * printed[0][metric]
-        text += f"<br><small>paper {numbers['paper']:.2f}</small>"
-    data = "".join(f' data-{key}="{value:.2f}"' for key, value in numbers.items())
-    return f"<td{data}>{text}</td>"
+    return {"numbers": numbers, "spread": " (".join(spread) + ")" * (len(spread) > 1)}
 
 
 def _fed(kind: str, figure: str, data: Mapping[str, Any], hint: str = SLIDERS) -> HTML:
-    text = json.dumps(
-        {"figure": figure, **data}, separators=(",", ":"), ensure_ascii=False
-    ).replace("<", "\\u003c")
-    return _explorer(kind, f'<script type="application/json">{text}</script>', hint.format(figure))
+    content = fill("fed", facts={"figure": figure, **data})
+    return _explorer(kind, content, Markup(hint).format(figure))
 
 
-def _explorer(kind: str, content: str, hint: str) -> HTML:
+def _explorer(kind: str, content: Markup, hint: str) -> HTML:
     colors = {"ink": plots.INK, "id": plots.ID_COLOR, "ood": plots.OOD_COLOR, **plots.METHOD_COLORS}
     style = "; ".join(f"--tb-{name}: {color}" for name, color in colors.items())
-    return HTML(
-        f'<div class="tb-explorer" data-kind="{kind}"'
-        f' style="{style}">{content}<noscript><p>{hint}</p></noscript></div>'
-    )
+    return HTML(fill("explorer", kind=kind, content=content, hint=hint, style=style))
 
 
 def _edges(low: float, high: float, count: int) -> NDArray[np.float64]:

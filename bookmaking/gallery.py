@@ -1,5 +1,4 @@
-"""Where the scores fail: the numbers of the page on limits, its gallery of misses and false alarms,
-images to browse.
+"""Where the scores fail: the numbers of the page on limits, its gallery, and images to browse.
 
 This module picks and counts; :mod:`bookmaking.gallery_page` puts into figures and words what it
 found.
@@ -10,7 +9,7 @@ others only numbers are.
 
 from __future__ import annotations
 
-import argparse
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from thinkback_utils import plots, scores
 from thinkback_utils.calibration import Calibration
+from thinkback_utils.commands import Parser, run_main
 from thinkback_utils.evaluation import (
     ID_TEST,
     ID_TRAIN,
@@ -71,9 +71,7 @@ def percentiles(id_scores: NDArray[Any], values: NDArray[Any]) -> Vector:
 
 
 def alarms(scored: Scores, name: str, method: str) -> NDArray[np.bool_]:
-    """Which images of a set raise an alarm at the threshold where ``ALPHA`` of the test images do,
-    bool (N,).
-    """
+    """Which images of a set raise an alarm, bool (N,), where ``ALPHA`` of the test images do."""
     return Calibration.of(scored[ID_TEST][method], ALPHA).rejects(scored[name][method])
 
 
@@ -83,15 +81,13 @@ def outliers(scored: Scores, near: bool = True) -> list[str]:
 
 
 def described(bundle: Bundle, scored: Scores, method: str, name: str, index: int) -> Facts:
-    """Set, index in ``data.load(set)``, the network's answer, the true class where it has a name,
-    the percentile.
+    """Set and index in ``data.load(set)``, the network's answer, the percentile of the score.
+
+    Under ``true`` the true class, if it has a name.
     """
     item = bundle.sets[name]
-    true = (
-        None
-        if name not in CLASSES or item.labels is None
-        else CLASSES[name][int(item.labels[index])]
-    )
+    known = name in CLASSES and item.labels is not None
+    true = CLASSES[name][int(item.labels[index])] if known else None  # type: ignore[index]
     answer = CLASSES[ID_TEST][int(item.logits[index].argmax())]
     place = percentiles(scored[ID_TEST][method], scored[name][method][[index]])[0]
     return {
@@ -107,10 +103,9 @@ def extremes(bundle: Bundle, scored: Scores, method: str) -> Facts:
     """The images that one score gets most wrong; among equals those that come first.
 
     Returns:
-        ``lowest``: the ``COUNT`` lowest of all OOD images; ``pictured``: the lowest of each set in
-            ``SHOWN``;
-        ``alarms``: the ``COUNT`` highest of the test images. Each a list of what :func:`described`
-            says.
+        Lists of what :func:`described` says. ``lowest``: the ``COUNT`` lowest of all OOD images;
+        ``pictured``: the lowest of each set in ``SHOWN``; ``alarms``: the ``COUNT`` highest of the
+        test images.
     """
 
     def first(name: str, count: int, sign: int = 1) -> list[Facts]:
@@ -118,10 +113,9 @@ def extremes(bundle: Bundle, scored: Scores, method: str) -> Facts:
         return [described(bundle, scored, method, name, row) for row in rows]
 
     candidates = [row for name in outliers(scored) for row in first(name, COUNT)]
+    candidates.sort(key=lambda row: float(scored[row["set"]][method][row["index"]]))
     return {
-        "lowest": sorted(
-            candidates, key=lambda row: float(scored[row["set"]][method][row["index"]])
-        )[:COUNT],
+        "lowest": candidates[:COUNT],
         "pictured": {name: first(name, count) for name, count in SHOWN.items()},
         "alarms": first(ID_TEST, COUNT, -1),
     }
@@ -135,8 +129,9 @@ def examples(
     Each score gets an equal part of a set's count: it ranks the images that are not drawn yet, cuts
     the list into as many pieces of equal length, and one image is drawn from each.
 
-    Returns: What :func:`described` says, without one percentile but with ``norm2``, ``residual2``
-        (T = 5), ``residual2_T1`` and, by method, ``scores``, ``percentiles`` and ``alarms``; in the
+    Returns:
+        What :func:`described` says, without the one percentile but with ``norm2``, ``residual2`` (T
+        = 5), ``residual2_T1`` and, by method, ``scores``, ``percentiles`` and ``alarms``; in the
         order of sets and indices.
     """
     generator, out = np.random.default_rng(seed), []
@@ -164,9 +159,7 @@ def examples(
 
 
 def network_statistics(item: Features) -> dict[str, Vector]:
-    """What a score may read of each image: ``‖h‖²``, ``‖r‖²`` at the paper's T = 5, and the
-    confidence.
-    """
+    """What a score may read of each image: ``‖h‖²``, ``‖r‖²`` at T = 5, and the confidence."""
     return {
         "norm2": item.features.double().square().sum(1).numpy(),
         "residual2": scores.residual(item.logits, 5.0).square().sum(1).numpy(),
@@ -232,9 +225,7 @@ def shared(bundle: Bundle, scored: Scores, statistics: Statistics, method: str) 
 
 
 def louder(bundle: Bundle, names: Iterable[str], count: int = 200) -> dict[str, Features]:
-    """Images of each set with the features multiplied by each of ``LOUDNESS``, and what the head
-    says to that.
-    """
+    """Images of each set with features multiplied by each of ``LOUDNESS``, and their logits."""
     out: dict[str, Features] = {}
     for name in names:
         h = bundle.sets[name].features[evenly(len(bundle.sets[name]), count)]
@@ -246,9 +237,7 @@ def louder(bundle: Bundle, names: Iterable[str], count: int = 200) -> dict[str, 
 
 
 def confident(bundle: Bundle, scored: Scores) -> Facts:
-    """How many images a set has, in how many the confidence reaches ``SURE``, and how many of these
-    raise an alarm.
-    """
+    """How many images a set has, how many the network is ``SURE`` of, how many of these alarm."""
     out: Facts = {}
     for name in scored:
         sure = network_statistics(bundle.sets[name])["confidence"] >= SURE
@@ -258,9 +247,7 @@ def confident(bundle: Bundle, scored: Scores) -> Facts:
 
 
 def lengths(bundle: Bundle, scored: Scores) -> Facts:
-    """Of each OOD set: the AUROC of ``‖h‖²``, of ``‖r‖²``, of their product (Eq. 5) and of Eq. 6 as
-    a score.
-    """
+    """AUROC of each OOD set for the scores ``‖h‖²``, ``‖r‖²``, their product (Eq. 5), and Eq. 6."""
     columns: Scores = {}
     for name in scored:
         seen = network_statistics(bundle.sets[name])
@@ -302,9 +289,7 @@ def rates(bundle: Bundle, scored: Scores, loud: Scores, method: str) -> Facts:
 
 
 def gather(bundle: Bundle) -> tuple[Facts, Facts, Scores]:
-    """What a bundle alone says of ``limits.json`` and ``examples.json``, all but :func:`shared`;
-    and the scores.
-    """
+    """What a bundle alone says of both JSON files, all but :func:`shared`; and the scores."""
     far = [name for name in bundle.sets if name not in (ID_TRAIN, ID_TEST, *NEAR)]
     extra = louder(bundle, far)
     scored = score_sets({**bundle.sets, **extra}, METHODS)
@@ -327,8 +312,7 @@ def gather(bundle: Bundle) -> tuple[Facts, Facts, Scores]:
 
 
 def number(facts: Facts, browsed: Facts) -> list[tuple[str, int]]:
-    """Give each picture its ``tile``, a place in the sprite by set and index; returns what lies on
-    each.
+    """Give each picture its ``tile``, a place in the sprite; returns set and index of each tile.
 
     Raises:
         ValueError: if there are more than ``MOST_IMAGES``, or one of a set that may not be shown.
@@ -358,14 +342,16 @@ def _short(value: Any) -> float:
 
 
 def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
-    """Write ``gallery/``, ``gallery.md`` and ``examples.md`` from one run's bundle and the images;
-    returns the folder.
+    """Write ``gallery/``, ``gallery.md`` and ``examples.md`` of one run; returns the folder.
 
     Raises:
         ValueError: if an image set is not the one that the bundle was made of.
     """
-    folder, out, provenance = results / network / f"seed{seed}", results / "gallery", describe()
-    bundle, made_of = Bundle.load(folder / "bundle.npz"), read_json(folder / "provenance.json")
+    provenance = describe()
+    out = results / "gallery"
+    folder = results / network / f"seed{seed}"
+    bundle = Bundle.load(folder / "bundle.npz")
+    made_of = read_json(folder / "provenance.json")
     facts, browsed, scored = gather(bundle)
     sets = load_verified({name: made_of["images_sha256"][name] for name in scored})
     images, statistics = {}, {}
@@ -374,25 +360,17 @@ def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
         statistics[name] = network_statistics(bundle.sets[name]) | pixel_statistics(images[name])
     for method, own in facts["methods"].items():
         own["shared"] = shared(bundle, scored, statistics, method)
-    seeds = sorted(
-        {r["seed"] for r in read_json(results / "table1.json") if r["network"] == network}
-    )
+    records = read_json(results / "table1.json")
+    facts["runs"] = sorted({record["seed"] for record in records if record["network"] == network})
     accuracy = made_of["accuracy"][ID_TEST]
-    facts |= {
-        "runs": seeds,
-        "network": {"recipe": made_of["recipe"], "seed": seed, "accuracy": accuracy},
-    }
+    facts["network"] = {"recipe": made_of["recipe"], "seed": seed, "accuracy": accuracy}
     tiles = number(facts, browsed)
     browsed |= {"network": facts["network"], "columns": gallery_page.COLUMNS}
     save(out, facts, browsed, gallery_page.sprite(tiles, images))
-    write_json(
-        out / "provenance.json",
-        provenance | {"weights_sha256": digest(folder), "pictures": len(tiles)},
-    )
-    for name, text in (
-        ("gallery", gallery_page.limits(facts)),
-        ("examples", gallery_page.browser(browsed)),
-    ):
+    provenance |= {"weights_sha256": digest(folder), "pictures": len(tiles)}
+    write_json(out / "provenance.json", provenance)
+    texts = {"gallery": gallery_page.limits(facts), "examples": gallery_page.browser(browsed)}
+    for name, text in texts.items():
         with replacing(results / f"{name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
     return out
@@ -417,20 +395,14 @@ def save(folder: Path, facts: Facts, browsed: Facts, pictures: Image.Image) -> N
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the numbers, pictures and figures of the page on limits, and the images of the example
-    browser.
-    """
-    parser = argparse.ArgumentParser(prog="python -m bookmaking.gallery", description=main.__doc__)
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of the finished runs"
-    )
-    parser.add_argument(
-        "--network", default="wrn40-2-cifar10", help="folder of the network inside it"
-    )
+    """Write what the page on limits and the example browser show: numbers, pictures, figures."""
+    parser = Parser(prog="python -m bookmaking.gallery", description=main.__doc__)
+    parser.add_argument("--results", type=Path, default="results", help="folder of finished runs")
+    parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of it in the results")
     parser.add_argument("--seed", type=int, default=0, help="which training run")
     options = parser.parse_args(arguments)
     print(f"wrote {run(options.results, options.network, options.seed)}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

@@ -1,5 +1,4 @@
-"""What a reader sees of the gallery and of the example browser: figures, tables, sentences, and one
-sprite of pictures.
+"""What a reader sees of the gallery and of the example browser: figures, tables, sentences.
 
 All of it follows from what :mod:`bookmaking.gallery` has counted and drawn, the JSON files of its
 folder.
@@ -9,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -26,6 +25,7 @@ from thinkback_utils.evaluation import ID_TEST, NEAR, SET_TITLES
 from thinkback_utils.methods import TITLES
 
 from . import explorers
+from .markup import fill
 
 COLUMNS = 20  # of the sprite
 NETWORK = {
@@ -43,26 +43,18 @@ PIXELS = {
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # of Eq. 5
 MARKS = "osD^vPX"
 COLORS = {"thinkback_kronecker": plots.OOD_COLOR, **plots.METHOD_COLORS}
-_CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
-can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
-porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel
-streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-willow_tree wolf woman worm"""
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree
+orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum
+rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train
+trout tulip turtle wardrobe whale willow_tree wolf woman worm"""
 CLASSES = {  # of the sets that may be shown
-    ID_TEST: (
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ),
+    ID_TEST: tuple(_CIFAR10.split()),
     "svhn": tuple(f"digit {digit}" for digit in range(10)),
     "cifar100": tuple(name.replace("_", " ") for name in _CIFAR100.split()),
 }
@@ -71,8 +63,9 @@ Facts = dict[str, Any]  # as JSON holds them
 
 
 def sprite(tiles: Sequence[tuple[str, int]], images: Mapping[str, Tensor]) -> Image.Image:
-    """All pictures in one, ``COLUMNS`` a row, in the order of their tiles; images uint8 (N, 3, 32,
-    32) by set.
+    """All pictures in one, ``COLUMNS`` a row, in the order of their tiles.
+
+    ``images`` holds uint8 (N, 3, 32, 32) by set.
     """
     pictures = torch.stack([images[name][index] for name, index in tiles])
     empty = pictures.new_zeros(-len(pictures) % COLUMNS, *pictures.shape[1:])
@@ -81,8 +74,9 @@ def sprite(tiles: Sequence[tuple[str, int]], images: Mapping[str, Tensor]) -> Im
 
 
 def plot_shared(facts: Facts) -> Figure:
-    """AUROC of each statistic, wrong side against right: OOD sets (mean and range) above, test
-    images below.
+    """AUROC of each statistic, wrong side against right: OOD sets above, test images below.
+
+    Of the OOD sets the mean and the range are drawn.
     """
     figure, axes = plt.subplots(2, 1, figsize=(4.8, 8.8), sharex=True)
     titles = {**NETWORK, **PIXELS}
@@ -143,9 +137,7 @@ def plot_louder(facts: Facts) -> Figure:
 
 
 def plot_examples(browsed: Facts) -> Figure:
-    """What the example browser starts with: the plane of ‖h‖² and ‖r‖² at T = 5, filled where
-    ``START`` alarms.
-    """
+    """The example browser as it starts: ‖h‖² and ‖r‖² at T = 5, filled where ``START`` alarms."""
     figure, ax = plt.subplots(figsize=(6.4, 4.8))
     for (title, rows), color, mark in zip(
         _by_set(browsed).items(), explorers.SET_COLORS, "o^s", strict=False
@@ -350,21 +342,18 @@ def _gallery_text(facts: Facts) -> str:
     return "::::{tab-set}\n" + "\n\n".join(tabs) + "\n::::"
 
 
-def _pictures(rows: Sequence[Facts]) -> str:
-    items = []
+def _pictures(rows: Sequence[Facts]) -> Markup:
+    shown = []
     for row in rows:
         answer = "✓" if row["true"] == row["predicted"] else f"→ {row['predicted']}"
-        words = f"{escape(row['true'])} {escape(answer)}<br>{percent(row['percentile'] / 100, 2)}"
-        items.append(f"<li>{_tile(row)}{words}</li>")
-    return '<ul class="tb-gallery">\n' + "\n".join(items) + "\n</ul>"
+        below = percent(row["percentile"] / 100, 2)
+        shown.append(row | {"tile": _tile(row), "answer": answer, "percentile": below})
+    return fill("pictures", rows=shown)
 
 
-def _tile(row: Facts) -> str:
-    label, (y, x) = f"{_named(row)}: {row['true']}", divmod(row["tile"], COLUMNS)
-    return (
-        f'<span class="tb-tile" role="img" aria-label="{escape(label)}"'
-        f' style="--x:{x};--y:{y}"></span>'
-    )
+def _tile(row: Facts) -> Markup:
+    y, x = divmod(row["tile"], COLUMNS)
+    return fill("tile", label=f"{_named(row)}: {row['true']}", x=x, y=y)
 
 
 def _named(row: Facts) -> str:
@@ -414,26 +403,14 @@ def _plane(browsed: Facts) -> str:
 
 
 def _browsed_table(browsed: Facts) -> str:
-    methods = browsed["methods"]
-    heads = ["", "Image", "Class", "Answer", "‖h‖²", "‖r‖²", *methods.values()]
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in heads)
-    lines = []
+    methods, rows = browsed["methods"], []
     for row in browsed["images"]:
         cells = [row["true"], row["predicted"], f"{row['norm2']:.3g}", f"{row['residual2']:.2g}"]
         cells += [f"{row['percentiles'][m]:.2f}" + "\u00a0●" * row["alarms"][m] for m in methods]
-        named = f'<th scope="row">{explorers.set_title(row["set"])}, {row["index"]}</th>'
-        lines.append(
-            f"<tr><td>{_tile(row)}</td>{named}{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-        )
-    return (
-        '```{raw} html\n<details class="tb-browsed"><summary>All '
-        f"{len(lines)} images in a table</summary>\n<p>‖r‖² is at T = 5. Under each score stands"
-        " how many percent of "
-        "the CIFAR-10 test images score lower; ● is an alarm.</p>\n"
-        "<div"
-        f' class="pst-scrollable-table-container"><table><thead><tr>{head}</tr></thead>\n<tbody>\n'
-        f"{chr(10).join(lines)}\n</tbody></table></div></details>\n```"
-    )
+        title = f"{explorers.set_title(row['set'])}, {row['index']}"
+        rows.append({"tile": _tile(row), "title": title, "cells": cells})
+    heads = ["", "Image", "Class", "Answer", "‖h‖²", "‖r‖²", *methods.values()]
+    return f"```{{raw}} html\n{fill('browsed', heads=heads, rows=rows)}\n```"
 
 
 def _shared_text(facts: Facts) -> str:
@@ -463,9 +440,7 @@ def _shared_text(facts: Facts) -> str:
 
 
 def _sentence(facts: Facts, method: str) -> str:
-    """What the images on the wrong side share, in words: the strongest statistic of the network and
-    of the pixels.
-    """
+    """What images on the wrong side share: strongest statistic of the network, of the pixels."""
 
     def strongest(keys: Mapping[str, str], sides: Sequence[Facts]) -> str:
         mean = _means(sides)
@@ -508,9 +483,8 @@ def _figure(file: str, alt: str, caption: str, name: str) -> str:
 
 def _table(heads: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(heads) - 1)]
-    lines = [
-        f"| {' | '.join(line)} |".replace("-", "‑") for line in (heads, *body)
-    ]  # hyphens that do not break
+    rows = (f"| {' | '.join(line)} |" for line in (heads, *body))
+    lines = [row.replace("-", "‑") for row in rows]  # hyphens that do not break
     return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
 
 

@@ -1,12 +1,10 @@
-"""The opening figure: a familiar and a strange image, from pixels to a verdict, as an SVG that
-plays once and rests.
-"""
+"""The opening figure, an SVG that plays once: two images on their way from pixels to a verdict."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from thinkback_utils.calibration import conformal_threshold
+from thinkback_utils.commands import Parser, run_main
 from thinkback_utils.data import SIDE
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
 from thinkback_utils.features import Bundle
@@ -41,14 +40,14 @@ STEPS = (  # where in the wide drawing, title, what is drawn
     (472, "Gradient r hᵀ", "against training"),
     (622, "Score", "on the test scale"),
 )
-TALL, SCALE, STEP = (
-    64,
-    116,
-    118,
-)  # of a picture; width of the test scale; from step to step in the narrow drawing
-WIDE, NARROW = (740, 232), (340, 6 * STEP)  # sizes with steps side by side and one below the other
+TALL = 64  # height of a picture
+SCALE = 116  # width of the test scale
+STEP = 118  # from step to step in the narrow drawing
+WIDE = (740, 232)  # size with the steps side by side
+NARROW = (340, 6 * STEP)  # and one below the other
 STYLE = f"""
-text {{ font: 12.5px system-ui, sans-serif; fill: {INK}; }} text.b {{ font-weight: 600; }} text.v {{ font-size: 14px; }}
+text {{ font: 12.5px system-ui, sans-serif; fill: {INK}; }} \
+text.b {{ font-weight: 600; }} text.v {{ font-size: 14px; }}
 image {{ image-rendering: pixelated; }}
 @media (max-aspect-ratio: 1/1) {{
 .all {{ transform: scale({WIDE[0] / NARROW[0]:.4f}); }} .arrow {{ display: none; }}
@@ -82,14 +81,12 @@ class Row(NamedTuple):
 
 
 class Story(NamedTuple):
-    """Both rows, all CIFAR-10 test scores, where an alarm begins, and by method the share of SVHN
-    that raises one.
-    """
+    """What the figure and its caption are made of."""
 
     rows: tuple[Row, ...]
-    test: Vector
-    threshold: float
-    caught: dict[str, float]
+    test: Vector  # all CIFAR-10 test scores
+    threshold: float  # where an alarm begins
+    caught: dict[str, float]  # by method the share of SVHN that raises one
 
 
 def cells(
@@ -109,7 +106,8 @@ def cells(
     Returns:
         float64 (K, D) or (K, D + 1), non-negative; their sum is the score.
 
-    >>> cells(torch.tensor([3.0, 4.0]), torch.zeros(2), (torch.eye(2).double(), torch.eye(2).double()), 1.0)
+    >>> roots = (torch.eye(2).double(), torch.eye(2).double())
+    >>> cells(torch.tensor([3.0, 4.0]), torch.zeros(2), roots, 1.0)
     array([[2.25, 4.  ],
            [2.25, 4.  ]])
     """
@@ -123,19 +121,19 @@ def cells(
 
 
 def tell(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Story:
-    """Compute what is drawn, of the browsable picture of each set whose score is nearest to the
-    set's median.
+    """Compute what is drawn.
+
+    Of each set the picture of the example browser is taken whose score is nearest to the median.
     """
     bundle = Bundle.load(results / network / f"seed{seed}" / "bundle.npz")
-    browsed, method, rows = read_json(results / "gallery" / "examples.json"), METHODS[METHOD], []
-    scored, train = score_sets(bundle.sets, (METHOD, *COMPARED), ROWS), bundle.sets[ID_TRAIN]
-    T, fisher = (
-        method.options["temperature"],
-        KroneckerFisher(method.options["temperature"], bias=True),
-    )
-    roots = fisher.update(method.inputs(train.features), train.logits).inverse_root(
-        method.options["damping"]
-    )
+    browsed = read_json(results / "gallery" / "examples.json")
+    method = METHODS[METHOD]
+    rows = []
+    scored = score_sets(bundle.sets, (METHOD, *COMPARED), ROWS)
+    train = bundle.sets[ID_TRAIN]
+    T = method.options["temperature"]
+    fisher = KroneckerFisher(T, bias=True).update(method.inputs(train.features), train.logits)
+    roots = fisher.inverse_root(method.options["damping"])
     sprite = Image.open(results / "gallery" / "sprite.png")
     for name in ROWS:
         own = scored[name][METHOD]
@@ -265,7 +263,7 @@ def _words(text: str, color: str = "") -> str:
 
 
 def as_markdown(story: Story) -> str:
-    """The figure as the book's first page includes it, with its message in words and its caption."""
+    """The figure as the book's first page includes it, with its text and its caption."""
     alt, shown, place = [], [], []
     for row in story.rows:
         shown.append(f"{SET_TITLES['cifar10' if row.name == ID_TEST else row.name]}, {row.true}")
@@ -297,12 +295,10 @@ def as_markdown(story: Story) -> str:
 
 
 def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
-    """Write ``gallery/opening.svg``, its provenance and ``opening.md``; returns the drawing's path."""
-    story, provenance, path = (
-        tell(results, network, seed),
-        describe(),
-        results / "gallery" / "opening.svg",
-    )
+    """Write ``opening.md`` and ``gallery/opening.svg`` with its provenance; returns its path."""
+    provenance = describe()
+    story = tell(results, network, seed)
+    path = results / "gallery" / "opening.svg"
     picks: dict[str, Any] = {
         row.name: {"index": row.place, "score": round(row.score, 2)} for row in story.rows
     }
@@ -319,13 +315,11 @@ def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw the opening figure of the book from one run's features and the pictures of the gallery."""
-    parser = argparse.ArgumentParser(prog="python -m bookmaking.opening", description=main.__doc__)
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of the finished runs"
-    )
+    """Draw the opening figure of the book from one run's features and the gallery's pictures."""
+    parser = Parser(prog="python -m bookmaking.opening", description=main.__doc__)
+    parser.add_argument("--results", type=Path, default="results", help="folder of finished runs")
     print(f"wrote {run(parser.parse_args(arguments).results)}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_main(main))

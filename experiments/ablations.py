@@ -1,6 +1,4 @@
-"""The same score with other layers' gradients, on a trained network: what each reading separates
-and what it costs.
-"""
+"""The score with other layers' gradients, on a trained network: what each separates and costs."""
 
 from __future__ import annotations
 
@@ -20,35 +18,30 @@ from torch import Tensor
 from tqdm import tqdm
 
 from thinkback_utils import scores
-from thinkback_utils.commands import Parser, run_main
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, evenly, load_verified
+from thinkback_utils.commands import run_main
+from thinkback_utils.devices import process_device
+from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, evenly
 from thinkback_utils.features import extract, save_arrays
-from thinkback_utils.files import read_json, write_json
+from thinkback_utils.files import read_arrays, read_json, write_json
 from thinkback_utils.gradients import MeanSquare, find_layers, score, squared_gradients
 from thinkback_utils.models import WideResNet
-from thinkback_utils.provenance import describe, digest
-from thinkback_utils.train import pick_device
+
+from .run import Run, program_parser
 
 PASSES = (("C", "D", "E"), ("all",))  # the readings that share one pass over the images
 
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """What decides the scores, saved beside them. The defaults take five minutes on two CPU cores
-    with WRN-40-2.
-    """
+    """What decides the scores, saved beside them; five minutes on two CPU cores with WRN-40-2."""
 
     temperature: float = 5.0  # the paper's
     eps: float = 1e-16  # the paper's floor under E
-    damping: float = (
-        1e-3  # floor of the damped variant, in units of mean(E): E has zeros where units are dead
-    )
+    damping: float = 1e-3  # the damped variant's floor, times mean(E): dead units have E = 0
     n_fit: int = 10_000  # training images for E
     n_id: int = 5_000  # CIFAR-10 test images scored
     n_ood: int = 2_000  # images scored of each OOD set
-    n_fit_all: int = (
-        1_000  # as n_fit where all parameters are read, which costs many forward passes an image
-    )
+    n_fit_all: int = 1_000  # as n_fit for all parameters, at many forward passes an image
     n_all: int = 250  # as n_id and n_ood there
     batch_size: int = 128
     batch_size_all: int = 16  # 36 MB a sample
@@ -76,20 +69,16 @@ class AblationConfig:
 def score_readings(
     model: WideResNet, images: Mapping[str, Tensor], readings: Sequence[str], config: AblationConfig
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, dict[str, Any]]]:
-    """Fit E of the readings on training images, then score every other set, in one pass over the
-    images.
+    """Fit E of the readings on training images and score every other set, in one pass over them.
 
     Returns: ``{"<set>.<reading>_<form>": float32 (n,)}``, higher = more OOD, and what is known of
         each reading's E.
     """
-    start, chosen = (
-        time.perf_counter(),
-        {n: x[evenly(len(x), config.size(n, readings))] for n, x in images.items()},
-    )
+    start = time.perf_counter()
+    chosen = {n: x[evenly(len(x), config.size(n, readings))] for n, x in images.items()}
     layers = find_layers(model, chosen[ID_TRAIN][:2].to(next(model.parameters()).device) / 255)
-    bar = tqdm(
-        total=sum(map(len, chosen.values())), desc="readings " + ", ".join(readings), unit=" images"
-    )
+    total = sum(map(len, chosen.values()))
+    bar = tqdm(total=total, desc="readings " + ", ".join(readings), unit=" images")
 
     def stream(name: str) -> Iterator[dict[str, Tensor]]:
         batch = config.batch(readings)
@@ -137,8 +126,7 @@ def _facts(expected: Tensor, config: AblationConfig) -> dict[str, int]:
 
 
 def measure_costs(model: WideResNet, x: Tensor, config: AblationConfig) -> dict[str, Any]:
-    """Time of Eq. 6 per image, in plain forward passes of the same batch x: medians over
-    alternating rounds.
+    """Time of Eq. 6 per image, in forward passes of the same batch x: medians over mixed rounds.
 
     Every reading includes its own forward pass and is timed alone; E is given.
     """
@@ -170,20 +158,17 @@ def measure_costs(model: WideResNet, x: Tensor, config: AblationConfig) -> dict[
     for _ in range(config.rounds + 1):
         for name, call in calls.items():
             seconds[name].append(_seconds(call, x.device))
+    forwards = seconds.pop("forward")[1:]  # the first round warmed up
     ratio = {
-        n: [a / b for a, b in zip(s, seconds["forward"], strict=True)][1:]
-        for n, s in seconds.items()
+        name: [a / b for a, b in zip(values[1:], forwards, strict=True)]
+        for name, values in seconds.items()
     }
-    return {  # the first round warmed up
+    return {
         "batch_size": len(x),
         "rounds": config.rounds,
-        "forward_milliseconds": 1e3 * statistics.median(seconds["forward"][1:]) / len(x),
-        "forward_passes": {
-            name: statistics.median(values) for name, values in ratio.items() if name != "forward"
-        },
-        "range": {
-            name: [min(values), max(values)] for name, values in ratio.items() if name != "forward"
-        },
+        "forward_milliseconds": 1e3 * statistics.median(forwards) / len(x),
+        "forward_passes": {name: statistics.median(values) for name, values in ratio.items()},
+        "range": {name: [min(values), max(values)] for name, values in ratio.items()},
     }
 
 
@@ -196,31 +181,23 @@ def _seconds(call: Callable[[], None], device: torch.device) -> float:
 
 
 def run(folder: Path, config: AblationConfig, device: str | None = None) -> dict[str, Any]:
-    """Score every set of a results folder by every reading; write ``ablations.npz`` and
-    ``ablations.json`` into it.
+    """Score every set of a run by every reading; keep ``ablations.npz`` and ``ablations.json``.
 
-    A run that was killed goes on with the readings that are missing; other weights, parameters,
+    A command that was killed goes on with the readings that are missing; other weights, parameters,
     sets or images start again.
 
     Returns:
         What ``ablations.json`` holds.
     """
-    model = WideResNet.load(folder / "weights.safetensors").to(pick_device(device))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    here, chosen = Run(folder), process_device(device)
+    model = here.model(chosen)
+    record = here.describe(chosen) | {"config": asdict(config), "readings": {}}
     arrays: dict[str, NDArray[np.float32]] = {}
-    record = describe(pick_device(device)) | {
-        "weights_sha256": digest(folder),
-        "config": asdict(config),
-    }
-    digests = read_json(folder / "provenance.json")["images_sha256"]
-    record |= {"images_sha256": digests, "readings": {}}
     if all((folder / f"ablations.{suffix}").exists() for suffix in ("json", "npz")):
         old = read_json(folder / "ablations.json")
-        if all(
-            old.get(key) == record[key] for key in ("weights_sha256", "config", "images_sha256")
-        ):
+        if all(old.get(k) == record[k] for k in ("weights_sha256", "config", "images_sha256")):
             arrays, record = load(folder)
-    images = {name: item.images for name, item in load_verified(digests).items()}
+    images = {name: item.images for name, item in here.images().items()}
     for readings in PASSES:
         done = {r: set(facts["images"]) | {ID_TRAIN} for r, facts in record["readings"].items()}
         missing = [reading for reading in readings if done.get(reading) != set(images)]
@@ -236,53 +213,30 @@ def run(folder: Path, config: AblationConfig, device: str | None = None) -> dict
 
 
 def load(folder: str | Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
-    """What :func:`run` wrote into a results folder: the scores,
-    ``{"<set>.<reading>_<form>": (n,)}``, and the record.
+    """What :func:`run` kept: scores, ``{"<set>.<reading>_<form>": (n,)}``, and the record.
 
     Raises:
         FileNotFoundError: if it has not run there.
-        ValueError: if the folder's weights are no longer those that were scored.
+        ValueError: if the folder's weights are no longer those that were scored, or on damage.
     """
-    folder = Path(folder)
-    command = (
-        f"run `python -m experiments.ablations --results {folder.parents[1]} --network"
-        f" {folder.parent.name} --seed {folder.name.removeprefix('seed')}`"
-    )
-    for path in (folder / "ablations.npz", folder / "ablations.json"):
-        if not path.exists():
-            raise FileNotFoundError(f"thinkback: no scores of the readings at {path}; {command}")
-    record: dict[str, Any] = read_json(folder / "ablations.json")
-    if record["weights_sha256"] != digest(folder):
-        raise ValueError(
-            f"thinkback: the ablations are of other weights than those in {folder}; {command}"
-        )
-    with np.load(folder / "ablations.npz", allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}, record
+    record = Run(Path(folder)).made("ablations")
+    return read_arrays(Path(folder) / "ablations.npz", "run the command again"), record
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Score every set of a trained network with the gradients of other layers, resuming where it
-    was killed.
+    """Score every set of a trained network with the gradients of other layers.
+
+    A killed command goes on where it was.
     """
-    parser = Parser(prog="python -m experiments.ablations", description=main.__doc__)
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of the full runs"
-    )
-    parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of the network in it")
-    parser.add_argument("--seed", type=int, default=0, help="which training run")
-    parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
-    for field in dataclasses.fields(AblationConfig):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
-        )
+    parser, fields = program_parser("ablations", main.__doc__), dataclasses.fields(AblationConfig)
+    for field in fields:
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(option, type=type(field.default), default=field.default)
     options = parser.parse_args(arguments)
-    config = AblationConfig(
-        **{field.name: getattr(options, field.name) for field in dataclasses.fields(AblationConfig)}
-    )
-    record = run(options.results / options.network / f"seed{options.seed}", config, options.device)
-    passes = ", ".join(
-        f"{name} {value:.2f}" for name, value in record["cost"]["forward_passes"].items()
-    )
+    config = AblationConfig(**{field.name: getattr(options, field.name) for field in fields})
+    here = Run.at(options.results, options.network, options.seed)
+    cost = run(here.folder, config, options.device)["cost"]["forward_passes"]
+    passes = ", ".join(f"{name} {value:.2f}" for name, value in cost.items())
     print(f"cost in forward passes: {passes}")
 
 

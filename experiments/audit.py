@@ -95,9 +95,7 @@ class Printed:
             )
 
     def swapped(self) -> Printed:
-        """The same curve with in-distribution as the positive class, for the AUPR that some papers
-        call AUPR-In.
-        """
+        """The same curve with in-distribution as the positive class, for what is called AUPR-In."""
         points = {"tpr10": 1 - self.fpr95, "fpr95": 1 - self.tpr10}
         return replace(self, **points, at_fpr=1 - self.at_tpr, at_tpr=1 - self.at_fpr)
 
@@ -137,9 +135,7 @@ class Printed:
         return area - self.half_width, area + self.half_width + self.step / 2
 
     def _upper(self, prevalence: float) -> Bound:
-        """Bound and vertices (FPR, TPR): within a piece T is constant, at most one optimum of its
-        price.
-        """
+        """Bound and vertices (FPR, TPR): within a piece T is constant, an optimum of its price."""
         rho, pieces = _odds(prevalence), self.pieces()
         c0, c1, low, high = np.array(pieces).T
         least = self._areas()[0]
@@ -169,9 +165,7 @@ class Printed:
         return value, *_vertices(pieces, (1 - share) * few + share * many)
 
     def _lower(self, prevalence: float) -> Bound:
-        """Bound and vertices (FPR, TPR): at each c, T balances its share of precision against the
-        price of area.
-        """
+        """Bound and vertices (FPR, TPR): at each c, T balances precision against price of area."""
         rho, pieces, most = _odds(prevalence), self.pieces(), self._areas()[1]
         low = np.array([p.low for p in pieces])
         lost = [
@@ -196,8 +190,7 @@ class Printed:
         price = _price(lambda price: most - area(price), rho)
         tau, value = best(price)
         # As a function of c the minimum is concave, so trapezoids stay below it. In the first cell,
-        # where it may be
-        # -inf, precision loses at most what it loses with T = 0.
+        # where it may be -inf, precision loses at most what it loses with T = 0.
         first = c[0, 1]
         total = trapezoid(value[0, 1:], c[0, 1:]) + trapezoid(value[1:], c[1:], axis=1).sum()
         start = float(_above(np.zeros(1), first, rho)[0])
@@ -205,8 +198,7 @@ class Printed:
         return bound, np.append(c.ravel(), 1.0), np.append(tau.ravel(), 1.0)
 
     def prevalences(self, aupr: float) -> tuple[float, float]:
-        """Smallest and largest prevalence at which some curve with these numbers has the printed
-        ``aupr``.
+        """Smallest and largest prevalence at which some such curve has the printed ``aupr``.
 
         Both bounds grow with the prevalence: at the left end the upper one has just come up to the
         printed value, at the right end the lower one has. An end of 0 or 1 means that nothing
@@ -229,8 +221,7 @@ class Printed:
 
 
 def extremal_curves(printed: Printed, prevalence: float, points: int = 2000) -> tuple[Roc, Roc]:
-    """The curves of the least and of the largest average precision, with TPR steps of 1 /
-    ``points``.
+    """Curves of the least and the largest average precision, with TPR steps of 1 / ``points``.
 
     As the steps shrink, TPR10, FPR95 and AUROC of the curves come to the printed numbers, and their
     average precisions to the bounds: all but the largest one with AUROC, which shows how far that
@@ -265,8 +256,9 @@ def _odds(prevalence: float) -> float:
 
 
 def _above(tau: Vector, c: Vector | float, rho: float, step: float = 0.0) -> Vector:
-    """Integral of the precision at FPR c from TPR tau to 1, each TPR t read at the end min(t +
-    step, 1) of its step.
+    """Integral of the precision at FPR c from TPR tau to 1.
+
+    Each TPR t is read at the end of its step, min(t + step, 1).
     """
     k, t = rho * c, np.minimum(tau + step, 1)
     smooth = (1 - t) - k * np.log1p((1 - t) / np.maximum(t + k, TINY))
@@ -292,18 +284,14 @@ def _nodes(piece: Piece) -> Vector:
 
 
 def _vertices(pieces: list[Piece], tau: Vector) -> tuple[Vector, Vector]:
-    """FPR and TPR at the corners of a curve; thin pieces of rounding, priced on their own, are
-    brought into order.
-    """
+    """FPR and TPR at the corners of a curve; pieces that rounding put out of order are ordered."""
     c = np.array([(p.c0, p.c1) for p in pieces])
     t = isotonic_regression(tau, sample_weight=c[:, 1] - c[:, 0])
     return np.append(c.ravel(), 1.0), np.append(np.repeat(t, 2), 1.0)
 
 
 def _price(excess: Callable[[float], float], rho: float) -> float:
-    """The price at which a rising excess of area changes its sign; any other price gives a valid,
-    looser bound.
-    """
+    """The price at which a rising excess of area changes its sign; others give looser bounds."""
     ends = np.log(rho) - 30, np.log(rho) + 30
     if excess(np.exp(ends[0])) >= 0:
         return float(np.exp(ends[0]))
@@ -319,8 +307,6 @@ def _crossing(excess: Callable[[float], float]) -> float | None:
         return excess(float(1 / (1 + np.exp(-x))))
 
     ends = -LOG_ODDS, LOG_ODDS
-    return (
-        float(1 / (1 + np.exp(-brentq(at, *ends, xtol=1e-9))))
-        if at(ends[0]) < 0 < at(ends[1])
-        else None
-    )
+    if not at(ends[0]) < 0 < at(ends[1]):
+        return None
+    return float(1 / (1 + np.exp(-brentq(at, *ends, xtol=1e-9))))

@@ -1,5 +1,4 @@
-"""Where settings are chosen: small networks and outliers that have nothing in common with the test
-suite.
+"""Where settings are chosen: small networks, and outliers that are none of the test suite.
 
 Two WRN-16-2 stand for the WRN-40-2 of the table. Each is trained on nine tenths of CIFAR-10's
 training split; the last tenth, which it never fits, is in-distribution here. Outliers are the
@@ -32,29 +31,20 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from thinkback_utils import data
-from thinkback_utils.commands import Parser, run_main
+from thinkback_utils.commands import run_main
 from thinkback_utils.data import ImageSet
 from thinkback_utils.devices import process_device
-from thinkback_utils.evaluation import (
-    ID_TEST,
-    ID_TRAIN,
-    available_sets,
-    evenly,
-    means,
-    save_scores,
-    score_sets,
-    table,
-    with_intervals,
-)
-from thinkback_utils.features import Bundle, Features, extract
+from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, available_sets, evenly, image_set
+from thinkback_utils.features import Features, extract
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
-from thinkback_utils.models import WideResNet
 from thinkback_utils.provenance import describe
 from thinkback_utils.train import RECIPES, TrainConfig, train_network
 
+from .benchmark import Benchmark
 from .family import Candidate, candidates, statistics
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
+from .run import Run, program_parser
 
 # The first cycle of the recipe of the table's network.
 RECIPE = RECIPES["cpu"].override(
@@ -63,7 +53,9 @@ RECIPE = RECIPES["cpu"].override(
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network
 COUNT = 2000  # outliers of each kind
 MARGIN = 0.001  # of AUROC: less than the figures can tell apart
-FITTED, HELD_OUT, HIDDEN = "fitted", "held_out", "hidden"
+FITTED = "fitted"
+HELD_OUT = "held_out"
+HIDDEN = "hidden"
 GROUPS = {
     "noise": [make.__name__ for make in NOISES],
     "changed": [make.__name__ for make in CHANGES],
@@ -87,9 +79,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Split:
-    """Images of CIFAR-10's training split: to train on, never trained on, and of hidden classes (or
-    None).
-    """
+    """Images of CIFAR-10's training split: to train on, never trained on, of hidden classes."""
 
     fitted: ImageSet
     held_out: ImageSet
@@ -100,25 +90,22 @@ def split(train: ImageSet, hidden: tuple[int, ...] = ()) -> Split:
     """Every tenth image is held out; images of hidden classes are in neither part."""
     known, unknown = held_out_classes(train, hidden) if hidden else (train, None)
     aside = torch.arange(len(known.images)) % HELD_OUT_EVERY == 0
-    name = f"nine tenths of {train.name}" + (
-        f" without classes {', '.join(map(str, hidden))}" if hidden else ""
-    )
-    return Split(
-        _rows(known, ~aside, name), _rows(known, aside, f"the other tenth of {train.name}"), unknown
-    )
+    name = f"nine tenths of {train.name}"
+    if hidden:
+        name += f" without classes {', '.join(map(str, hidden))}"
+    held_out = _rows(known, aside, f"the other tenth of {train.name}")
+    return Split(_rows(known, ~aside, name), held_out, unknown)
 
 
 def features(
     folder: Path, network: DevelopmentNetwork, device: str | None = None
 ) -> dict[str, Features]:
-    """Train the network (or read it), and run it once over fit data, held-out data and every kind
-    of outlier.
-    """
-    parts = split(data.load("cifar10", "train"), network.hidden)
-    model, _ = train_network(network.config, parts.fitted, folder, device)
-    if (folder / "bundle.npz").exists():
-        return Bundle.load(folder / "bundle.npz").sets
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Train the network (or read it); run it once over fit data, held-out data and outliers."""
+    parts, here = split(data.load("cifar10", "train"), network.hidden), Run(folder)
+    train_network(network.config, parts.fitted, folder, device)
+    if kept := here.kept()[1]:
+        return kept
+    model = here.model(device)
     sets = {FITTED: parts.fitted, HELD_OUT: parts.held_out}
     if parts.hidden is not None:
         sets[HIDDEN] = _rows(parts.hidden, evenly(len(parts.hidden), COUNT), HIDDEN)
@@ -126,14 +113,14 @@ def features(
         parts.fitted.images[evenly(len(parts.fitted), COUNT)], network.config.seed
     )
     seen = {name: extract(model, images) for name, images in sets.items()}
-    head = model.get_classifier()
-    Bundle(seen, head.weight.detach().cpu(), head.bias.detach().cpu()).save(folder / "bundle.npz")
+    here.save_bundle(seen, model)
     return seen
 
 
 def measure(sets: Mapping[str, Features]) -> list[dict[str, Any]]:
-    """A record for every candidate: its fields, numbers kept, AUROC on each kind of outlier, and
-    step 1's figure.
+    """A record for every candidate: its fields, numbers kept, and AUROC on each kind of outlier.
+
+    ``figure`` is that of the rule's first step.
     """
     fit, others = sets[FITTED], {name: item for name, item in sets.items() if name != FITTED}
     K, D, records = fit.logits.shape[1], fit.features.shape[1], []
@@ -147,9 +134,7 @@ def measure(sets: Mapping[str, Features]) -> list[dict[str, Any]]:
 
 
 def peers(sets: Mapping[str, Features]) -> dict[str, dict[str, float]]:
-    """The same figures of the methods that have nothing to choose, for comparison:
-    ``{method: {kind: AUROC}}``.
-    """
+    """The same figures of methods that have nothing to choose: ``{method: {kind: AUROC}}``."""
     fit, out = sets[FITTED], {}
     for name in ("msp", "max_logit", "energy", "gradnorm", "thinkback"):
         state = METHODS[name].fit([(fit.features, fit.logits)])
@@ -161,9 +146,7 @@ def peers(sets: Mapping[str, Features]) -> dict[str, dict[str, float]]:
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The records of every network's ``candidates.csv``: numbers as numbers, kinds that a network
-    lacks left out.
-    """
+    """The records of every network's ``candidates.csv``, without kinds that a network lacks."""
     types: dict[str, Callable[[str], Any]] = {"form": str, "labels": str, "size": int}
     types |= {"unit": "True".__eq__, "bias": "True".__eq__}
     records: list[dict[str, Any]] = []
@@ -217,11 +200,9 @@ def _rows(images: ImageSet, rows: Tensor, name: str) -> ImageSet:
 
 
 def run(results: Path, name: str, device: str | None = None) -> None:
-    """Write ``candidates.csv`` and ``candidates.json`` of one network, unless they and its weights
-    are there.
-    """
+    """Make ``candidates.csv`` and ``.json`` of one network where they or its weights are absent."""
     start, folder = time.perf_counter(), results / "development" / name
-    if all((folder / file).exists() for file in ("candidates.json", "weights.safetensors")):
+    if Run(folder).weights.exists() and (folder / "candidates.json").exists():
         return
     sets = features(folder, NETWORKS[name], device)
     records, reference = measure(sets), peers(sets)
@@ -252,58 +233,46 @@ def suite(
     network: str = "wrn16-2-all",
     device: str | None = None,
 ) -> None:
-    """Run the test suite on a development network, once and after the choice: ``scores.npz`` and
-    ``suite.json``.
+    """Run the test suite on a development network, once and after the choice.
 
-    A second architecture beside the table's own. Nothing in this module reads what is written here.
+    It keeps ``scores.npz`` and ``suite.json``: a second architecture beside the table's own.
+    Nothing in this module reads what is written here.
 
     Raises:
         FileNotFoundError: if the network is not there, naming the command that trains it.
         ValueError: if the network was never shown some classes of the suite's in-distribution set.
     """
-    start, folder, chosen = (
-        time.perf_counter(),
-        results / "development" / network,
-        process_device(device),
-    )
+    start, chosen = time.perf_counter(), process_device(device)
+    here = Run(results / "development" / network)
     if hidden := NETWORKS[network].hidden:
         raise ValueError(
             f"thinkback: {network} was never shown classes {hidden}, which the suite counts as"
             " known"
         )
-    if not (folder / "weights.safetensors").exists():
+    if not here.weights.exists():
         raise FileNotFoundError(
-            f"thinkback: no weights at {folder / 'weights.safetensors'}; fetch the repository's"
-            " results/ folder, or train them with `python -m experiments.development --results"
+            f"thinkback: no weights at {here.weights}; fetch the repository's results/ folder, or"
+            " train them with `python -m experiments.development --results"
             f" {results} --networks {network}`"
         )
-    model = WideResNet.load(folder / "weights.safetensors").to(chosen)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    kept = folder / "bundle.npz"  # made by the choice, not committed
-    fitted = split(data.load("cifar10", "train"), NETWORKS[network].hidden).fitted
-    images = {ID_TEST: data.load("cifar10")} | {
-        name: data.load(name) for name in sets or available_sets()
-    }
-    seen = {name: extract(model, item) for name, item in images.items()}
-    seen[ID_TRAIN] = Bundle.load(kept).sets[FITTED] if kept.exists() else extract(model, fitted)
-    scored = score_sets(seen)
-    save_scores(folder / "scores.npz", scored)
-    records = table(scored)
+    model = here.model(chosen)
+    fitted = here.kept()[1].get(FITTED)  # made by the choice, not committed
+    if fitted is None:
+        fitted = extract(model, split(data.load("cifar10", "train")).fitted)
+    benchmark = Benchmark([*(sets or available_sets())])
+    seen = benchmark.features(model, {ID_TRAIN: fitted})
+    scored = benchmark.scores(seen)
+    here.save_scores(scored)
     facts: dict[str, Any] = {"network": network, "accuracy": seen[ID_TEST].accuracy()}
-    facts["images_sha256"] = {name: item.sha256() for name, item in images.items()}
-    facts["records"] = with_intervals([*records, *means(records)], scored)
+    facts["images_sha256"] = {name: image_set(name).sha256() for name in scored}
+    facts["records"] = benchmark.records(scored)
     seconds = round(time.perf_counter() - start, 1)
-    write_json(folder / "suite.json", describe(chosen) | facts | {"seconds": seconds})
+    write_json(here.folder / "suite.json", describe(chosen) | facts | {"seconds": seconds})
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train the development networks, score every candidate on them, and choose by the rule; or run
-    the suite.
-    """
-    parser = Parser(prog="python -m experiments.development", description=main.__doc__)
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder that is filled"
-    )
+    """Train the development networks, score all candidates and choose; or run the suite."""
+    parser = program_parser("development", main.__doc__, "results", "device")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument(
         "--suite",
@@ -311,7 +280,6 @@ def main(arguments: list[str] | None = None) -> None:
         help="do not choose; run the test suite on the first of them",
     )
     parser.add_argument("--sets", nargs="*", help="of the suite (default: all)")
-    parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
     if options.suite:
         suite(options.results, options.sets, options.networks[0], options.device)

@@ -1,8 +1,8 @@
-"""The family ``g^T F^-1 g`` of the last layer's gradients: which Fisher, of which inputs, at which
-T and damping.
+"""The family ``g^T F^-1 g`` of the last layer's gradients: Fisher, inputs, T and damping.
 
-What earned its place is in :mod:`scores` and :mod:`fisher`; this is the workshop, where a whole
-grid shares its sums and eigendecompositions. A test holds it to those modules.
+Those that were chosen are in :mod:`scores` and :mod:`fisher`. Here all settings of a grid are
+computed together, so that they share sums and eigendecompositions; tests compare them with those
+modules.
 """
 
 from __future__ import annotations
@@ -72,24 +72,17 @@ def candidates() -> Iterator[Candidate]:
 def statistics(
     candidate: Candidate, fit: Features, sets: Mapping[str, Features]
 ) -> dict[str, Tensor]:
-    """Scores of the candidate, fitted on ``fit``, at all of ``DAMPINGS``: float64 (N, dampings) for
-    each set.
-    """
+    """Scores of a candidate fitted on ``fit`` at all ``DAMPINGS``: float64 (N, dampings) by set."""
     form, unit, bias, labels, T, _ = candidate
-    h, z = (
-        {n: _inputs(x.features, unit, bias) for n, x in sets.items()},
-        {n: x.logits for n, x in sets.items()},
-    )
-    fit_h, fit_z, r = (
-        _inputs(fit.features, unit, bias),
-        fit.logits,
-        {n: residual(z[n], T) for n in sets},
-    )
+    h = {n: _inputs(x.features, unit, bias) for n, x in sets.items()}
+    z = {n: x.logits for n, x in sets.items()}
+    r = {n: residual(z[n], T) for n in sets}
+    fit_h, fit_z = _inputs(fit.features, unit, bias), fit.logits
     if form == "diagonal":
         E = DiagonalFisher(T, labels).update(fit_h, fit_z).compute()
-        relative = [1 / len(fit) if damping is None else damping for damping in DAMPINGS]
+        dampings = _relative(len(fit))
         return {
-            n: torch.stack([scores.thinkback(h[n], z[n], E, T, 0.0, d) for d in relative], 1)
+            n: torch.stack([scores.thinkback(h[n], z[n], E, T, 0.0, d) for d in dampings], 1)
             for n in sets
         }
     if form == "full":
@@ -111,17 +104,18 @@ def statistics(
     return {n: A(r[n]) * B(h[n]) for n in sets}
 
 
+def _relative(count: int) -> list[float]:
+    """``DAMPINGS`` of ``count`` fit samples."""
+    return [1 / count if damping is None else damping for damping in DAMPINGS]
+
+
 class _Quadratic:
-    """``x^T (M + damping * mean eigenvalue * I)^-1 x`` for all dampings from one
-    eigendecomposition.
-    """
+    """``x^T (M + damping * mean eigenvalue * I)^-1 x`` for all dampings, by one decomposition."""
 
     def __init__(self, matrix: Tensor, count: int) -> None:
         values, self.vectors = torch.linalg.eigh(matrix)
         values = values.where(values > 1e-12 * values[-1], 0.0)
-        relative = values.new_tensor(
-            [1 / count if damping is None else damping for damping in DAMPINGS]
-        )
+        relative = values.new_tensor(_relative(count))
         self.inverse = 1 / (values[:, None] + relative * values.mean())  # (P, dampings)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -130,15 +124,14 @@ class _Quadratic:
         return out
 
     def of_products(self, r: Tensor, h: Tensor) -> Tensor:
-        """The same of the outer products of r (N, K) and h (N, D), in parts: they are K times as
-        large as h.
-        """
+        """The same of the outer products of r (N, K) and h (N, D), in parts to save memory."""
         parts = zip(r.split(1024), h.split(1024), strict=True)
         return torch.cat([self(torch.einsum("nk,nd->nkd", *part).flatten(1)) for part in parts])
 
     def averaged(self, p: Tensor) -> Tensor:
-        """The mean over labels y drawn from p (N, P) of that of ``p - e_y``:
-        ``sum_k p_k M^-1_kk - p^T M^-1 p``.
+        """The mean of that of ``p - e_y`` over labels y drawn from p (N, P).
+
+        It is ``sum_k p_k M^-1_kk - p^T M^-1 p``.
         """
         out: Tensor = p @ self.vectors.square() @ self.inverse - self(p)
         return out
@@ -151,8 +144,6 @@ def _inputs(h: Tensor, unit: bool, bias: bool) -> Tensor:
 
 
 def _class_means(h: Tensor, z: Tensor) -> Tensor:
-    """Mean inputs (K, D) of the samples that are given each class; 0 for a class that none is
-    given.
-    """
+    """Mean inputs (K, D) of the samples that are given each class; 0 of a class that none is."""
     member = F.one_hot(z.argmax(1), z.shape[1]).double()
     return member.T @ h / member.sum(0).clamp(min=1)[:, None]

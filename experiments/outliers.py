@@ -1,5 +1,4 @@
-"""Outliers to choose settings on, made from training images, so that nobody needs to look at the
-test suite.
+"""Outliers to choose settings on, made from training images: nobody looks at the test suite.
 
 Eleven kinds, with the parameters of Outlier Exposure (Hendrycks et al. 2019, ``CIFAR/test.py``):
 its eight validation outliers, and gaussian, rademacher and blob, which it counts among its test
@@ -31,12 +30,9 @@ HALF, QUARTER = SIDE // 2, SIDE // 4
 
 
 def gaussian(images: Tensor, seed: int = 0) -> Tensor:
-    """Noise ``clip(N(0, 0.5^2), -1, 1)`` in units of normalised pixels; independent of the images'
-    content.
-    """
-    return _denormalized(
-        _rng(images, seed, "gaussian").normal(0, 0.5, images.shape).clip(-1, 1), images
-    )
+    """Noise ``clip(N(0, 0.5^2), -1, 1)`` in units of normalised pixels, whatever the content."""
+    noise = _rng(images, seed, "gaussian").normal(0, 0.5, images.shape)
+    return _denormalized(noise.clip(-1, 1), images)
 
 
 def rademacher(images: Tensor, seed: int = 0) -> Tensor:
@@ -93,17 +89,11 @@ def speckle(images: Tensor, seed: int = 0) -> Tensor:
 
 
 def pixelate(images: Tensor, seed: int = 0) -> Tensor:
-    """Averaged down to 6x6 pixels (a fifth of 32, rounded down) and enlarged again, by PIL's box
-    filter; no seed.
-    """
+    """Averaged down to 6x6 pixels (a fifth of 32) and enlarged, by PIL's box filter; no seed."""
     box, small = Image.Resampling.BOX, int(0.2 * SIDE)
-    photos = [
-        Image.fromarray(image)
-        for image in _checked(images).permute(0, 2, 3, 1).contiguous().numpy()
-    ]
-    coarse = [
-        np.asarray(photo.resize((small, small), box).resize((SIDE, SIDE), box)) for photo in photos
-    ]
+    pixels = _checked(images).permute(0, 2, 3, 1).contiguous().numpy()
+    photos = [Image.fromarray(image).resize((small, small), box) for image in pixels]
+    coarse = [np.asarray(photo.resize((SIDE, SIDE), box)) for photo in photos]
     return torch.from_numpy(np.stack(coarse)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -114,8 +104,9 @@ def rgb_ghost(images: Tensor, seed: int = 0) -> Tensor:
 
 
 def invert(images: Tensor, seed: int = 0) -> Tensor:
-    """Green and blue inverted, ``255 - x``, red kept: a negative of all three would look more
-    natural; no seed.
+    """Green and blue inverted, ``255 - x``, red kept; no seed.
+
+    A negative of all three would look more natural.
     """
     return torch.cat([_checked(images)[:, :1], 255 - images[:, 1:]], dim=1)
 
@@ -141,8 +132,7 @@ ABOUT: dict[str, str] = {
 
 
 def validation_outliers(images: Tensor, seed: int = 0) -> dict[str, ImageSet]:
-    """All kinds of outliers, as many as there are images: what temperature, damping and variant are
-    chosen on.
+    """All kinds of outliers, of each as many as there are images.
 
     Args:
         images: uint8 (N, 3, 32, 32), N >= 2, on the CPU: training images that nothing else in the
@@ -181,7 +171,8 @@ def held_out_classes(
         ValueError: on a set without labels, an unknown class, none to hold out, or fewer than two
             left.
 
-    >>> digits = ImageSet(torch.zeros(4, 3, 32, 32).byte(), torch.tensor([0, 1, 2, 3]), tuple("abcd"))
+    >>> images = torch.zeros(4, 3, 32, 32).byte()
+    >>> digits = ImageSet(images, torch.tensor([0, 1, 2, 3]), tuple("abcd"))
     >>> kept, out = held_out_classes(digits, ["b", 3])
     >>> kept.classes, kept.labels, out.classes, out.labels
     (('a', 'c'), tensor([0, 1]), ('b', 'd'), tensor([0, 1]))
@@ -246,15 +237,10 @@ def _partners(images: Tensor, seed: int, kind: str) -> Tensor:
 
 
 def _denormalized(values: NDArray[np.floating], images: Tensor) -> Tensor:
-    """Pixels uint8 of values in units of the images' standard deviation around their mean, channel
-    by channel.
-    """
+    """Pixels uint8 of values in units of each channel's standard deviation around its mean."""
     axes, pixels = (0, 2, 3), images.numpy()
-    return _uint8(
-        torch.from_numpy(
-            pixels.mean(axes, keepdims=True) + pixels.std(axes, keepdims=True) * values
-        )
-    )
+    mean, std = pixels.mean(axes, keepdims=True), pixels.std(axes, keepdims=True)
+    return _uint8(torch.from_numpy(mean + std * values))
 
 
 def _uint8(pixels: Tensor) -> Tensor:

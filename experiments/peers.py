@@ -1,5 +1,4 @@
-"""Published detectors beside ours, on the same kept features: thin wrappers around the package
-pytorch-ood.
+"""Published detectors beside ours, on the same kept features: wrappers around pytorch-ood.
 
     python -m experiments.peers --results results [--network wrn40-2-cifar10 --seed 0] [--skip odin]
 
@@ -30,8 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from thinkback_utils import data, evaluation
-from thinkback_utils.commands import Parser, run_main
+from thinkback_utils import data
+from thinkback_utils.commands import run_main
+from thinkback_utils.devices import process_device
 from thinkback_utils.evaluation import (
     BASELINES,
     COMPARED,
@@ -42,19 +42,19 @@ from thinkback_utils.evaluation import (
     Scores,
     evenly,
 )
-from thinkback_utils.features import Bundle, Features, save_arrays
-from thinkback_utils.files import read_json, write_json
+from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import write_json
 from thinkback_utils.methods import METHODS, Method, State
-from thinkback_utils.models import WideResNet
-from thinkback_utils.provenance import describe, digest
-from thinkback_utils.train import pick_device
+from thinkback_utils.provenance import describe
+
+from .benchmark import Benchmark
+from .run import Run, program_parser
 
 NEEDS = ("training data", "labels", "OOD data", "backward pass", "images")
-BATCH, IMAGE_BATCH = 1000, 100  # rows scored at a time, ours and theirs
-IMAGES_ID, IMAGES_OOD = (
-    2000,
-    1000,
-)  # images of the test set and of each other set for detectors that need images
+BATCH = 1000  # rows scored at a time, ours and theirs
+IMAGE_BATCH = 100
+IMAGES_ID = 2000  # of the test set, for detectors that need images
+IMAGES_OOD = 1000  # of each other set
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,8 @@ class Peer:
             ValueError: if it does and there is no training data with labels.
             ModuleNotFoundError: without pytorch-ood.
         """
-        detector = self.build(
-            _detectors(), model, {name: value for name, (value, _) in self.settings.items()}
-        )
+        settings = {name: value for name, (value, _) in self.settings.items()}
+        detector = self.build(_detectors(), model, settings)
         if "training data" in self.needs:
             if train is None or train.labels is None:
                 raise ValueError(
@@ -111,9 +110,8 @@ class Peer:
 
     def __call__(self, detector: Any, batch: Features | Tensor) -> Tensor:
         """Scores (N,) of features, or of images uint8 (N, 3, H, W), higher = more OOD."""
-        predict = getattr(
-            detector, f"predict_{self.reads}", detector.predict
-        )  # gradient detectors have no other
+        # Gradient detectors have predict alone.
+        predict = getattr(detector, f"predict_{self.reads}", detector.predict)
         scores: Tensor = predict(self._input(batch))
         return scores
 
@@ -126,7 +124,8 @@ class Peer:
         return h[:, :, None, None] if self.reads == "feature_maps" else h
 
 
-_TRAINING, _LABELS = ("training data",), ("training data", "labels")
+_TRAINING = ("training data",)
+_LABELS = (*_TRAINING, "labels")
 PEERS: dict[str, Peer] = {
     "msp": Peer(
         "Softmax", "Hendrycks & Gimpel, ICLR 2017", lambda d, head, v: d.MaxSoftmax(None), "logits"
@@ -336,22 +335,19 @@ def last_layer(bundle: Bundle) -> nn.Linear:
 
 
 def kept_bytes(detector: object, network: Collection[Tensor] = ()) -> int:
-    """Bytes of all tensors and arrays that a fitted detector holds, training data included, beside
-    the network's own.
+    """Bytes of all tensors and arrays that a fitted detector holds beside the network's own.
 
     >>> kept_bytes({"centers": np.zeros(3), "more": [torch.zeros(2, 2)]})
     40
     """
     walk = _Walk(io.BytesIO())
     walk.dump(detector)
-    return sum(
-        walk.sizes[address]
-        for address in walk.sizes.keys() - {tensor.data_ptr() for tensor in network}
-    )
+    own = {tensor.data_ptr() for tensor in network}
+    return sum(walk.sizes[address] for address in walk.sizes.keys() - own)
 
 
 class _Walk(pickle.Pickler):
-    """Goes through an object as pickle does, and only notes the tensors and arrays that it meets."""
+    """Goes through an object as pickle does, and only notes the tensors and arrays it meets."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -359,9 +355,8 @@ class _Walk(pickle.Pickler):
 
     def persistent_id(self, value: object) -> str | None:
         if isinstance(value, Tensor | np.ndarray):
-            self.sizes[value.data_ptr() if isinstance(value, Tensor) else value.ctypes.data] = (
-                value.nbytes
-            )
+            address = value.data_ptr() if isinstance(value, Tensor) else value.ctypes.data
+            self.sizes[address] = value.nbytes
             return "array"
         return "code" if isinstance(value, FunctionType) else None
 
@@ -388,12 +383,8 @@ def measure(
         for name, parts in batches.items()
     }
     scored = (time.perf_counter() - warm) / sum(map(len, scores.values()))
-    kept = kept_bytes(detector, network)
-    return scores, {
-        "fit_seconds": fitted - start,
-        "score_seconds_per_1000": 1000 * scored,
-        "bytes": kept,
-    }
+    cost = {"fit_seconds": fitted - start, "score_seconds_per_1000": 1000 * scored}
+    return scores, cost | {"bytes": kept_bytes(detector, network)}
 
 
 def run(
@@ -402,12 +393,11 @@ def run(
     device: str | torch.device | None = None,
     images: bool = True,
 ) -> None:
-    """Fit all peers on the training features of a results folder, and score its test set and its
-    other sets.
+    """Fit all peers on the training features of a run, and score its test set and its other sets.
 
     Writes beside the bundle: ``peers.npz`` (scores, float32, "<set>.<peer>"), ``peers.json``
-    (provenance; what each peer needs, its hyper-parameters, and what it cost, with our methods on
-    the same clock) and ``peers_table.json`` (:func:`table`). No metric is printed.
+    (provenance; what each peer needs, its hyper-parameters, and what it cost, with our methods
+    timed in the same way) and ``peers_table.json`` (:func:`table`). No metric is printed.
 
     Args:
         folder: ``results/<network>/seed<k>``.
@@ -416,73 +406,66 @@ def run(
         images: whether to run these, on some images of each set: ``IMAGES_ID`` and ``IMAGES_OOD``,
             spread evenly.
     """
-    folder, start = Path(folder), time.perf_counter()
+    here, start = Run(Path(folder)), time.perf_counter()
     _detectors()  # now, since an import must not count as fitting
-    bundle = Bundle.load(folder / "bundle.npz")
+    bundle = here.bundle()
     names = [ID_TEST, *(sets or [name for name in bundle.sets if name not in (ID_TRAIN, ID_TEST)])]
     if unknown := set(names) - set(bundle.sets):
         raise ValueError(
-            f"thinkback: no sets {sorted(unknown)} in {folder / 'bundle.npz'}, only"
+            f"thinkback: no sets {sorted(unknown)} in {here.folder / 'bundle.npz'}, only"
             f" {list(bundle.sets)}"
         )
-    record = describe() | {
-        "pytorch_ood": version("pytorch-ood"),
-        "weights_sha256": digest(folder),
-        "batch": BATCH,
-    }
-    digests = read_json(folder / "provenance.json")["images_sha256"]
-    record |= {"images_sha256": {name: digests[name] for name in names}}
-    record |= {"absent": ABSENT, "peers": {}, "ours": {}}
-    arrays = _run_features(bundle, names, record)
+    record = here.describe("cpu", names)
+    record |= {"pytorch_ood": version("pytorch-ood"), "batch": BATCH, "absent": ABSENT}
+    record |= {"peers": {}, "ours": {}}
+    scored = _run_features(bundle, names, record)
     if images:
-        arrays |= _run_images(folder, names, pick_device(device), record)
-    save_arrays(
-        folder / "peers.npz",
-        {key: values.numpy().astype(np.float32) for key, values in arrays.items()},
-    )
-    write_json(folder / "peers.json", record | {"seconds": round(time.perf_counter() - start, 1)})
-    write_json(folder / "peers_table.json", table(folder))
+        for name, row in _run_images(here, names, process_device(device), record).items():
+            scored[name] |= row
+    here.save_scores(scored, "peers.npz")
+    seconds = round(time.perf_counter() - start, 1)
+    write_json(here.folder / "peers.json", record | {"seconds": seconds})
+    write_json(here.folder / "peers_table.json", table(folder))
 
 
-def _run_features(bundle: Bundle, names: Sequence[str], record: Record) -> dict[str, Tensor]:
-    """Scores by "<set>.<peer>" of all peers but those of images; what they cost, and ours, goes
-    into the record.
-    """
+def _run_features(bundle: Bundle, names: Sequence[str], record: Record) -> Scores:
+    """Scores of all peers but those of images; what they cost, and ours, goes into the record."""
     train, layer = _by_rows(bundle.sets[ID_TRAIN]), last_layer(bundle)
     batches = {name: _split(_by_rows(bundle.sets[name])) for name in names}
-    arrays: dict[str, Tensor] = {}
     for name in COMPARED:
         record["ours"][name] = _cost_of_ours(METHODS[name], train, batches)
-    for name, peer in tqdm(_peers(images=False).items(), desc="peers", unit=" peers"):
-        scores, cost = measure(
-            partial(peer.fit, layer, train), peer, batches, list(layer.parameters())
-        )
-        arrays |= {f"{key}.{name}": values for key, values in scores.items()}
-        record["peers"][name] = _facts(peer) | cost
-    return arrays
+    return _score(False, lambda peer: peer.fit(layer, train), batches, layer, record)
 
 
-def _run_images(
-    folder: Path, names: Sequence[str], device: torch.device, record: Record
-) -> dict[str, Tensor]:
+def _run_images(here: Run, names: Sequence[str], device: torch.device, record: Record) -> Scores:
     """As :func:`_run_features`, of the others."""
     few = {
         name: item.images[evenly(len(item), IMAGES_ID if name == ID_TEST else IMAGES_OOD)]
-        for name, item in evaluation.load_verified(record["images_sha256"]).items()
+        for name, item in here.images(names).items()
     }
     batches = {name: x.to(device).split(IMAGE_BATCH) for name, x in few.items()}
-    model = WideResNet.load(folder / "weights.safetensors").to(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = here.model(device)
     record["images"] = {"device": describe(device)["device"], "batch": IMAGE_BATCH}
     record["images"]["count"] = {name: len(x) for name, x in few.items()}
-    arrays: dict[str, Tensor] = {}
-    for name, peer in tqdm(_peers(images=True).items(), desc="peers of images", unit=" peers"):
-        scores, cost = measure(
-            partial(peer.fit, model), peer, batches, list(model.state_dict().values())
-        )
-        arrays |= {f"{key}.{name}": values for key, values in scores.items()}
+    return _score(True, lambda peer: peer.fit(model), batches, model, record)
+
+
+def _score(
+    images: bool,
+    fit: Callable[[Peer], Any],
+    batches: Mapping[str, Sequence[Any]],
+    model: nn.Module,
+    record: Record,
+) -> Scores:
+    """Scores ``[set][peer]`` of the peers that read images, or of the others."""
+    scored: Scores = {name: {} for name in batches}
+    own = list(model.state_dict().values())
+    for name, peer in tqdm(_peers(images).items(), desc="peers", unit=" peers"):
+        found, cost = measure(partial(fit, peer), peer, batches, own)
         record["peers"][name] = _facts(peer) | cost
-    return arrays
+        for key, values in found.items():
+            scored[key][name] = values.numpy()
+    return scored
 
 
 def _peers(images: bool) -> dict[str, Peer]:
@@ -501,15 +484,12 @@ def _cost_of_ours(
     def fit() -> State:
         return method.fit([(train.features, train.logits)])
 
-    return measure(fit, lambda state, batch: method(batch.features, batch.logits, state), batches)[
-        1
-    ]
+    cost = measure(fit, lambda state, x: method(x.features, x.logits, state), batches)[1]
+    return cost
 
 
 def _by_rows(item: Features) -> Features:
-    """The same laid out by rows; a bundle lies by columns, which slows down whoever reads a few
-    rows.
-    """
+    """The same laid out by rows; a bundle lies by columns, which slows down reading a few rows."""
     return Features(item.features.contiguous(), item.logits.contiguous(), item.labels)
 
 
@@ -525,24 +505,13 @@ def load(folder: str | Path) -> tuple[Scores, Record]:
         FileNotFoundError: if it has not run there.
         ValueError: if the folder's weights are no longer those that were scored.
     """
-    folder = Path(folder)
-    command = f"run `python -m experiments.peers --results {folder.parents[1]} "
-    command += f"--network {folder.parent.name} --seed {folder.name.removeprefix('seed')}`"
-    if not (folder / "peers.json").exists():
-        raise FileNotFoundError(
-            f"thinkback: no scores of published detectors in {folder}; {command}"
-        )
-    record: Record = read_json(folder / "peers.json")
-    if record["weights_sha256"] != digest(folder):
-        raise ValueError(
-            f"thinkback: {folder / 'peers.npz'} is of other weights than those beside it; {command}"
-        )
-    return evaluation.load_scores(folder, "peers.npz"), record
+    here = Run(Path(folder))
+    record = here.made("peers")
+    return here.scores("peers.npz"), record
 
 
 def table(folder: str | Path, resamples: int = 200) -> list[Record]:
-    """The four metrics of every peer on every set, with 95 % intervals, from the scores that
-    :func:`run` kept.
+    """The four metrics of every peer on every set, with 95 % intervals, from the kept scores.
 
     Rows are as those of ``evaluation.table`` and ``evaluation.means``, the mean being over the far
     sets, with their intervals and paired differences to Softmax and Energy, and ``near``: whether
@@ -563,39 +532,25 @@ def table(folder: str | Path, resamples: int = 200) -> list[Record]:
         for name, row in scored.items():
             rows = evenly(len(row[BASELINES[0]]), len(row[peers[0]])).numpy()
             group[name] |= {baseline: row[baseline][rows] for baseline in BASELINES}
-        found = evaluation.table(group)
-        found = evaluation.with_intervals(
-            [*found, *evaluation.means(found)], group, resamples=resamples
-        )
         records += [
             record | {"near": record["set"] in NEAR}
-            for record in found
+            for record in Benchmark(resamples=resamples).records(group)
             if record["method"] in peers
         ]
     return records
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fit published detectors on the kept features of a network, and keep their scores, their cost
-    and the table.
+    """Fit published detectors on the kept features of a network; keep scores, cost and table.
+
+    The device is that of the network, for detectors that read images.
     """
-    parser = Parser(prog="python -m experiments.peers", description=main.__doc__)
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of the finished runs"
-    )
-    parser.add_argument(
-        "--network", default="wrn40-2-cifar10", help="folder of the network inside it"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="which training run")
+    parser = program_parser("peers", main.__doc__)
     parser.add_argument(
         "--skip", choices=[*_peers(images=True)], help="leave out the peer that reads images"
     )
-    parser.add_argument(
-        "--device",
-        help="where the network runs for it: cpu, cuda, …; default: the GPU if there is one",
-    )
     options = parser.parse_args(arguments)
-    folder = options.results / options.network / f"seed{options.seed}"
+    folder = Run.at(options.results, options.network, options.seed).folder
     run(folder, device=options.device, images=not options.skip)
     print(f"wrote {folder / 'peers.npz'}, peers.json and peers_table.json")
 

@@ -1,37 +1,27 @@
-"""The whole chain of one network: train (or resume, or read the weights that are there), extract,
-score, measure.
-"""
+"""The whole chain of one network: train it (or read its weights), extract, score, measure."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from filelock import FileLock
 
 from thinkback_utils import data
-from thinkback_utils.commands import Parser, run_main
+from thinkback_utils.commands import run_main
 from thinkback_utils.devices import process_device
 from thinkback_utils.evaluation import (
     ID_TEST,
     ID_TRAIN,
     NEAR,
-    SPLITS,
     Scores,
     available_sets,
-    float16_error,
-    means,
-    save_scores,
+    image_set,
     score_sets,
     table,
-    with_intervals,
 )
-from thinkback_utils.features import Bundle, Features, extract
-from thinkback_utils.files import read_json, write_json
+from thinkback_utils.features import Features
+from thinkback_utils.metrics import METRICS
 from thinkback_utils.provenance import describe
 from thinkback_utils.shards import place
 from thinkback_utils.train import (
@@ -43,137 +33,117 @@ from thinkback_utils.train import (
 )
 
 from . import ablations, variants, verdicts
+from .benchmark import Benchmark, keep
+from .run import Run, program_parser
 
 
 def run(
     config: TrainConfig, folder: Path, sets: Iterable[str], device: str | None = None
 ) -> Scores:
-    """Train (or finish training) one network; write bundle, weights, scores and provenance into
-    ``folder``.
+    """Train (or finish training) one network; keep its features, scores and record in ``folder``.
 
     Sets that a bundle of the same weights holds already are kept, as long as their images are the
     same; those it lacks, and those whose images were replaced in the data root, are run through the
-    network.
+    network. A run that was killed anywhere goes on from what is there.
 
     Returns:
         The scores, as saved in ``scores.npz``.
     """
-    start, chosen = time.perf_counter(), process_device(device)
-    provenance, record = describe(chosen), folder / "provenance.json"
-    finished = (folder / "weights.safetensors").exists() and record.exists()
-    before, kept = (
-        _finished(folder) if finished else ({"images_sha256": {}, "float16_metric_error": 0.0}, {})
-    )
-    known: dict[str, str] = before["images_sha256"]
-    splits = SPLITS | {
-        name: (name, "test") for name in (*sets, *known, *kept) if name not in SPLITS
-    }
-    now: dict[str, str] = {}
-    for name, split in splits.items():  # what cannot be had should fail now, not after the training
-        try:
-            now[name] = data.load(*split).sha256()
-        except data.UnavailableError:
-            if name not in kept or not known.get(name):
-                raise
-    missing = [name for name in now if name not in kept or now[name] != known.get(name)]
-    model, training = train_network(config, "cifar10", folder, str(chosen))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    hashes = known | {name: now[name] for name in missing}
-    if (
-        finished and missing
-    ):  # if it is killed with a new bundle, nothing says that this is the old one
-        write_json(record, before | {"images_sha256": hashes | dict.fromkeys(missing, "")})
-    exact = {
-        name: extract(model, data.load(*splits[name])) if name in missing else kept[name]
-        for name in hashes
-    }
-    head = model.get_classifier()
-    Bundle(exact, head.weight.detach().cpu(), head.bias.detach().cpu()).save(folder / "bundle.npz")
-    scored = score_sets(Bundle.load(folder / "bundle.npz").sets)
-    save_scores(folder / "scores.npz", scored)
+    start, chosen, here = time.perf_counter(), process_device(device), Run(folder)
+    this = describe(chosen)
+    before = here.record if here.finished else {}
+    stated, kept = here.kept()
+    known, recorded = stated["images_sha256"], before.get("images_sha256", {})
+    suite = Benchmark([*known, *recorded, *kept, *sets])
+    hashes = {name: _hash(name, known.get(name)) for name in suite.names}
+    same = {name: item for name, item in kept.items() if hashes[name] == known.get(name)}
+    _, training = train_network(config, "cifar10", folder, str(chosen))
+    model = here.model(chosen)
+    exact = suite.features(model, same)
+    errors = (stated["float16_metric_error"], before.get("float16_metric_error", 0.0))
+    error = max(*errors, float16_error(exact))
+    here.save_bundle(exact, model, images_sha256=hashes, float16_metric_error=error)
+    scored = suite.scores(here.bundle().sets)
+    here.save_scores(scored)
+    new = [n for n in hashes if n not in same or hashes[n] != recorded.get(n)]
+    this |= {"sets": new, "seconds": round(time.perf_counter() - start, 1)}
     facts = {
         "recipe": recipe_name(config),
         "seed": config.seed,
         "accuracy": {name: exact[name].accuracy() for name in (ID_TRAIN, ID_TEST)},
         "training": training,
-        "float16_metric_error": max(before["float16_metric_error"], float16_error(exact)),
+        "float16_metric_error": error,
         "images_sha256": hashes,
     }
-    this = provenance | {"sets": missing, "seconds": round(time.perf_counter() - start, 1)}
-    if finished:  # the first run keeps its command, commit and time
+    if before:  # the first run keeps its command, commit and time
         facts["scored"] = this
-        before["additions"] = [*before.get("additions", []), *([this] if missing else [])]
-    write_json(record, (before if finished else this) | facts)
+        before["additions"] = [*before.get("additions", []), *([this] if new else [])]
+    here.save_record((before or this) | facts)
     return scored
 
 
-def _finished(folder: Path) -> tuple[dict[str, Any], dict[str, Features]]:
-    """The record of a run, and the sets of its bundle if that is there."""
-    path, bundle = folder / "provenance.json", folder / "bundle.npz"
-    before: dict[str, Any] = read_json(path)
-    if not isinstance(before, dict) or not {"images_sha256", "float16_metric_error"} <= set(before):
-        raise ValueError(
-            f"thinkback: {path} is no record of a run; fetch it anew, or delete it to make all anew"
-        )
-    return before, Bundle.load(bundle).sets if bundle.exists() else {}
+def _hash(name: str, known: str | None) -> str:
+    """Hash of a set's images in the data root, or the known one if they cannot be had any more.
 
-
-def explore(folder: Path, device: str | None = None) -> None:
-    """Other layers and other conditions on one finished network, then the verdicts; what is there
-    already stays.
+    What cannot be had and is not known should fail here, not after the training.
     """
-    ablations.run(folder, ablations.AblationConfig(), device)
-    variants.run(folder, device=device)
-    if set(read_json(folder / "provenance.json")["images_sha256"]) <= {ID_TRAIN, ID_TEST, *NEAR}:
+    try:
+        return image_set(name).sha256()
+    except data.UnavailableError:
+        if not known:
+            raise
+        return known
+
+
+def float16_error(exact: Mapping[str, Features]) -> float:
+    """Largest change of any metric of any method when features are rounded to float16."""
+    rounded = table(score_sets({name: item.half() for name, item in exact.items()}), draws=1)
+    precise = table(score_sets(exact), draws=1)
+    changes = (abs(a[m] - b[m]) for a, b in zip(rounded, precise, strict=True) for m in METRICS)
+    return max(map(float, changes), default=0.0)  # no OOD set, no metric
+
+
+def explore(here: Run, device: str | None = None) -> None:
+    """Other layers and other conditions on a finished network, then the verdicts.
+
+    What is there already stays.
+    """
+    ablations.run(here.folder, ablations.AblationConfig(), device)
+    variants.run(here.folder, device=device)
+    if set(here.stated()["images_sha256"]) <= {ID_TRAIN, ID_TEST, *NEAR}:
         return  # every claim is about far sets
-    for row in verdicts.write(folder.parents[1], folder.parent.name, folder.name):
-        print(f"{row['verdict']}: {row['claim']} ({row['measured']})")
+    verdicts.report(verdicts.write(here))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train networks, extract features, score every set and write the table, resuming where it was
-    killed.
+    """Train networks, extract features, score every set and write the table.
 
-    Under ``torchrun`` the processes share the seeds; the same command without it then gives the
-    verdicts over all.
+    A killed command goes on where it was. Under ``torchrun`` the processes share the seeds; the
+    same command without it then gives the verdicts over all.
     """
-    parser = Parser(prog="python -m experiments.reproduce", description=main.__doc__)
+    parser = program_parser("reproduce", main.__doc__, "results", "device")
     add_config_arguments(parser)
     parser.add_argument(
         "--seeds", nargs="+", type=int, help="one network for each (default: that of --seed)"
     )
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder that is filled"
-    )
-    parser.add_argument(
         "--sets", nargs="*", help="OOD sets, by their names in thinkback_utils.data (default: all)"
     )
-    parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
     config = config_from(options)
-    network, path = f"wrn{config.depth}-{config.width}-cifar10", options.results / "table1.json"
+    network = f"wrn{config.depth}-{config.width}-cifar10"
     sets = available_sets() if options.sets is None else options.sets
-    seeds = list(
-        dict.fromkeys(options.seeds or [config.seed])
-    )  # two processes must not make one network
+    seeds = list(dict.fromkeys(options.seeds or [config.seed]))  # each network has one process
+    runs = [Run.at(options.results, network, seed) for seed in seeds]
     (rank, world), device = place(), str(process_device(options.device))
-    for seed in seeds[rank::world]:  # under torchrun the processes share the seeds, one GPU each
-        options.seed, folder = seed, options.results / network / f"seed{seed}"
-        scored = run(config_from(options, folder), folder, sets, device)
-        records = table(scored)
-        records = with_intervals([*records, *means(records)], scored)
-        label = {"network": network, "seed": seed}
-        with FileLock(path.with_suffix(".lock")):
-            old = [
-                row
-                for row in (read_json(path) if path.exists() else [])
-                if not label.items() <= row.items()
-            ]
-            write_json(path, [*old, *(label | record for record in records)])
-        accuracy = read_json(folder / "provenance.json")["accuracy"][ID_TEST]
-        print(f"test accuracy {accuracy:.4f}, results in {folder}")
+    for here in runs[rank::world]:  # under torchrun the processes share the seeds, one GPU each
+        options.seed = here.seed
+        scored = run(config_from(options, here.folder), here.folder, sets, device)
+        keep(options.results / "table1.json", here, Benchmark().records(scored))
+        accuracy = here.record["accuracy"][ID_TEST]
+        print(f"test accuracy {accuracy:.4f}, results in {here.folder}")
     if rank == 0:
-        explore(options.results / network / f"seed{seeds[0]}", device)
+        explore(runs[0], device)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
-"""A verdict on every claim of the paper: what it says, what was measured here, and the number that
-decides.
-"""
+"""A verdict on every claim of the paper: what it says, what was measured, which number decides."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from thinkback_utils import scores
-from thinkback_utils.commands import Parser, run_main
+from thinkback_utils.commands import run_main
 from thinkback_utils.data import PAPER_SETS
 from thinkback_utils.evaluation import (
     BASELINES,
@@ -22,11 +20,7 @@ from thinkback_utils.evaluation import (
     Scores,
     evenly,
     find,
-    load_scores,
-    means,
     paper_table,
-    table,
-    with_intervals,
 )
 from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import read_json, replacing, write_json
@@ -38,18 +32,23 @@ from thinkback_utils.metrics import TITLES as METRIC_TITLES
 from thinkback_utils.provenance import label
 
 from . import ablations
+from .benchmark import Benchmark
+from .run import Run, program_parser
 
-YES, NO, UNTESTED = "reproduced", "not reproduced", "cannot be tested here"
+YES = "reproduced"
+NO = "not reproduced"
+UNTESTED = "cannot be tested here"
 LOWER_IS_BETTER = ("fpr95",)
+COLUMNS = {metric: METRIC_TITLES[metric][:-2] for metric in METRICS}  # without their arrows
 
 
 def gains(
     records: Iterable[Record], name: str, baseline: str, metric: str, method: str = "thinkback"
 ) -> list[tuple[float, float, float]]:
-    """Thinkback minus a baseline on one set: (value, low, high) for each training seed, with the
-    paired interval.
+    """Thinkback minus a baseline on one set: (value, low, high) for each training seed.
 
-    All in [-1, 1] and turned so that positive means better, also for FPR95.
+    The interval is the paired one. All lie in [-1, 1] and are turned so that positive means better,
+    also for FPR95.
     """
     table, sign, out = list(records), -1 if metric in LOWER_IS_BETTER else 1, []
     for own in (r for r in table if r["set"] == name and r["method"] == method):
@@ -71,50 +70,52 @@ def deltas(records: Sequence[Record], paper: Sequence[Record]) -> list[dict[str,
     Returns: Records ``{set, baseline, metric, printed, measured, interval, verdict}``, positive =
         Thinkback is better.
     """
+    mean_sets = [set(record["sets"]) for record in records if record["set"] == "mean"]
+    same_mean = all(sets == set(PAPER_SETS) for sets in mean_sets)
     out = []
-    for baseline in BASELINES:
-        for name in (*PAPER_SETS, "mean"):
-            for metric in METRICS:
-                printed = [
-                    find(paper, set=name, method=method) for method in ("thinkback", baseline)
-                ]
-                gap = (-1 if metric in LOWER_IS_BETTER else 1) * (
-                    printed[0][metric] - printed[1][metric]
-                )  # type: ignore[index]
-                row = {
-                    "set": name,
-                    "baseline": baseline,
-                    "metric": metric,
-                    "printed": round(gap, 4),
-                }
-                same = name != "mean" or all(
-                    set(r["sets"]) == set(PAPER_SETS) for r in records if r["set"] == "mean"
-                )  # a mean of other sets is another number
-                out.append(
-                    row
-                    | _decided(gains(records, name, baseline, metric) if same else [], np.sign(gap))
-                )
+    for baseline, name, metric in product(BASELINES, (*PAPER_SETS, "mean"), METRICS):
+        own, other = (_printed(paper, name, method)[metric] for method in ("thinkback", baseline))
+        gap = other - own if metric in LOWER_IS_BETTER else own - other
+        # A mean of other sets is another number.
+        measured = gains(records, name, baseline, metric) if same_mean or name != "mean" else []
+        row = {"set": name, "baseline": baseline, "metric": metric, "printed": round(gap, 4)}
+        out.append(row | _decided(measured, np.sign(gap)))
     return out
+
+
+def _printed(paper: Sequence[Record], name: str, method: str) -> Record:
+    """The row of the paper's table."""
+    return next(row for row in paper if (row["set"], row["method"]) == (name, method))
 
 
 def _decided(measured: Sequence[tuple[float, float, float]], sign: float) -> dict[str, Any]:
     if not measured:
         return {"measured": None, "interval": None, "verdict": UNTESTED}
     values, low, high = zip(*measured, strict=True)
-    holds = all(bottom > 0 for bottom in low) if sign > 0 else all(top < 0 for top in high)
-    interval = [min(low), max(high)]
+    interval = [min(low), max(high)]  # of all seeds: the claim must hold on each
+    verdict = YES if (interval[0] > 0 if sign > 0 else interval[1] < 0) else NO
+    return {"measured": float(np.mean(values)), "interval": interval, "verdict": verdict}
+
+
+def _claim(claim: str, printed: str, measured: str, holds: bool) -> dict[str, str]:
+    verdict = YES if holds else NO
+    return {"claim": claim, "printed": printed, "measured": measured, "verdict": verdict}
+
+
+def _all_gains(
+    records: Sequence[Record], sets: Iterable[str], method: str = "thinkback"
+) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Every difference to the baselines, by (set, baseline, metric), as if a gain were claimed."""
     return {
-        "measured": float(np.mean(values)),
-        "interval": interval,
-        "verdict": YES if holds else NO,
+        (name, baseline, metric): _decided(gains(records, name, baseline, metric, method), 1)
+        for name, baseline, metric in product(sets, BASELINES, METRICS)
     }
 
 
 def rule_temperature(
     train: Features, validation: Features, temperatures: Sequence[float], fisher: bool = True
 ) -> tuple[float, list[float]]:
-    """The paper's rule: the T whose scores on in-distribution validation data have the smallest
-    standard deviation.
+    """The paper's rule: the T of the smallest standard deviation on in-distribution data.
 
     Args:
         train: what E is fitted on, at each T.
@@ -136,108 +137,73 @@ def rule_temperature(
 def text_claims(
     records: Sequence[Record], paper: Sequence[Record], bundle: Bundle
 ) -> list[dict[str, str]]:
-    """The claims of the paper's text, each as ``{claim, printed, measured, verdict}`` for a table."""
-    sets = list(
-        dict.fromkeys(r["set"] for r in records if r["set"] not in ("mean", "lsun_crop", *NEAR))
-    )
-    each = {
-        (name, baseline, metric): _decided(gains(records, name, baseline, metric), 1)
-        for name in [*sets, "mean"]
-        for baseline in BASELINES
-        for metric in METRICS
-    }
-    by_set = [row for (name, _, _), row in each.items() if name != "mean"]
-    won, lost = (sum(_beyond(row, side) for row in by_set) for side in (1, -1))
-    in_mean = {
-        (baseline, metric): row for (name, baseline, metric), row in each.items() if name == "mean"
-    }
-    ahead = sum(_beyond(row, 1) for row in in_mean.values())
+    """The claims of the paper's text, each ``{claim, printed, measured, verdict}``."""
+    sets = dict.fromkeys(r["set"] for r in records if r["set"] not in ("mean", "lsun_crop", *NEAR))
+    by_set, in_mean = _all_gains(records, sets), _all_gains(records, ["mean"])
+    won = sum(row["interval"][0] > 0 for row in by_set.values())
+    lost = sum(row["interval"][1] < 0 for row in by_set.values())
+    ahead = sum(row["interval"][0] > 0 for row in in_mean.values())
     worst = min(in_mean, key=lambda key: in_mean[key]["measured"])
     prevalence = next(r["prevalence"] for r in records if "prevalence" in r)
-    printed = {key: find(paper, set="mean", method=key)["aupr"] for key in ("thinkback", "msp")}  # type: ignore[index]
+    printed = {key: _printed(paper, "mean", key)["aupr"] for key in ("thinkback", "msp")}
     gap = printed["thinkback"] - printed["msp"]
+    as_large = all(high >= gap for _, _, high in gains(records, "mean", "msp", "aupr"))
     return [
-        {
-            "claim": "Consistent gains over Softmax and Energy, but on LSUN-Crop",
-            "printed": "every set, every metric",
-            "measured": (
-                f"{won} of {len(by_set)} differences are gains beyond chance, {lost} are losses"
-                f" beyond chance ({len(sets)} far sets, two baselines, four metrics)"
-            ),
-            "verdict": YES if won == len(by_set) else NO,
-        },
-        {
-            "claim": "Significantly more accurate than the state of the art",
-            "printed": "better in the mean of all four metrics",
-            "measured": (
-                f"better beyond chance in {ahead} of {len(in_mean)} differences of means; the"
-                f" furthest, {METRIC_TITLES[worst[1]][:-2]} against {TITLES[worst[0]]}:"
-                f" {_points(in_mean[worst])}"
-            ),
-            "verdict": YES if all(row["verdict"] == YES for row in in_mean.values()) else NO,
-        },
-        {
-            "claim": f"AUPR {100 * gap:+.2f} points over Softmax",
-            "printed": f"{100 * printed['msp']:.2f} → {100 * printed['thinkback']:.2f}",
-            "measured": (
-                f"{_points(in_mean['msp', 'aupr'])} at one prevalence of {prevalence:.3f} for both"
-            ),
-            "verdict": (
-                YES
-                if all(high >= gap for _, _, high in gains(records, "mean", "msp", "aupr"))
-                else NO
-            ),
-        },
+        _claim(
+            "Consistent gains over Softmax and Energy, but on LSUN-Crop",
+            "every set, every metric",
+            f"{won} of {len(by_set)} differences are gains beyond chance, {lost} are losses beyond"
+            f" chance ({len(sets)} far sets, two baselines, four metrics)",
+            won == len(by_set),
+        ),
+        _claim(
+            "Significantly more accurate than the state of the art",
+            "better in the mean of all four metrics",
+            f"better beyond chance in {ahead} of {len(in_mean)} differences of means; the furthest,"
+            f" {COLUMNS[worst[2]]} against {TITLES[worst[1]]}: {_points(in_mean[worst])}",
+            ahead == len(in_mean),
+        ),
+        _claim(
+            f"AUPR {100 * gap:+.2f} points over Softmax",
+            f"{100 * printed['msp']:.2f} → {100 * printed['thinkback']:.2f}",
+            f"{_points(in_mean['mean', 'msp', 'aupr'])} at one prevalence of {prevalence:.3f} for"
+            " both",
+            as_large,
+        ),
         *_temperature_claims(bundle),
     ]
 
 
-def reading_claim(folder: Path) -> dict[str, str]:
-    """Whether any other reading of "the penultimate layer" makes the claim true, from a run's
-    ``ablations.npz``.
+def reading_claim(here: Run) -> dict[str, str]:
+    """Whether any other reading of "the penultimate layer" makes the claim true, in one run.
 
     Each reading is compared with the baselines on the images that it was scored on.
     """
-    kept, (arrays, record) = load_scores(folder), ablations.load(folder)
-    against: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
-    together: dict[
-        tuple[tuple[str, int], ...], list[str]
-    ] = {}  # readings of the same images share the baselines
+    kept, (arrays, record) = here.scores(), ablations.load(here.folder)
+    together: dict[tuple[tuple[str, int], ...], list[str]] = {}
     for reading, facts in record["readings"].items():
         together.setdefault(tuple(facts["images"].items()), []).append(reading)
-    for images, readings in together.items():
+    against: dict[str, dict[tuple[str, str, str], dict[str, Any]]] = {}
+    for images, readings in together.items():  # readings of the same images share the baselines
         scored: Scores = {}
         for name, size in images:
-            index = evenly(len(kept[name]["msp"]), size).numpy()
-            scored[name] = {m: kept[name][m][index] for m in BASELINES}
+            rows = evenly(len(kept[name]["msp"]), size).numpy()
+            scored[name] = {m: kept[name][m][rows] for m in BASELINES}
             scored[name] |= {reading: arrays[f"{name}.{reading}_eq6"] for reading in readings}
-        records = means(table(scored, draws=1, n_ood=max(size for _, size in images)))
-        records = with_intervals(records, scored)
-        for reading in readings:
-            against[reading] = {
-                (b, m): _decided(gains(records, "mean", b, m, reading), 1)
-                for b in BASELINES
-                for m in METRICS
-            }
-    best = max(
-        record["readings"], key=lambda reading: against[reading]["energy", "auroc"]["measured"]
+        whole = max(size for _, size in images)
+        records = Benchmark(draws=1, n_ood=whole).records(scored)
+        against |= {reading: _all_gains(records, ["mean"], reading) for reading in readings}
+    best = max(against, key=lambda name: against[name]["mean", "energy", "auroc"]["measured"])
+    better = [n for n, rows in against.items() if all(r["verdict"] == YES for r in rows.values())]
+    gaps = [f"{COLUMNS[m]} {_points(against[best]['mean', 'energy', m])}" for m in METRICS]
+    return _claim(
+        'The same, under another reading of "the penultimate layer"',
+        "does not say which layer",
+        f"of {', '.join(against)}, better beyond chance in all four metrics than both:"
+        f" {', '.join(better) or 'none'}. The best, {best} ({READINGS[best]}), gains on Energy:"
+        f" {', '.join(gaps)}",
+        bool(better),
     )
-    better = [
-        name
-        for name in record["readings"]
-        if all(row["verdict"] == YES for row in against[name].values())
-    ]
-    gaps = [f"{METRIC_TITLES[m][:-2]} {_points(against[best]['energy', m])}" for m in METRICS]
-    return {
-        "claim": 'The same, under another reading of "the penultimate layer"',
-        "printed": "does not say which layer",
-        "measured": (
-            f"of {', '.join(record['readings'])}, better beyond chance in all four metrics than"
-            f" both: {', '.join(better) or 'none'}. The best, {best} ({READINGS[best]}), gains on"
-            f" Energy: {', '.join(gaps)}"
-        ),
-        "verdict": YES if better else NO,
-    }
 
 
 def _temperature_claims(bundle: Bundle) -> list[dict[str, str]]:
@@ -253,23 +219,20 @@ def _temperature_claims(bundle: Bundle) -> list[dict[str, str]]:
     }
     picks = [", ".join(f"T = {chosen[eq, name]:.4g} in {name}" for name in ranges) for eq in (5, 6)]
     stays = all(chosen[eq, "[1, 5]"] == chosen[eq, "[0.1, 1000]"] for eq in (5, 6))
+    grown = "stays when the range grows" if stays else "follows the range it is given"
     return [
-        {
-            "claim": "The rule for T lands on 5",
-            "printed": "smallest standard deviation, T in [1, 5]",
-            "measured": f"Eq. 5: {picks[0]}; Eq. 6: {picks[1]}",
-            "verdict": YES if chosen[6, "[1, 5]"] == 5 else NO,
-        },
-        {
-            "claim": "No tuning is needed",
-            "printed": "T follows from in-distribution data",
-            "measured": (
-                "the choice stays when the range grows"
-                if stays
-                else "the choice follows the range it is given"
-            ),
-            "verdict": YES if stays else NO,
-        },
+        _claim(
+            "The rule for T lands on 5",
+            "smallest standard deviation, T in [1, 5]",
+            f"Eq. 5: {picks[0]}; Eq. 6: {picks[1]}",
+            chosen[6, "[1, 5]"] == 5,
+        ),
+        _claim(
+            "No tuning is needed",
+            "T follows from in-distribution data",
+            f"the choice {grown}",
+            stays,
+        ),
     ]
 
 
@@ -279,21 +242,22 @@ def _split(train: Features) -> tuple[Features, Features]:
     return tuple(Features(train.features[part], train.logits[part]) for part in (~held, held))  # type: ignore[return-value]
 
 
-def _beyond(row: Mapping[str, Any], side: int) -> bool:
-    """Whether the whole interval lies on that side of 0."""
-    return bool(row["interval"][0] > 0 if side > 0 else row["interval"][1] < 0)
+def points(value: float, low: float, high: float, digits: int = 2) -> str:
+    """A difference and its interval in points.
+
+    >>> points(0.0123, -0.01, 0.02)
+    '+1.23 [−1.00, +2.00]'
+    """
+    written = [f"{100 * number:+.{digits}f}" for number in (value, low, high)]
+    return "{} [{}, {}]".format(*written).replace("-", "−")
 
 
 def _points(row: Mapping[str, Any]) -> str:
-    low, high = row["interval"]
-    return f"{100 * row['measured']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]".replace("-", "−")
+    return points(row["measured"], *row["interval"])
 
 
-def write(
-    results: Path, network: str = "wrn40-2-cifar10", run: str = "seed0"
-) -> list[dict[str, str]]:
-    """Judge every claim from ``table1.json`` and one run's folder; keep it as ``verdicts.json`` and
-    ``verdicts.md``.
+def write(here: Run) -> list[dict[str, str]]:
+    """Judge every claim from ``table1.json`` and one run; keep ``verdicts.json`` and ``.md``.
 
     The table speaks of all training seeds of the network, and a claim must hold on each; the claims
     on T and on other readings need more than the table and are put to that one run.
@@ -302,82 +266,97 @@ def write(
         FileNotFoundError: if the table or the run is not there, naming the command that makes it.
         ValueError: if the table has no far OOD set of the network.
     """
-    path = results / "table1.json"
+    path = here.results / "table1.json"
     if not path.exists():
         raise FileNotFoundError(
             f"thinkback: no table at {path}; fetch the repository's results/ folder, or make one"
             " with `python -m experiments.reproduce`"
         )
-    records = [record for record in read_json(path) if record.get("network") == network]
+    records = [record for record in read_json(path) if record.get("network") == here.network]
     if not any(record["set"] == "mean" for record in records):
         raise ValueError(
-            f"thinkback: {path} has no far OOD set of network {network!r}, and every claim is about"
-            " those"
+            f"thinkback: {path} has no far OOD set of network {here.network!r}, and every claim is"
+            " about those"
         )
     paper = paper_table()
-    folder = results / network / run
-    rows = text_claims(records, paper, Bundle.load(folder / "bundle.npz"))
-    rows.insert(2, reading_claim(folder))
-    differences = deltas(records, paper)
-    write_json(results / "verdicts.json", {"claims": rows, "differences": differences})
-    made = f"The network: {label(results / network)}."
+    rows, differences = claims(records, paper, here), deltas(records, paper)
+    write_json(here.results / "verdicts.json", {"claims": rows, "differences": differences})
+    made = f"The network: {label(here.folder.parent)}."
     if len({record["seed"] for record in records}) > 1:
-        made += f" The rows on T and on other readings are about `{run}` alone."
-    with replacing(results / "verdicts.md") as temporary:
-        temporary.write_text(
-            f"{made}\n\n{as_markdown(rows, differences)}{beyond(records)}", encoding="utf-8"
-        )
+        made += f" The rows on T and on other readings are about `{here.folder.name}` alone."
+    text = f"{made}\n\n{as_markdown(rows, differences)}{of_the_chosen_score(records)}"
+    with replacing(here.results / "verdicts.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return rows
 
 
-def beyond(records: Sequence[Record], method: str = "thinkback_averaged") -> str:
-    """A sentence on the score that was chosen apart from the suite; none where it was not measured."""
-    names = (method, *BASELINES, "thinkback")
-    means = {
-        name: [r["auroc"] for r in records if r["set"] == "mean" and r["method"] == name]
-        for name in names
-    }
-    if not means[method]:
+def claims(records: Sequence[Record], paper: Sequence[Record], here: Run) -> list[dict[str, str]]:
+    """All claims in the order in which they are shown; see :func:`text_claims`."""
+    rows = text_claims(records, paper, here.bundle())
+    return [*rows[:2], reading_claim(here), *rows[2:]]
+
+
+def of_the_chosen_score(records: Sequence[Record], method: str = "thinkback_averaged") -> str:
+    """A sentence on the score that was chosen apart from the suite; none if it is not measured."""
+    means = [record for record in records if record["set"] == "mean"]
+    if not find(means, method=method):
         return ""
-    own, *others = (
-        f"{TITLES[name]} {100 * float(np.mean(values)):.1f} %" for name, values in means.items()
-    )
+    parts = []
+    for name in (method, *BASELINES, "thinkback"):
+        values = [record["auroc"] for record in means if record["method"] == name]
+        parts.append(f"{TITLES[name]} {100 * float(np.mean(values)):.1f} %")
     text = (
         "Beyond the paper, a relative of the score was chosen apart from these sets. Mean AUROC:"
-        f" **{own}**"
+        f" **{parts[0]}**"
     )
-    return f"\n{text}, {', '.join(others)}.\n"
+    return f"\n{text}, {', '.join(parts[1:])}.\n"
 
 
-def as_markdown(rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping[str, Any]]) -> str:
-    """The table of verdicts, with the differences of Table 1 counted."""
-    count = {
-        verdict: sum(row["verdict"] == verdict for row in differences)
-        for verdict in (YES, NO, UNTESTED)
-    }
+def table(
+    rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping[str, Any]]
+) -> list[dict[str, str]]:
+    """The table of verdicts, a row a claim, with the differences of Table 1 counted in the last."""
+    verdicts = [row["verdict"] for row in differences]
+    count = {verdict: verdicts.count(verdict) for verdict in (YES, NO, UNTESTED)}
+    decided = count[YES] + count[NO]
     counted = {
         "claim": f"Each of the {len(differences)} differences to Softmax and Energy in Table 1",
+        "verdict": UNTESTED if not decided else f"{count[YES]} of {decided} tested",
         "printed": f"{sum(row['printed'] > 0 for row in differences)} gains",
         "measured": ", ".join(f"{n} {verdict}" for verdict, n in count.items()),
     }
-    decided = count[YES] + count[NO]
-    counted["verdict"] = UNTESTED if not decided else f"{count[YES]} of {decided} tested"
+    return [
+        {
+            "claim": row["claim"],
+            "verdict": f"**{row['verdict']}**",
+            "paper": row["printed"],
+            "here": row["measured"],
+        }
+        for row in (*rows, counted)
+    ]
+
+
+def as_markdown(rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping[str, Any]]) -> str:
+    """:func:`table` as Markdown."""
     lines = ["| claim | verdict | paper | here |", "|---|---|---|---|"]
-    for row in [*rows, counted]:
-        lines.append(
-            f"| {row['claim']} | **{row['verdict']}** | {row['printed']} | {row['measured']} |"
-        )
+    lines += [f"| {' | '.join(row.values())} |" for row in table(rows, differences)]
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Write the verdicts that follow from the results."""
-    parser = Parser(prog="python -m experiments.verdicts", description=main.__doc__)
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder with table1.json and the runs"
-    )
-    for row in write(parser.parse_args(arguments).results):
+def report(rows: Iterable[Mapping[str, str]]) -> None:
+    """Print the verdicts, a line a claim."""
+    for row in rows:
         print(f"{row['verdict']}: {row['claim']} ({row['measured']})")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the verdicts that follow from the results.
+
+    The claims on T and on other readings are put to one training seed.
+    """
+    parser = program_parser("verdicts", main.__doc__, "results", "network", "seed")
+    options = parser.parse_args(arguments)
+    report(write(Run.at(options.results, options.network, options.seed)))
 
 
 if __name__ == "__main__":

@@ -13,36 +13,27 @@ PREVALENCES = (0.02, 1 / 6, 0.5, 0.9)
 
 
 def random_curve(generator, shape):
-    """A step ROC curve of one of several shapes, by its points (fpr, tpr); 200 OOD and 300 ID
-    images or fewer.
-    """
+    """A step ROC curve of one of several shapes, of at most 200 OOD and 300 ID images."""
     n_ood, n_id = generator.integers(2, 200), generator.integers(2, 300)
     if shape == "separated":
-        ids, oods = (
-            generator.normal(0, 1, n_id),
-            generator.normal(generator.uniform(0, 4), generator.uniform(0.2, 3), n_ood),
-        )
-    elif (
-        shape == "clumps"
-    ):  # whole groups of images of one kind at a few places: staircases with cliffs
+        ids = generator.normal(0, 1, n_id)
+        oods = generator.normal(generator.uniform(0, 4), generator.uniform(0.2, 3), n_ood)
+    elif shape == "clumps":  # groups of images of one kind at a few places: few and large steps
         places = generator.choice(20, 2 * generator.integers(1, 6), replace=False) + 0.0
         ids = generator.choice(places[::2], n_id) + 1e-3 * generator.random(n_id)
         oods = generator.choice(places[1::2], n_ood) + 1e-3 * generator.random(n_ood)
     elif shape == "ties":
-        ids, oods = generator.integers(0, 5, n_id) + 0.0, generator.integers(0, 7, n_ood) + 0.0
+        ids = generator.integers(0, 5, n_id) + 0.0
+        oods = generator.integers(0, 7, n_ood) + 0.0
     else:  # "skewed": a few ID images on top of all, or at the very bottom of the OOD images
-        ids, oods = (
-            generator.beta(*generator.uniform(0.1, 3, 2), n_id),
-            generator.beta(*generator.uniform(0.1, 3, 2), n_ood),
-        )
+        ids = generator.beta(*generator.uniform(0.1, 3, 2), n_id)
+        oods = generator.beta(*generator.uniform(0.1, 3, 2), n_ood)
     return metrics.roc(ids, oods)
 
 
 @pytest.mark.parametrize("shape", ["separated", "clumps", "ties", "skewed"])
 def test_no_curve_beats_the_bounds(shape, monkeypatch):
-    """Finite curves too, with all their ties, once the largest step is declared; rounding only
-    widens the bounds.
-    """
+    """Finite curves too, with all their ties, once the largest step is declared."""
     monkeypatch.setattr(audit, "NODES", 100)  # fewer trapezoids: looser and quicker, as valid
     generator = np.random.default_rng(len(shape))
     for k in range(400):
@@ -63,9 +54,7 @@ def test_no_curve_beats_the_bounds(shape, monkeypatch):
     "row", [(0.62, 0.43, 0.89), (0.78, 0.32, 0.92), (0.9635, 0.0672, 0.9844), (0.3, 0.8, 0.7)]
 )
 def test_curves_come_up_to_the_bounds(row, monkeypatch):
-    """The curve returned has the row's numbers, and its average precision is the bound (100,000
-    steps, read midway).
-    """
+    """The curve has the row's numbers, and its average precision is the bound (100,000 steps)."""
     monkeypatch.setattr(audit, "NODES", 20_000)
     for auroc in (None, row[2]):
         printed = audit.Printed(*row[:2], auroc, half_width=0)
@@ -93,9 +82,7 @@ def test_curves_come_up_to_the_bounds(row, monkeypatch):
     "record", [r for r in PAPER if r["method"] == "thinkback"], ids=lambda record: record["set"]
 )
 def test_where_it_decides_the_upper_bound_is_sharp(record):
-    """At the left end of each Thinkback row's interval a curve comes within 0.02 points of the
-    upper bound.
-    """
+    """At the left end of each Thinkback row's interval a curve is 0.02 points from the bound."""
     printed = audit.Printed(record["tpr10"], record["fpr95"], record["auroc"])
     pi = printed.prevalences(record["aupr"])[0]
     curve = audit.extremal_curves(printed, pi, 20_000)[1]
@@ -103,9 +90,7 @@ def test_where_it_decides_the_upper_bound_is_sharp(record):
 
 
 def test_a_grid_of_step_curves_reaches_no_further(monkeypatch):
-    """All staircases through a coarse lattice, by exhaustive search: the best of each AUROC stays
-    inside, and near.
-    """
+    """All staircases through a coarse lattice: the best of each AUROC stays inside, and near."""
     monkeypatch.setattr(audit, "NODES", 100)
     levels, pi, row = np.array([0, 0.1, 0.3, 1.0]), 1 / 6, (0.8, 0.3)
     first, second, third = np.meshgrid(
@@ -127,9 +112,7 @@ def test_a_grid_of_step_curves_reaches_no_further(monkeypatch):
 
 
 def test_a_dense_convex_programme_finds_no_lower_curve():
-    """The lower bound against a plain solver: minimise over 60 layers of T with SLSQP from several
-    starts.
-    """
+    """The lower bound against SLSQP, which minimises over 60 layers of T from several starts."""
     from scipy.optimize import minimize
 
     row, auroc, pi, n = (0.7, 0.4), 0.88, 0.5, 60
@@ -160,10 +143,8 @@ def test_a_dense_convex_programme_finds_no_lower_curve():
 def test_bounds_grow_with_prevalence_and_interval_holds_the_truth():
     generator = np.random.default_rng(1)
     for _ in range(3):
-        ids, oods = (
-            generator.normal(0, 1, 3000),
-            generator.normal(generator.uniform(1, 3), generator.uniform(0.5, 2), 1000),
-        )
+        ids = generator.normal(0, 1, 3000)
+        oods = generator.normal(generator.uniform(1, 3), generator.uniform(0.5, 2), 1000)
         for pi in (0.1, 0.5, 0.8):
             values = {m: round(v, 4) for m, v in metrics.ood_metrics(ids, oods, pi).items()}
             aupr = values.pop("aupr")
@@ -199,20 +180,17 @@ def test_in_distribution_as_the_positive_class():
 
 
 def test_means_over_draws_stay_inside():
-    """Numbers averaged over unlike test sets: with the scatter declared, the mean obeys the bounds."""
+    """Numbers averaged over unlike sets: with the scatter declared, the mean obeys the bounds."""
     generator = np.random.default_rng(3)
     for k in range(100):
-        ids, rows = generator.normal(0, 1, 400), []
+        ids, pi, rows = generator.normal(0, 1, 400), PREVALENCES[k % 4], []
         for _ in range(5):
             oods = generator.normal(generator.uniform(1, 3), generator.uniform(0.3, 2), 200)
-            rows.append(list(metrics.ood_metrics(ids, oods, PREVALENCES[k % 4]).values()))
-        mean, scatter = (
-            np.mean(rows, 0),
-            float(np.abs(np.array(rows) - np.mean(rows, 0))[:, :2].max()),
-        )
-        low, high = audit.Printed(*map(float, mean[:3]), step=1 / 200, scatter=scatter).bounds(
-            PREVALENCES[k % 4]
-        )
+            rows.append(list(metrics.ood_metrics(ids, oods, pi).values()))
+        mean = np.mean(rows, 0)
+        scatter = float(np.abs(np.array(rows) - mean)[:, :2].max())
+        printed = audit.Printed(*map(float, mean[:3]), step=1 / 200, scatter=scatter)
+        low, high = printed.bounds(pi)
         assert low <= mean[3] <= high
 
 

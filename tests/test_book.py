@@ -12,7 +12,7 @@ import papermill
 import pytest
 import yaml
 
-from bookmaking import runner
+from bookmaking import profiles, sources
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -20,15 +20,21 @@ CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 REPOSITORY = CONFIG["repository"]
 FOLDER = Path(REPOSITORY["url"]).name
 BOOTSTRAP = f"""\
-# On Colab: fetch the book (package and results) and work in its folder. Anywhere else this does nothing.
+# On Colab: fetch the book (package and results) and work in its folder. \
+Anywhere else this does nothing.
 import importlib.util
 import os
 import subprocess
 import sys
 
-if importlib.util.find_spec("thinkback_utils") is None:
-    subprocess.run(["git", "clone", "-q", "--depth=1", "{REPOSITORY["url"]}"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-e", "{FOLDER}"], check=True)
+if importlib.util.find_spec("experiments") is None:
+    subprocess.run(
+        ["git", "clone", "-q", "--depth=1", "{REPOSITORY["url"]}"],
+        check=True,
+    )
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-e", "{FOLDER}"], check=True
+    )
     sys.path.insert(0, os.path.abspath("{FOLDER}"))
 if os.path.isdir("{FOLDER}/notebooks"):
     os.chdir("{FOLDER}/notebooks")"""
@@ -43,7 +49,7 @@ def source(path: Path) -> str:
 
 
 def prose() -> str:
-    return "\n\n".join(source(ROOT / page) for page in runner.pages(ROOT))
+    return "\n\n".join(source(ROOT / page) for page in sources.pages(ROOT))
 
 
 @every_notebook
@@ -58,7 +64,7 @@ def test_code_starts_with_parameters_and_bootstrap(path: Path) -> None:
 
 @every_notebook
 def test_every_parameter_is_typed_and_explained(path: Path) -> None:
-    declared = runner.declared(path)
+    declared = profiles.declared(path)
     shown = papermill.inspect_notebook(str(path))  # what `papermill --help-notebook` prints
     assert list(shown) == list(declared), (
         "papermill cannot read a line: one name a line, no '=' in its comment"
@@ -71,8 +77,8 @@ def test_every_parameter_is_typed_and_explained(path: Path) -> None:
 @every_notebook
 def test_profiles_fit(path: Path) -> None:
     for profile in (ROOT / "profiles").glob("*.yml"):
-        common, sections = runner.load_profile(profile)
-        runner.choose(path, common, sections.get(runner.slug(path), {}), {})
+        common, sections = profiles.load_profile(profile)
+        profiles.choose(path, common, sections.get(sources.slug(path), {}), {})
 
 
 @every_notebook
@@ -142,7 +148,7 @@ def test_labels_are_unique() -> None:
 
 
 def test_contents_lists_every_page() -> None:
-    pages = {page.as_posix() for page in runner.pages(ROOT)}
+    pages = {page.as_posix() for page in sources.pages(ROOT)}
     written = {
         path.relative_to(ROOT).as_posix() for path in [*NOTEBOOKS, *(ROOT / "book").glob("*.md")]
     }

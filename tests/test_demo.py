@@ -1,20 +1,15 @@
-"""The live demo: its graph against PyTorch, its runtime as it was released, its page in a real
-browser.
-"""
+"""The live demo: its graph against PyTorch, its runtime, its page in a real browser."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import gzip
 import hashlib
-import http.server
 import json
 import re
 import shutil
-import threading
 from pathlib import Path
 
+import browsing
 import fonts
 import numpy as np
 import pytest
@@ -73,29 +68,15 @@ def site(tmp_path_factory):
     return html
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format, *args):
-        pass
-
-    def handle(self):
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            super().handle()
-
-
 @pytest.fixture(scope="module")
 def served(site):
-    handler = functools.partial(QuietHandler, directory=str(site))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with browsing.served(site) as address:
+        yield address
 
 
 @pytest.fixture(scope="module", params=[fonts.FIRST])
 def browser(request, tmp_path_factory):
-    chromium = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    chromium = browsing.chromium()
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip(
@@ -161,18 +142,13 @@ def test_runtime_is_the_released_one():
 
 
 def test_pictures_and_detector_are_those_of_the_full_run(said, images):
-    """The features that the bundle keeps at a picture's index are the picture's; those of
-    calibration are others'.
-    """
-    sets, pictures = (
-        demo.Bundle.load(RESULTS / demo.RUN / "bundle.npz").sets,
-        demo.load_pictures(RESULTS)[1],
-    )
+    """The features kept at a picture's index are the picture's; calibration has others."""
+    sets = demo.Bundle.load(RESULTS / demo.RUN / "bundle.npz").sets
+    pictures = demo.load_pictures(RESULTS)[1]
     assert len(images) == len(pictures) == demo.COUNT * len(demo.FIRST)
     kept = torch.stack([sets[picture["set"]].features[picture["index"]] for picture in pictures])
-    np.testing.assert_allclose(
-        extract(said.model, images).features, kept, rtol=2e-3, atol=2e-3
-    )  # float16
+    seen = extract(said.model, images).features
+    np.testing.assert_allclose(seen, kept, rtol=2e-3, atol=2e-3)  # float16
     assert all(
         picture["index"] >= demo.N_CALIBRATION
         for picture in pictures
@@ -239,9 +215,7 @@ def test_answers_fit_a_phone(page):
 
 
 def test_verdict_follows_the_slider(page, said, images):
-    """A picture whose p-value lies between two places of the slider: accepted at the lower, refused
-    at the higher.
-    """
+    """A p-value between two places of the slider: accepted at the lower, refused at the higher."""
     p = said.p_value(images).numpy()
     i = next(i for i in range(len(p)) if demo.ALPHAS[2] < p[i] < demo.ALPHAS[-3])
     place = int(np.searchsorted(demo.ALPHAS, p[i]))  # the first alpha that is not below
@@ -271,9 +245,7 @@ def test_verdict_follows_the_slider(page, said, images):
 
 def test_keyboard_walks_the_pictures(page, said, images):
     load(page)
-    got = answer(
-        page, lambda: page.keyboard.press("ArrowRight")
-    )  # the focus went to the first picture
+    got = answer(page, lambda: page.keyboard.press("ArrowRight"))  # the first one had the focus
     np.testing.assert_allclose(got["score"], said.score(images[1:2]).item(), rtol=1e-4)
 
 

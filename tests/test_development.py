@@ -1,23 +1,22 @@
-"""The workshop agrees with the scores that it stands for; the rule chooses as it says, and chose
-what is on file.
-"""
+"""The grid agrees with the scores of the package; the rule chooses as it says, and as on file."""
 
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from experiments import development, family
 from experiments.family import DAMPINGS, Candidate
+from experiments.run import Run
 from thinkback_utils import data, evaluation, scores
 from thinkback_utils.data import ImageSet
-from thinkback_utils.features import Bundle, Features, extract
-from thinkback_utils.files import read_json
+from thinkback_utils.features import Features, extract
+from thinkback_utils.files import read_json, write_json
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
 from thinkback_utils.methods import METHODS
-from thinkback_utils.models import WideResNet
 from thinkback_utils.train import RECIPES
 
 RESULTS = Path(__file__).parents[1] / "results" / "development"
@@ -47,18 +46,16 @@ def by_hand(candidate, damping):
         fisher = DiagonalFisher(T, labels).update(*fit).compute()
         return scores.thinkback(*new, fisher, T, eps=0.0, damping=damping)
     if candidate.form == "full":
-        return scores.thinkback_full(
-            *new, FullFisher(T, labels).update(*fit).inverse_root(damping), T
-        )
-    return scores.thinkback_kronecker(
-        *new, KroneckerFisher(T, labels).update(*fit).inverse_root(damping), T
-    )
+        root = FullFisher(T, labels).update(*fit).inverse_root(damping)
+        return scores.thinkback_full(*new, root, T)
+    roots = KroneckerFisher(T, labels).update(*fit).inverse_root(damping)
+    return scores.thinkback_kronecker(*new, roots, T)
 
 
 @pytest.mark.parametrize("form", ["diagonal", "kronecker", "full"])
 @pytest.mark.parametrize("unit", [False, True])
 @pytest.mark.parametrize("labels", ["predicted", "model"])
-def test_workshop_is_the_scores(form, unit, labels):
+def test_the_grid_is_the_scores(form, unit, labels):
     candidate = Candidate(form, unit, unit, labels, 3.0, None)
     found = family.statistics(candidate, FIT, {"new": NEW})["new"]
     for i, damping in enumerate(DAMPINGS):
@@ -68,10 +65,8 @@ def test_workshop_is_the_scores(form, unit, labels):
 def test_averaged_is_the_mean_over_labels():
     candidate = Candidate("averaged", False, False, "predicted", 2.0, None)
     found = family.statistics(candidate, FIT, {"new": NEW})["new"]
-    roots, p = (
-        KroneckerFisher(2.0).update(FIT.features, FIT.logits).inverse_root(1e-2),
-        (NEW.logits / 2).softmax(1),
-    )
+    roots = KroneckerFisher(2.0).update(FIT.features, FIT.logits).inverse_root(1e-2)
+    p = (NEW.logits / 2).softmax(1)
     total = torch.zeros(len(NEW))
     for label in range(K):
         r = p - torch.eye(K)[label]
@@ -101,10 +96,8 @@ def test_classwise_is_the_distance_to_the_mean_of_the_class():
 def test_split_keeps_fit_held_out_and_hidden_apart():
     images = torch.arange(200).byte()[:, None, None, None].expand(-1, 3, 32, 32)
     parts = development.split(ImageSet(images, torch.arange(200) % 5, name="numbers"), hidden=(4,))
-    seen = [
-        set(part.images[:, 0, 0, 0].tolist())
-        for part in (parts.fitted, parts.held_out, parts.hidden)
-    ]
+    three = (parts.fitted, parts.held_out, parts.hidden)
+    seen = [set(part.images[:, 0, 0, 0].tolist()) for part in three]
     assert [len(s) for s in seen] == [144, 16, 40]
     assert set.union(*seen) == set(range(200))
     assert int(parts.fitted.labels.max()) == 3
@@ -117,18 +110,14 @@ def record(figure, size, **fields):
 
 
 def test_the_rule_prefers_the_smaller_of_equals_and_then_the_better():
-    best, close, closer = (
-        record(0.9, 100),
-        record(0.8995, 10, temperature=2.0),
-        record(0.8996, 10, temperature=3.0),
-    )
+    best, close = record(0.9, 100), record(0.8995, 10, temperature=2.0)
+    closer = record(0.8996, 10, temperature=3.0)
     assert development.choose([best, close, closer]).temperature == 3.0
     far = record(0.85, 1, temperature=7.0)
     assert development.choose([best, far]).temperature == 5.0
     elsewhere = [record(0.5, 10, temperature=2.0), record(0.9, 100)]
-    assert development.choose([best, close, *elsewhere]).temperature == 5.0, (
-        "the mean over networks counts"
-    )
+    both = [best, close, *elsewhere]
+    assert development.choose(both).temperature == 5.0  # the mean over networks counts
 
 
 def test_the_whole_chain_on_digits(tmp_path, monkeypatch):
@@ -155,79 +144,66 @@ def test_the_whole_chain_on_digits(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """Results with weights of a small network but without its bundle, and a data root of a few
-    images.
-    """
-    generator = np.random.default_rng(0)
-    for name, size in (("cifar10-train", 60), ("cifar10-test", 30), ("svhn", 20)):
-        images = generator.integers(256, size=(size, 32, 32, 3), dtype=np.uint8)
-        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(size) % 10)
+def here(tmp_path, monkeypatch):
+    """Weights of a small network, without its bundle, and a data root of a few images."""
     monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
+    tiny.make_images(tmp_path, {"cifar10-train": 60, "cifar10-test": 30, "svhn": 20})
     config = RECIPES["smoke"].override(epochs=1)
     networks = {
         "all": development.DevelopmentNetwork((), config),
         "some": development.DevelopmentNetwork((9,), config),
     }
     monkeypatch.setattr(development, "NETWORKS", networks)
-    folder = tmp_path / "results" / "development" / "all"
-    torch.manual_seed(0)
-    WideResNet(10, 1).save(folder / "weights.safetensors")
-    return tmp_path / "results"
+    run = Run(tmp_path / "results" / "development" / "all")
+    run.weights.parent.mkdir(parents=True)
+    tiny.make_run(tmp_path, []).weights.rename(run.weights)
+    return run
 
 
 SUITE = ["--suite", "--sets", "svhn", "--device", "cpu", "--results"]
 
 
 @pytest.mark.filterwarnings("ignore:thinkback. the AUROC")  # of a network that learnt nothing
-def test_suite_runs_from_a_checkout_and_says_the_same_from_the_bundle(checkout):
-    """Without the bundle, which is not committed, the images it was fitted on run through the
-    network again.
-    """
-    development.main([*SUITE, str(checkout)])
-    folder = checkout / "development" / "all"
-    record, scored = read_json(folder / "suite.json"), evaluation.load_scores(folder)
-    assert not (folder / "bundle.npz").exists()
+def test_suite_runs_from_a_checkout_and_says_the_same_from_the_bundle(here):
+    """Without the bundle, which is not committed, the images it was fitted on run again."""
+    development.main([*SUITE, str(here.results)])
+    record, scored = read_json(here.folder / "suite.json"), here.scores()
+    assert not (here.folder / "bundle.npz").exists()
     assert set(scored) == {evaluation.ID_TEST, "svhn"}
     assert {row["set"] for row in record["records"]} == {"svhn", "mean"}
     assert record["images_sha256"]["svhn"] == data.load("svhn").sha256()
-    model = WideResNet.load(folder / "weights.safetensors")
+    model = here.model("cpu")
     fitted = extract(model, development.split(data.load("cifar10", "train")).fitted)
     assert len(fitted) == 54  # nine tenths
     state = METHODS["thinkback"].fit([(fitted.features, fitted.logits)])
     item = extract(model, data.load("svhn"))
     expected = METHODS["thinkback"](item.features, item.logits, state).numpy()
     np.testing.assert_allclose(scored["svhn"]["thinkback"], expected, rtol=1e-4)
-    Bundle({development.FITTED: fitted}, model.fc.weight.detach(), model.fc.bias.detach()).save(
-        folder / "bundle.npz"
-    )
-    development.main([*SUITE, str(checkout)])
-    again = evaluation.load_scores(folder)["svhn"]["thinkback"]
+    here.save_bundle({development.FITTED: fitted}, model)
+    development.main([*SUITE, str(here.results)])
+    again = here.scores()["svhn"]["thinkback"]
     np.testing.assert_allclose(again, expected, rtol=1e-2)  # features of a bundle are float16
+    assert not np.array_equal(again, scored["svhn"]["thinkback"])  # so these were read
 
 
-def test_suite_without_weights_names_a_command_that_makes_them(checkout, monkeypatch):
-    weights = checkout / "development" / "all" / "weights.safetensors"
-    weights.unlink()
-    weights.with_name("candidates.json").write_text("{}", encoding="utf-8")  # as in a checkout
+def test_suite_without_weights_names_a_command_that_makes_them(here, monkeypatch):
+    here.weights.unlink()
+    write_json(here.folder / "candidates.json", {})  # as in a checkout
     with pytest.raises(
         FileNotFoundError, match=r"thinkback: no weights at .*fetch the repository's results/"
     ) as error:
-        development.main([*SUITE, str(checkout)])
+        development.main([*SUITE, str(here.results)])
     command = re.search(r"`python -m experiments\.development (.*)`", str(error.value))[1]
-    monkeypatch.setattr(
-        development,
-        "candidates",
-        lambda: iter([Candidate("diagonal", False, False, "predicted", 5.0, None)]),
-    )
+    one = Candidate("diagonal", False, False, "predicted", 5.0, None)
+    monkeypatch.setattr(development, "candidates", lambda: iter([one]))
     monkeypatch.setattr(development, "COUNT", 10)
     development.main([*command.split(), "--device", "cpu"])
-    assert weights.exists()
+    assert here.weights.exists()
 
 
-def test_suite_of_a_network_that_was_not_shown_all_classes_is_refused(checkout):
+def test_suite_of_a_network_that_was_not_shown_all_classes_is_refused(here):
     with pytest.raises(ValueError, match=r"thinkback: some was never shown classes \(9,\)"):
-        development.main([*SUITE, str(checkout), "--networks", "some"])
+        development.main([*SUITE, str(here.results), "--networks", "some"])
 
 
 def test_the_choice_on_file_is_the_rules():
@@ -240,7 +216,7 @@ def test_the_method_of_the_package_is_the_choice():
     assert method.options == {"temperature": choice.temperature, "damping": choice.damping}
     found = family.statistics(choice, FIT, {"new": NEW})["new"][:, DAMPINGS.index(choice.damping)]
     state = method.fit([(FIT.features, FIT.logits)])
-    ratio = method(NEW.features, NEW.logits, state) / found  # the workshop leaves out 1 / T^2
+    ratio = method(NEW.features, NEW.logits, state) / found  # the grid leaves out 1 / T^2
     torch.testing.assert_close(
         ratio, torch.full_like(ratio, choice.temperature**-2), rtol=1e-6, atol=0
     )

@@ -1,6 +1,4 @@
-"""The explorers work by keyboard and show what the metrics say, and without a script nothing is
-lost.
-"""
+"""The explorers work by keyboard, show what the metrics say, and lose nothing without a script."""
 
 from __future__ import annotations
 
@@ -12,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import browsing
 import fonts
 import numpy as np
 import pytest
@@ -62,9 +61,7 @@ def results(seeds: int = 1) -> Any:
 def browser(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    chromium = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-    )
+    chromium = browsing.chromium()
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api")
@@ -76,7 +73,7 @@ def browser(
 
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Open a page that holds these outputs of a cell; no error may have come up when the test ends."""
+    """Open a page that holds these outputs of a cell; at the end no error may have come up."""
     faults: list[str] = []
 
     def show(*outputs: str, script: bool = True, width: int = 1280) -> Any:
@@ -391,9 +388,7 @@ def test_examples_of_some_sets_and_mistakes_alone(show: Open) -> None:
     ("axis", "key"), [(0, "residual2"), (1, "residual2_T1"), (2, "percentiles")]
 )
 def test_examples_by_pointer(show: Open, axis: int, key: str) -> None:
-    """Marks lie where their numbers say, a logarithm or a percentile upward; the one under the
-    pointer is shown.
-    """
+    """Marks lie where their numbers say, upward a logarithm or a percentile; pointing shows one."""
     page = show(FIGURE, explorers.examples(BROWSED, "fig-x").data, width=360)
     page.get_by_role("combobox", name="Vertical axis").select_option(index=axis)
     marks = page.locator(".tb-explorer > svg path")
@@ -465,7 +460,8 @@ def test_narrow_screen_and_small_page(show: Open, kind: str) -> None:
 MOVED = """() => {
     const kinds = ".tb-live, .tb-live :is(input, select, svg[role=img], table, tbody tr)";
     const parts = [...document.querySelectorAll(kinds)];
-    const places = () => parts.map((part) => Object.values(part.getBoundingClientRect().toJSON()).join());
+    const box = (part) => Object.values(part.getBoundingClientRect().toJSON()).join();
+    const places = () => parts.map(box);
     const first = places();
     return [...document.querySelectorAll("input[type=range]")].flatMap((slider) =>
         [...Array(Number(slider.max) + 1).keys()].filter((place) => {
@@ -495,10 +491,8 @@ def test_without_a_script(show: Open) -> None:
     assert page.locator("table:visible").count() == len(tb.metrics.METRICS)
     assert page.locator("input, select, button").count() == 0
     text = page.locator('table[data-metric="auroc"] tr[data-set="svhn"]').inner_text()
-    assert (
-        f"{100 * tb.metrics.ood_metrics(SCORES['id']['energy'], SCORES['svhn']['energy'])['auroc']:.2f}"
-        in text
-    )
+    found = tb.metrics.ood_metrics(SCORES["id"]["energy"], SCORES["svhn"]["energy"])
+    assert f"{100 * found['auroc']:.2f}" in text
 
 
 @pytest.mark.parametrize("script", [True, False])

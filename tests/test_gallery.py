@@ -1,6 +1,4 @@
-"""Picks, statistics and texts on a toy against plain oracles; the committed gallery, recomputed
-from its bundle.
-"""
+"""Picks, statistics and texts of a toy against oracles; the committed gallery from its bundle."""
 
 import hashlib
 import json

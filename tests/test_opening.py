@@ -1,6 +1,4 @@
-"""The opening figure: its numbers against autograd, its pictures against the gallery, and that it
-rests complete.
-"""
+"""The opening figure: numbers against autograd, pictures against the gallery, rest when played."""
 
 import base64
 import io
@@ -70,9 +68,8 @@ def test_cells_are_squared_gradients_of_autograd_against_training(story, bundle)
             gradient = head_gradients(x / length, weight, bias, torch.tensor([label]), T)[0].numpy()
             expected = expected + p[label] * (A @ gradient @ B) ** 2
             if label == p.argmax():
-                assert row.r == pytest.approx(
-                    gradient[:, -1], rel=1e-3, abs=1e-6
-                )  # float16 features
+                # float16 features
+                assert row.r == pytest.approx(gradient[:, -1], rel=1e-3, abs=1e-6)
         assert row.cells == pytest.approx(expected, rel=2e-2, abs=1e-3 * expected.max())
         assert row.cells.sum() == pytest.approx(row.score, rel=1e-9)
 
@@ -169,9 +166,8 @@ def test_the_drawing_rests_complete_within_five_seconds(drawing):
     style = drawing.find("{*}style").text
     still, moving = style.split("@media screen and (prefers-reduced-motion: no-preference) {")
     assert "animation" not in still
-    assert not re.search(
-        r"opacity|scale[XY]|clip-path", still
-    )  # nothing waits, hidden, to be moved in
+    # nothing waits, hidden, to be moved in
+    assert not re.search(r"opacity|scale[XY]|clip-path", still)
     assert all(
         "to" not in frame or "inset(0)" in frame for frame in re.findall(r"@keyframes .*", moving)
     )

@@ -28,9 +28,7 @@ def photos() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def flat() -> torch.Tensor:
-    """400 random images whose channels have the mean and standard deviation of CIFAR-10: every
-    pixel is mean +- std.
-    """
+    """400 random images with CIFAR-10's mean and standard deviation: each pixel is mean +- std."""
     signs = np.random.default_rng(1).choice([-1, 1], (400, 3, 32, 32))
     return torch.from_numpy(np.round(MEAN[:, None, None] + STD[:, None, None] * signs)).byte()
 

@@ -1,14 +1,12 @@
-"""Published detectors as they are wrapped here, against small computations of their papers'
-formulas; then one run.
-"""
+"""Published detectors as wrapped here, against their papers' formulas; then one run."""
 
-import hashlib
-import json
 import sys
 from functools import partial
+from importlib.metadata import version
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp, softmax
@@ -19,8 +17,9 @@ from torch import nn
 
 from experiments import peers
 from experiments.peers import PEERS
-from thinkback_utils import data, evaluation
+from thinkback_utils import evaluation
 from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import read_json
 from thinkback_utils.methods import METHODS
 from thinkback_utils.models import WideResNet
 
@@ -29,9 +28,7 @@ OF_FEATURES = [name for name, peer in PEERS.items() if peer.reads != "images"]
 
 
 def made_up(layer, n, seed, far=False):
-    """Activations as behind a ReLU around one direction per class; ``far``: short and along none of
-    them.
-    """
+    """Activations as behind a ReLU around one direction per class; ``far``: short, along none."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % K
     centers = 0.1 if far else 1 + 4 * torch.eye(D)[3 * y] + torch.eye(D)[3 * y + 1]
@@ -41,9 +38,7 @@ def made_up(layer, n, seed, far=False):
 
 @pytest.fixture(scope="module")
 def world():
-    """A last layer that reads these directions, with training data (a few labels wrong), test data
-    and outliers.
-    """
+    """A last layer that reads these directions; training (some labels wrong), test and outliers."""
     layer = nn.Linear(D, K).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     layer.weight.copy_(torch.eye(D)[::3][:K] + 0.1 * torch.randn(K, D, generator=generator))
@@ -71,9 +66,7 @@ def test_higher_is_more_ood(name, world):
 
 @pytest.mark.parametrize("name", ["msp", "max_logit", "energy", "gradnorm"])
 def test_theirs_and_ours_agree(name, world):
-    """GradNorm too, without a transform: both take the mean over the uniform label's classes, and
-    negate.
-    """
+    """GradNorm too, as it is: both take the mean over the uniform label's classes, and negate."""
     item = world[2]
     ours = METHODS[name](item.features, item.logits, ()).numpy()
     np.testing.assert_allclose(scored(name, world), ours, rtol=1e-5)
@@ -101,10 +94,8 @@ def test_mahalanobis_pp_does_not_see_the_length(world):
 
 
 def test_knn_is_the_distance_to_the_fiftieth_neighbour(world):
-    h, x = (
-        v / np.linalg.norm(v, axis=1, keepdims=True)
-        for v in (numpy_of(world[i])[0] for i in (1, 2))
-    )
+    train, test = numpy_of(world[1])[0], numpy_of(world[2])[0]
+    h, x = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (train, test))
     np.testing.assert_allclose(scored("knn", world), np.sort(cdist(x, h), 1)[:, 49], rtol=1e-4)
 
 
@@ -169,9 +160,7 @@ def test_gen_and_kl_matching_are_their_formulas(world):
 
 
 def test_openmax_fits_the_tail_of_what_was_classified_right(world):
-    """Its activations are lowered by the Weibull probability of their distance, the best class's
-    most.
-    """
+    """Activations are lowered by the Weibull probability of their distance, the best one most."""
     (_, z, y), (_, logits, _) = numpy_of(world[1]), numpy_of(world[2])
     outside = []
     for k in range(K):
@@ -191,9 +180,7 @@ def test_openmax_fits_the_tail_of_what_was_classified_right(world):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_the_table_says_what_a_peer_is_and_needs(name, world):
-    """Its source is the package's own; without labels or training data that it says it does not
-    need it works too.
-    """
+    """Its source is the package's own; it works without the data that it says it does not need."""
     peer = PEERS[name]
     net = WideResNet(depth=10, width=1).eval()
     detector = peer.fit(*(world[:2] if peer.reads != "images" else (net, None)))
@@ -216,13 +203,9 @@ def test_the_table_says_what_a_peer_is_and_needs(name, world):
 
 def test_odin_takes_one_signed_step_towards_its_own_decision():
     torch.manual_seed(0)
-    net, images = (
-        WideResNet(depth=10, width=1).eval(),
-        torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8),
-    )
-    net.fc.weight.data *= (
-        1000  # which the temperature takes back, so that the step is far beyond rounding
-    )
+    net = WideResNet(depth=10, width=1).eval()
+    images = torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8)
+    net.fc.weight.data *= 1000  # the temperature takes it back; steps are then far above rounding
     odin = PEERS["odin"]
     found = odin(odin.fit(net), images)
     x = (images.double() / 255).requires_grad_()
@@ -241,18 +224,11 @@ def test_bytes_are_what_a_detector_keeps_beside_the_network(world):
         name: peers.kept_bytes(PEERS[name].fit(layer, train), list(layer.parameters()))
         for name in ("energy", "gradnorm", "react", "dice", "mahalanobis", "knn")
     }
-    floats = {
-        "energy": 0,
-        "gradnorm": 0,
-        "react": 0,
-        "dice": D + K * D,
-        "mahalanobis": K * D + 2 * D * D,
-        "knn": N * D,
-    }
+    floats = {"energy": 0, "gradnorm": 0, "react": 0, "dice": D + K * D}
+    floats |= {"mahalanobis": K * D + 2 * D * D, "knn": N * D}
     assert kept == {name: 4 * count for name, count in floats.items()}
-    assert (
-        peers.kept_bytes([train.features, train.features.numpy()]) == 4 * N * D
-    )  # one array, two views
+    two_views = [train.features, train.features.numpy()]
+    assert peers.kept_bytes(two_views) == 4 * N * D  # of one array
 
 
 def test_a_missing_package_is_named(world, monkeypatch):
@@ -278,30 +254,20 @@ def small():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A results folder of a tiny network, and the images it names; the command has run on it."""
-    root = tmp_path_factory.mktemp("peers")
-    folder, digests, sets = root / "results" / "wrn10-1-cifar10" / "seed3", {}, {}
-    torch.manual_seed(0)
-    net, generator = WideResNet(depth=10, width=1).eval(), np.random.default_rng(0)
+    """The folder of a tiny network, and the images it names; the command has run on it."""
+    root, sets = tmp_path_factory.mktemp("peers"), {}
+    for name, size in SIZES.items():
+        h = torch.randn(size, 64, generator=torch.Generator().manual_seed(size)).relu()
+        h[:, :10] += 3 * torch.eye(10)[torch.arange(size) % 10]
+        sets[name] = Features(h, h[:, :10] - 1, torch.arange(size) % 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THINKBACK_DATA", str(root))
-        for name, size in SIZES.items():
-            pixels = generator.integers(256, size=(size, 32, 32, 3), dtype=np.uint8)
-            np.savez(root / f"{name}.npz", images=pixels, labels=np.arange(size) % 10)
-            images = data.load(*(name.split("-") if "-" in name else (name,))).images
-            digests[name] = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-            h = torch.randn(size, 64, generator=torch.Generator().manual_seed(size)).relu()
-            h[:, :10] += 3 * torch.eye(10)[torch.arange(size) % 10]
-            sets[name] = Features(h, h[:, :10] - 1, torch.arange(size) % 10)
-        Bundle(sets, torch.eye(10, 64), -torch.ones(10)).save(folder / "bundle.npz")
-        net.save(folder / "weights.safetensors")
-        (folder / "provenance.json").write_text(
-            json.dumps({"images_sha256": digests}), encoding="utf-8"
-        )
-        peers.main(
-            ["--results", str(root / "results"), "--network", "wrn10-1-cifar10", "--seed", "3"]
-        )
-    return folder
+        tiny.make_images(root, SIZES)
+        here = tiny.make_run(root / "results", SIZES, seed=3)
+        Bundle(sets, torch.eye(10, 64), -torch.ones(10)).save(here.folder / "bundle.npz")
+        which = ["--network", here.network, "--seed", "3"]
+        peers.main(["--results", str(here.results), *which])
+    return here.folder
 
 
 def test_one_command_scores_every_peer_on_every_set(folder):
@@ -324,17 +290,9 @@ def test_one_command_scores_every_peer_on_every_set(folder):
 
 def test_the_record_sets_our_costs_beside_theirs(folder):
     record = peers.load(folder)[1]
-    for key in (
-        "command",
-        "commit",
-        "started",
-        "device",
-        "versions",
-        "weights_sha256",
-        "pytorch_ood",
-        "absent",
-    ):
+    for key in ("command", "commit", "started", "device", "versions", "weights_sha256", "absent"):
         assert record[key]
+    assert record["pytorch_ood"] == version("pytorch-ood")
     assert set(record["peers"]) == set(PEERS)
     assert set(record["ours"]) == set(evaluation.COMPARED)
     for facts in [*record["peers"].values(), *record["ours"].values()]:
@@ -350,7 +308,7 @@ def test_the_record_sets_our_costs_beside_theirs(folder):
 
 
 def test_the_table_has_every_peer_near_and_far_with_intervals(folder):
-    records = json.loads((folder / "peers_table.json").read_text(encoding="utf-8"))
+    records = read_json(folder / "peers_table.json")
     assert {(r["set"], r["method"]) for r in records} == {
         (s, p) for s in ("svhn", "cifar100", "mean") for p in PEERS
     }
@@ -369,9 +327,7 @@ def test_the_table_has_every_peer_near_and_far_with_intervals(folder):
 
 
 def test_odin_is_paired_with_softmax_of_its_own_images(folder, monkeypatch):
-    """Were its scores those of Softmax on these images, the difference would be nothing, whatever
-    the resample.
-    """
+    """Were its scores those of Softmax on these images, all differences would be nothing."""
     kept, record = peers.load(folder)
     for row in kept.values():
         row["odin"] = row["msp"][evaluation.evenly(len(row["msp"]), len(row["odin"])).numpy()]
@@ -393,19 +349,3 @@ def test_only_the_sets_that_are_asked_for_and_no_images(folder, tmp_path):
         ValueError, match=r"^thinkback: no sets \['lsun'\] in .*, only \['cifar10-train'"
     ):
         peers.run(tmp_path, sets=["lsun"], images=False)
-
-
-def test_scores_of_other_weights_are_not_read(folder, tmp_path):
-    command = r"run `python -m experiments.peers --results \S+ --network \S+ --seed 3`"
-    target = tmp_path / "net" / "seed3"
-    WideResNet(depth=10, width=1).save(target / "weights.safetensors")
-    with pytest.raises(
-        FileNotFoundError, match=f"^thinkback: no scores of published detectors in .*; {command}"
-    ):
-        peers.load(target)
-    for name in ("peers.npz", "peers.json"):
-        (target / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(
-        ValueError, match=f"^thinkback: .* is of other weights than those beside it; {command}"
-    ):
-        peers.load(target)

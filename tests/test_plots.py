@@ -35,9 +35,10 @@ def test_training_curves(ax):
 
 
 def test_dumbbells_keep_ours_and_the_papers_apart(ax):
-    row = {"set": "svhn", "title": "SVHN", "method": "msp", "auroc": 0.9}
-    paper = [{**row, "auroc": 0.8}, {**row, "set": "isun", "title": "iSUN"}]
-    plots.plot_dumbbells([row], paper, "auroc", ["isun", "svhn", "absent"], ax=ax)
+    row = {"set": "svhn", "method": "msp", "auroc": 0.9}
+    paper = [{**row, "auroc": 0.8}, {**row, "set": "isun"}, {**row, "set": "not drawn"}]
+    titles = {"isun": "iSUN", "svhn": "SVHN", "absent": "Absent"}
+    plots.plot_dumbbells([row], paper, "auroc", titles, ax=ax)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["iSUN", "SVHN"]
     ours, *printed = ax.collections
     assert ours.get_offsets()[0][0] == pytest.approx(90)
@@ -46,14 +47,8 @@ def test_dumbbells_keep_ours_and_the_papers_apart(ax):
 
 
 def test_dumbbells_draw_the_interval_of_their_metric(ax):
-    row = {
-        "set": "svhn",
-        "title": "SVHN",
-        "method": "energy",
-        "auroc": 0.9,
-        "interval95": {"auroc": (0.88, 0.91)},
-    }
-    plots.plot_dumbbells([row], [], "auroc", ["svhn"], ax=ax)
+    row = {"set": "svhn", "method": "energy", "auroc": 0.9, "interval95": {"auroc": (0.88, 0.91)}}
+    plots.plot_dumbbells([row], [], "auroc", {"svhn": "SVHN"}, ax=ax)
     band = ax.lines[-1]
     assert list(band.get_xdata()) == pytest.approx([88, 91])
     assert band.get_color() == plots.METHOD_COLORS["energy"]

@@ -1,6 +1,5 @@
 """What a page says of the network behind its numbers follows from the record of the run."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,52 +9,37 @@ import pytest
 
 import thinkback_utils
 from thinkback_utils import provenance
+from thinkback_utils.files import read_json, write_json
 from thinkback_utils.provenance import label
 
 NETWORK = Path(__file__).parents[1] / "results" / "wrn40-2-cifar10"
 
 
 def keep(folder, seed, accuracy, recipe="reference", device="a GPU"):
-    training = {
-        "config": {"depth": 40, "width": 2},
-        "history": {"loss": [2.0, 1.0, 0.5]},
-        "device": device,
-    }
-    facts = {
-        "seed": seed,
-        "recipe": recipe,
-        "training": training,
-        "accuracy": {"cifar10-test": accuracy},
-    }
-    (folder / f"seed{seed}").mkdir(parents=True)
-    (folder / f"seed{seed}" / "provenance.json").write_text(json.dumps(facts), encoding="utf-8")
+    config, history = {"depth": 40, "width": 2}, {"loss": [2.0, 1.0, 0.5]}
+    training = {"config": config, "history": history, "device": device}
+    facts = {"seed": seed, "recipe": recipe, "training": training}
+    facts["accuracy"] = {"cifar10-test": accuracy}
+    write_json(folder / f"seed{seed}" / "provenance.json", facts)
 
 
 def test_label_of_the_committed_network():
-    """training.json is the record of the training itself, provenance.json of all that came after."""
-    run, training = (
-        json.loads((NETWORK / "seed0" / f"{n}.json").read_text(encoding="utf-8"))
-        for n in ("provenance", "training")
-    )
-    text = label(NETWORK / "seed0")
-    assert (
-        f"`{run['recipe']}` recipe ({len(training['history']['accuracy'])} epochs on"
-        f" {training['device']})" in text
-    )
+    """training.json is the record of the training, provenance.json of all that came after."""
+    run, training = (read_json(NETWORK / "seed0" / f"{n}.json") for n in ("provenance", "training"))
+    text, epochs = label(NETWORK / "seed0"), len(training["history"]["accuracy"])
+    assert f"`{run['recipe']}` recipe ({epochs} epochs on {training['device']})" in text
     assert text.endswith(f", {100 * run['accuracy']['cifar10-test']:.1f} % test accuracy")
 
 
 def test_label_counts_seeds(tmp_path):
     keep(tmp_path / "net", 0, 0.948)
-    alone = (
-        "WRN-40-2, `reference` recipe (3 epochs on a GPU), 1 training seed, 94.8 % test accuracy"
-    )
+    made = "WRN-40-2, `reference` recipe (3 epochs on a GPU), {} % test accuracy"
+    alone = made.format("1 training seed, 94.8")
     assert label(tmp_path / "net" / "seed0") == label(tmp_path / "net") == alone
     keep(tmp_path / "net", 1, 0.9512)
     keep(tmp_path / "net", 2, 0.9395)
-    both = "WRN-40-2, `reference` recipe (3 epochs on a GPU), {} % test accuracy"
-    assert label(tmp_path / "net") == both.format("3 training seeds, 94.0 to 95.1")
-    assert label(tmp_path / "net" / "seed2") == both.format("training seed 2, one of 3, 94.0")
+    assert label(tmp_path / "net") == made.format("3 training seeds, 94.0 to 95.1")
+    assert label(tmp_path / "net" / "seed2") == made.format("training seed 2, one of 3, 94.0")
 
 
 def test_label_names_every_recipe(tmp_path):
@@ -127,6 +111,5 @@ def test_commit_of_the_repository_that_holds_the_package_is(
 
 def test_without_git_the_version_is_known(repository, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert (
-        provenance.describe()["commit"] == f"unknown, thinkback_utils {thinkback_utils.__version__}"
-    )
+    unknown = f"unknown, thinkback_utils {thinkback_utils.__version__}"
+    assert provenance.describe()["commit"] == unknown

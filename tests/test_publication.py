@@ -1,6 +1,4 @@
-"""What is published: one address, a citation, workflows and commands that name what exists, the
-cell for Colab.
-"""
+"""What is published: one address, a citation, workflows and commands, the cell for Colab."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ import pytest
 import yaml
 
 import thinkback_utils
-from bookmaking import runner
+from bookmaking import profiles, sources
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -116,9 +114,7 @@ def test_workflow_names_what_exists(path: Path) -> None:
 
 
 def test_actions_are_pinned_by_commit() -> None:
-    """A tag can be moved to other code, a commit cannot; its comment says which version it is, and
-    all agree.
-    """
+    """A tag can be moved, a commit cannot; comments say which version it is, and all agree."""
     lines = [
         line.strip(" -")
         for path in WORKFLOWS
@@ -196,40 +192,36 @@ def test_printed_commands_name_parameters_that_exist(words: list[str]) -> None:
     notebook = next(word for word in words if word.endswith(".ipynb"))
     names = {words[i + 1] for i, word in enumerate(words) if word == "-p"}
     assert names
-    assert names <= set(runner.declared(ROOT / "notebooks" / Path(notebook).name))
+    assert names <= set(profiles.declared(ROOT / "notebooks" / Path(notebook).name))
 
 
 def test_bootstrap_cell_fetches_the_book_and_moves_into_it(tmp_path: Path) -> None:
-    """As on Colab, but for the network: git clones this repository, and pip only looks at what it
-    is asked for.
+    """As on Colab, but for the network: git clones this repository, and pip only checks its input.
 
-    No .pth file is read (-S), so that the package of this very environment is not found, its
+    No .pth file is read (-S): this environment's own copy of the package is not found, its
     libraries are.
     """
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("this is no clone, or there is no git")
-    cells = runner.read(next((ROOT / "notebooks").glob("*.ipynb"))).cells
-    bootstrap = next(cell.source for cell in cells if runner.tagged(cell, "bootstrap"))
+    cells = sources.read(next((ROOT / "notebooks").glob("*.ipynb"))).cells
+    bootstrap = next(cell.source for cell in cells if sources.tagged(cell, "bootstrap"))
     (tmp_path / "pip.py").write_text(
         "import sys, pathlib; assert sys.argv[1:4] == ['install', '-q', '--no-deps'] and"
         " sys.argv[4] == '-e'\nassert (pathlib.Path(sys.argv[5]) / 'pyproject.toml').is_file()",
         encoding="utf-8",
     )
-    git = {
-        "KEY": f"url.{ROOT.as_uri()}.insteadOf",
-        "VALUE": load("_config.yml")["repository"]["url"],
-    }
-    fake = {"GIT_CONFIG_COUNT": "1"} | {
-        f"GIT_CONFIG_{name}_0": value for name, value in git.items()
+    fake = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{ROOT.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": load("_config.yml")["repository"]["url"],
     }
     libraries = os.pathsep.join([str(tmp_path), sysconfig.get_path("purelib")])
     content = tmp_path / "content"
     content.mkdir()
     check = "\nprint(importlib.util.find_spec('thinkback_utils').origin, os.getcwd(), sep='\\n')"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", bootstrap + check],
-        cwd=content, env=os.environ | fake | {"PYTHONPATH": libraries}, capture_output=True, text=True,
-    )  # fmt: skip
+    program = [sys.executable, "-S", "-c", bootstrap + check]
+    environment = os.environ | fake | {"PYTHONPATH": libraries}
+    done = subprocess.run(program, cwd=content, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     package, folder = map(Path, done.stdout.splitlines())
     assert package == content / "thinkback" / "thinkback_utils" / "__init__.py"

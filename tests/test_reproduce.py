@@ -1,36 +1,41 @@
 """The chain from images to the table on a toy, and the committed results, recomputed."""
 
-import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
+from itertools import product
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bookmaking import runner
+from bookmaking import chapters
 from experiments import reproduce, verdicts
+from experiments.benchmark import Benchmark
+from experiments.run import Run
 from thinkback_utils import data, evaluation
 from thinkback_utils.features import Bundle, Features, extract, save_arrays
 from thinkback_utils.files import read_json, write_json
 from thinkback_utils.metrics import METRICS
-from thinkback_utils.models import WideResNet
 from thinkback_utils.train import RECIPES
 
 ROOT = Path(__file__).parents[1]
-RUN = ROOT / "results" / "wrn40-2-cifar10" / "seed0"
+RUN = Run.at(ROOT / "results")
+KEPT = ("weights.safetensors", "bundle.npz", "scores.npz")
+SMOKE = ["--recipe", "smoke", "--epochs", "1", "--device", "cpu", "--results"]
 THREE = ("msp", "energy", "thinkback")  # the methods of Table 1
 
 
 @pytest.fixture(scope="module")
 def bundle():
-    return Bundle.load(RUN / "bundle.npz")
+    return RUN.bundle()
 
 
 @pytest.fixture(scope="module")
@@ -40,147 +45,85 @@ def scored(bundle):
 
 @pytest.fixture(scope="module")
 def provenance():
-    return json.loads((RUN / "provenance.json").read_text(encoding="utf-8"))
+    return RUN.record
 
 
 @pytest.fixture
 def toy_root(tmp_path, monkeypatch):
     """A data root with sets of a few images, in the layout of the real ones."""
-    generator = np.random.default_rng(0)
-    for name, size in (
-        ("cifar10-train", 64),
-        ("cifar10-test", 40),
-        ("svhn", 30),
-        ("cifar100-test", 30),
-    ):
-        images = generator.integers(256, size=(size, 32, 32, 3), dtype=np.uint8)
-        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(size) % 10)
+    sizes = {"cifar10-train": 64, "cifar10-test": 40, "svhn": 30, "cifar100-test": 30}
+    tiny.make_images(tmp_path, sizes)
     monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
     return tmp_path
 
 
 def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, capsys):
-    command = [
-        "--recipe",
-        "smoke",
-        "--epochs",
-        "1",
-        "--results",
-        str(tmp_path / "results"),
-        "--device",
-        "cpu",
-    ]
-    command += ["--sets", "svhn", "cifar100", "--seeds", "0", "1"]
+    command = [*SMOKE, str(tmp_path / "results"), "--sets", "svhn", "cifar100", "--seeds", "0", "1"]
     reproduce.main(command)
-    folder = tmp_path / "results" / "wrn10-1-cifar10" / "seed0"
-    first = {
-        name: (folder / name).read_bytes()
-        for name in ("weights.safetensors", "bundle.npz", "scores.npz")
-    }
+    here, other = (Run.at(tmp_path / "results", "wrn10-1-cifar10", seed) for seed in (0, 1))
+    first = {name: (here.folder / name).read_bytes() for name in KEPT}
     reproduce.main(command)  # the weights are there: nothing is trained again
-    assert {name: (folder / name).read_bytes() for name in first} == first
-    records = json.loads((tmp_path / "results" / "table1.json").read_text(encoding="utf-8"))
+    assert {name: (here.folder / name).read_bytes() for name in first} == first
+    records = read_json(tmp_path / "results" / "table1.json")
     assert sorted((r["seed"], r["set"], r["method"]) for r in records) == sorted(
         (seed, name, method)
         for seed in (0, 1)
         for name in ("svhn", "cifar100", "mean")
         for method in evaluation.COMPARED
     )
-    assert (folder.with_name("seed1") / "weights.safetensors").read_bytes() != first[
-        "weights.safetensors"
-    ]
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    assert provenance["recipe"] == "custom"  # one epoch is not the recipe's
-    assert set(provenance["images_sha256"]) == {"cifar10-train", "cifar10-test", "svhn", "cifar100"}
+    assert other.digest() != here.digest()
+    assert here.record["recipe"] == "custom"  # one epoch is not the recipe's
+    sets = {"cifar10-train", "cifar10-test", "svhn", "cifar100"}
+    assert set(here.record["images_sha256"]) == sets
     assert "test accuracy" in capsys.readouterr().out
 
 
 def test_processes_share_the_seeds(toy_root, tmp_path, monkeypatch):
-    command = [
-        "--recipe",
-        "smoke",
-        "--epochs",
-        "1",
-        "--results",
-        str(tmp_path / "results"),
-        "--device",
-        "cpu",
-    ]
-    command += ["--sets", "cifar100", "--seeds", "5", "6", "7"]
+    command = [*SMOKE, str(tmp_path / "results"), "--sets", "cifar100", "--seeds", "5", "6", "7"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, made in ((1, {6}), (0, {5, 6, 7})):  # as torchrun would, one after the other
         monkeypatch.setenv("RANK", str(rank))
         reproduce.main(command)
-        records = json.loads((tmp_path / "results" / "table1.json").read_text(encoding="utf-8"))
+        records = read_json(tmp_path / "results" / "table1.json")
         assert {record["seed"] for record in records} == made
     assert len(list(tmp_path.glob("results/wrn10-1-cifar10/seed*/weights.safetensors"))) == 3
 
 
 def test_sets_are_added_to_a_finished_run_without_training_it_again(toy_root, tmp_path):
-    """Without --recipe the folder's own recipe stands, so the committed network can be asked about
-    more sets.
-    """
+    """Without --recipe the folder's own stands, so the committed network can get more sets."""
     results = ["--results", str(tmp_path / "results"), "--device", "cpu", "--sets"]
     reproduce.main(["--depth", "10", "--width", "1", "--epochs", "1", *results, "svhn"])
-    folder = tmp_path / "results" / "wrn10-1-cifar10" / "seed0"
-    weights = (folder / "weights.safetensors").read_bytes()
+    here = Run.at(tmp_path / "results", "wrn10-1-cifar10")
+    weights = here.digest()
     reproduce.main(["--depth", "10", "--width", "1", *results, "cifar100"])
-    assert (folder / "weights.safetensors").read_bytes() == weights
-    assert set(Bundle.load(folder / "bundle.npz").sets) == {
-        "cifar10-train",
-        "cifar10-test",
-        "svhn",
-        "cifar100",
-    }
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    assert provenance["sets"] == [
-        "cifar10-train",
-        "cifar10-test",
-        "svhn",
-    ]  # the first run keeps its own record
-    assert [addition["sets"] for addition in provenance["additions"]] == [["cifar100"]]
+    assert here.digest() == weights
+    first = ["cifar10-train", "cifar10-test", "svhn"]
+    assert set(here.bundle().sets) == {*first, "cifar100"}
+    assert here.record["sets"] == first  # the first run keeps its own record
+    assert [addition["sets"] for addition in here.record["additions"]] == [["cifar100"]]
     with pytest.raises(ValueError, match=r"belongs to another recipe \(dropout"):
         reproduce.main(["--recipe", "smoke", *results, "svhn"])
 
 
 def test_a_set_whose_images_were_replaced_is_run_again_and_the_others_are_kept(toy_root, tmp_path):
-    command = [
-        "--recipe",
-        "smoke",
-        "--epochs",
-        "1",
-        "--results",
-        str(tmp_path / "results"),
-        "--device",
-        "cpu",
-    ]
-    reproduce.main([*command, "--sets", "svhn", "cifar100"])
-    folder = tmp_path / "results" / "wrn10-1-cifar10" / "seed0"
-    before, hashes = (
-        Bundle.load(folder / "bundle.npz").sets,
-        read_json(folder / "provenance.json")["images_sha256"],
-    )
-    old = read_json(folder / "ablations.json")
-    images = np.random.default_rng(9).integers(256, size=(25, 32, 32, 3), dtype=np.uint8)
-    np.savez(toy_root / "svhn.npz", images=images)
-    reproduce.main([*command, "--sets", "cifar100"])  # also where the set is not named
-    after, provenance = (
-        Bundle.load(folder / "bundle.npz").sets,
-        read_json(folder / "provenance.json"),
-    )
+    command = [*SMOKE, str(tmp_path / "results"), "--sets"]
+    reproduce.main([*command, "svhn", "cifar100"])
+    here = Run.at(tmp_path / "results", "wrn10-1-cifar10")
+    before, hashes = here.bundle().sets, here.record["images_sha256"]
+    old = read_json(here.folder / "ablations.json")
+    tiny.make_images(toy_root, {"svhn": 25})
+    reproduce.main([*command, "cifar100"])  # also where the set is not named
+    after, record = here.bundle().sets, here.record
     assert len(after["svhn"]) == 25
-    assert provenance["images_sha256"]["svhn"] == data.load("svhn").sha256() != hashes["svhn"]
-    assert provenance["images_sha256"] | {"svhn": ""} == hashes | {"svhn": ""}
-    assert [addition["sets"] for addition in provenance["additions"]] == [["svhn"]]
+    assert record["images_sha256"]["svhn"] == data.load("svhn").sha256() != hashes["svhn"]
+    assert record["images_sha256"] | {"svhn": ""} == hashes | {"svhn": ""}
+    assert [addition["sets"] for addition in record["additions"]] == [["svhn"]]
     for name in ("cifar10-train", "cifar10-test", "cifar100"):
         assert torch.equal(after[name].features, before[name].features)
-    new = read_json(folder / "ablations.json")
-    assert (old["readings"]["E"]["images"]["svhn"], new["readings"]["E"]["images"]["svhn"]) == (
-        30,
-        25,
-    )
-    assert new["images_sha256"] == provenance["images_sha256"]
-    assert read_json(folder / "variants.json")["sizes"]["svhn@bfloat16"] == 25
+    new = read_json(here.folder / "ablations.json")
+    assert [facts["readings"]["E"]["images"]["svhn"] for facts in (old, new)] == [30, 25]
+    assert new["images_sha256"] == record["images_sha256"]
+    assert read_json(here.folder / "variants.json")["sizes"]["svhn@bfloat16"] == 25
 
 
 KILLED = """
@@ -229,22 +172,20 @@ for job, sets in (("run", ["svhn"]), ("addition", ["svhn", "cifar100"])):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_run_killed_at_any_write_ends_as_one_in_peace(toy_root, tmp_path):
-    """A run and an addition of a set, killed by SIGKILL at each file they write, and started again."""
+    """A run, and an addition of a set, each killed by SIGKILL at each write and started again."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     (tmp_path / "results").mkdir()
     command = [sys.executable, "-c", KILLED, str(tmp_path / "results")]
     subprocess.run(command, check=True, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
     folders = [path for path in (tmp_path / "results").iterdir() if path.is_dir()]
-    for job, count, additions in (("run", 7, []), ("addition", 4, [["cifar100"]])):
+    # A bundle is two writes: the features, then the file with what it says of itself.
+    for job, count, additions in (("run", 8, []), ("addition", 4, [["cifar100"]])):
         peace, *killed = sorted(
             (path for path in folders if path.name.startswith(f"{job}-")), reverse=True
         )
         assert peace.name == f"{job}-peace"
         assert len(killed) == count
-        truth = {
-            name: (peace / name).read_bytes()
-            for name in ("weights.safetensors", "bundle.npz", "scores.npz")
-        }
+        truth = {name: (peace / name).read_bytes() for name in KEPT}
         assert lasting(peace)["additions"] == additions
         for folder in killed:
             assert {file: (folder / file).read_bytes() for file in truth} == truth, folder
@@ -252,10 +193,9 @@ def test_a_run_killed_at_any_write_ends_as_one_in_peace(toy_root, tmp_path):
 
 
 def lasting(folder):
-    """What a provenance says but for times and the last command, which may have found nothing left
-    to do.
-    """
-    facts = read_json(folder / "provenance.json")
+    """What a record says but for times and the last command, which may have found nothing to do."""
+    facts = Run(folder).record
+    assert facts["images_sha256"] == Run(folder).stated()["images_sha256"]
     kept = ("sets", "commit", "recipe", "seed", "accuracy", "float16_metric_error", "images_sha256")
     return {key: facts[key] for key in kept} | {
         "additions": [addition["sets"] for addition in facts.get("additions", [])],
@@ -263,63 +203,88 @@ def lasting(folder):
     }
 
 
-def test_images_put_back_after_a_kill_are_not_taken_for_those_of_the_new_bundle(
-    toy_root, tmp_path, monkeypatch
-):
-    """Killed with a bundle of new images and the record of the old ones; then the old images come
-    back.
-    """
-    config, folder = RECIPES["smoke"].override(epochs=1), tmp_path / "run"
-    reproduce.run(config, folder, ["svhn"], "cpu")
-    record, old = read_json(folder / "provenance.json"), (toy_root / "svhn.npz").read_bytes()
-    features = Bundle.load(folder / "bundle.npz").sets["svhn"].features
-    np.savez(toy_root / "svhn.npz", images=np.zeros((25, 32, 32, 3), np.uint8))
+@pytest.fixture
+def here(toy_root, tmp_path):
+    """A run on SVHN that has finished."""
+    go_on(Run(tmp_path / "run"), "svhn")
+    return Run(tmp_path / "run")
 
-    def killed(*arguments):
-        raise KeyboardInterrupt
 
+def go_on(here, *sets):
+    return reproduce.run(RECIPES["smoke"].override(epochs=1), here.folder, sets, "cpu")
+
+
+def killed(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_features_that_a_kill_left_without_a_record_are_not_computed_again(here, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(reproduce, "score_sets", killed)
+        patched.setattr(Run, "save_record", killed)
         with pytest.raises(KeyboardInterrupt):
-            reproduce.run(config, folder, ["svhn"], "cpu")
-    assert len(Bundle.load(folder / "bundle.npz").sets["svhn"]) == 25
+            go_on(here, "svhn", "cifar100")
+    assert "cifar100" not in here.record["images_sha256"]
+    monkeypatch.setattr("experiments.benchmark.extract", killed)
+    go_on(here, "svhn", "cifar100")
+    assert here.record["images_sha256"] == here.stated()["images_sha256"]
+    assert here.record["additions"][0]["sets"] == ["cifar100"]
+
+
+def test_images_put_back_after_a_kill_are_not_taken_for_those_of_the_new_bundle(
+    here, toy_root, monkeypatch
+):
+    """Killed with a bundle of new images and the record of the old, which then come back."""
+    record, old = here.record, (toy_root / "svhn.npz").read_bytes()
+    features = here.bundle().sets["svhn"].features
+    tiny.make_images(toy_root, {"svhn": 25})
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "save_scores", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(here, "svhn")
+    assert len(here.bundle().sets["svhn"]) == 25
     (toy_root / "svhn.npz").write_bytes(old)
-    reproduce.run(config, folder, ["svhn"], "cpu")
-    assert torch.equal(Bundle.load(folder / "bundle.npz").sets["svhn"].features, features)
-    assert read_json(folder / "provenance.json")["images_sha256"] == record["images_sha256"]
+    with pytest.raises(ValueError, match="is not the set that the bundle was made from"):
+        here.images(["svhn"])  # nor by a reader
+    go_on(here, "svhn")
+    assert torch.equal(here.bundle().sets["svhn"].features, features)
+    assert here.record["images_sha256"] == record["images_sha256"]
 
 
 def test_a_checkout_without_its_bundle_makes_it_again(toy_root, tmp_path):
     """The record of the first run stays; all its sets come back, though one alone is asked for."""
-    config, folder = RECIPES["smoke"].override(epochs=1), tmp_path / "run"
-    reproduce.run(config, folder, ["svhn", "cifar100"], "cpu")
-    before, content = read_json(folder / "provenance.json"), (folder / "bundle.npz").read_bytes()
-    (folder / "bundle.npz").unlink()
-    reproduce.run(config, folder, ["svhn"], "cpu")
-    after = read_json(folder / "provenance.json")
-    assert (folder / "bundle.npz").read_bytes() == content
-    assert {key: after[key] for key in ("started", "sets", "images_sha256")} == {
-        key: before[key] for key in ("started", "sets", "images_sha256")
-    }
-    assert sorted(after["additions"][0]["sets"]) == [
-        "cifar10-test",
-        "cifar10-train",
-        "cifar100",
-        "svhn",
-    ]
+    here = Run(tmp_path / "run")
+    go_on(here, "svhn", "cifar100")
+    before, content = here.record, (here.folder / "bundle.npz").read_bytes()
+    (here.folder / "bundle.npz").unlink()
+    go_on(here, "svhn")
+    after = here.record
+    assert (here.folder / "bundle.npz").read_bytes() == content
+    for key in ("started", "sets", "images_sha256"):
+        assert after[key] == before[key]
+    assert set(after["additions"][0]["sets"]) == set(after["images_sha256"])
+
+
+def test_a_run_whose_bundle_says_nothing_goes_on(here):
+    """As those in the repository: what it was made from stands in the record alone."""
+    bundle, content = here.bundle(), (here.folder / "bundle.npz").read_bytes()
+    bundle.save(here.folder / "bundle.npz")
+    assert not zipfile.ZipFile(here.folder / "bundle.npz").comment
+    go_on(here, "svhn")
+    assert (here.folder / "bundle.npz").read_bytes() == content
+    assert "additions" not in here.record or here.record["additions"] == []
 
 
 def test_a_record_that_is_none_is_named(toy_root, tmp_path):
     (tmp_path / "weights.safetensors").touch()
     (tmp_path / "provenance.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"thinkback: .*provenance\.json is no record of a run"):
-        reproduce.run(RECIPES["smoke"], tmp_path, ["svhn"], "cpu")
+        go_on(Run(tmp_path), "svhn")
 
 
 def test_no_far_set_is_a_run_too(toy_root, tmp_path):
-    scored = reproduce.run(RECIPES["smoke"].override(epochs=1), tmp_path / "run", [], "cpu")
-    assert set(scored) == {evaluation.ID_TEST}
-    assert read_json(tmp_path / "run" / "provenance.json")["float16_metric_error"] == 0
+    here = Run(tmp_path / "run")
+    assert set(go_on(here)) == {evaluation.ID_TEST}
+    assert here.record["float16_metric_error"] == 0
 
 
 def test_a_set_that_cannot_be_had_fails_before_the_training(toy_root, tmp_path):
@@ -330,7 +295,7 @@ def test_a_set_that_cannot_be_had_fails_before_the_training(toy_root, tmp_path):
 
 
 def test_results_are_of_the_promised_size_and_without_pickle(bundle):
-    assert (RUN / "weights.safetensors").stat().st_size <= 5e6
+    assert RUN.weights.stat().st_size <= 5e6
     sizes = {name: len(item) for name, item in bundle.sets.items()}
     promised = {
         "cifar10-train": 50_000,
@@ -343,35 +308,23 @@ def test_results_are_of_the_promised_size_and_without_pickle(bundle):
         "cifar100": 5_000,
     }
     assert promised.items() <= sizes.items()
-    assert (RUN / "bundle.npz").stat().st_size <= 20e6 * sum(sizes.values()) / sum(
-        promised.values()
-    )
+    share = sum(sizes.values()) / sum(promised.values())
+    assert (RUN.folder / "bundle.npz").stat().st_size <= 20e6 * share
 
 
 def test_logits_are_the_head_of_the_features(bundle):
     for item in bundle.sets.values():
         z = item.features[:500] @ bundle.weight.T + bundle.bias
-        torch.testing.assert_close(
-            z, item.logits[:500], atol=2e-2, rtol=2e-3
-        )  # features are float16
+        torch.testing.assert_close(z, item.logits[:500], atol=2e-2, rtol=2e-3)  # float16 features
 
 
 def test_provenance_reports_what_the_bundle_says(bundle, provenance):
     test = bundle.sets["cifar10-test"]
     accuracy = float((test.logits.argmax(1) == test.labels).double().mean())
     assert provenance["accuracy"]["cifar10-test"] == pytest.approx(accuracy, abs=1e-6)
-    for key in (
-        "recipe",
-        "command",
-        "commit",
-        "seed",
-        "device",
-        "versions",
-        "seconds",
-        "images_sha256",
-        "training",
-    ):
+    for key in ("recipe", "command", "commit", "seed", "device", "versions", "seconds", "training"):
         assert provenance[key] is not None
+    assert RUN.stated()["images_sha256"] == provenance["images_sha256"]
     assert set(provenance["images_sha256"]) == set(bundle.sets)
 
 
@@ -380,25 +333,23 @@ def test_float16_features_keep_the_metrics(provenance):
 
 
 def test_scores_and_table_follow_from_the_bundle(scored):
-    with np.load(RUN / "scores.npz", allow_pickle=False) as kept:
-        assert set(kept.files) == {
-            f"{name}.{method}" for name, row in scored.items() for method in row
-        }
-        for name, row in scored.items():
-            for method, values in row.items():
-                np.testing.assert_allclose(kept[f"{name}.{method}"], values, rtol=1e-6)
+    kept = RUN.scores()
+    assert {n: row.keys() for n, row in kept.items()} == {
+        n: row.keys() for n, row in scored.items()
+    }
+    for name, row in scored.items():
+        for method, values in row.items():
+            np.testing.assert_allclose(kept[name][method], values, rtol=1e-6)
     table = evaluation.table(scored)
-    printed = json.loads((ROOT / "results" / "table1.json").read_text(encoding="utf-8"))
+    printed = read_json(ROOT / "results" / "table1.json")
     for record in [*table, *evaluation.means(table)]:
-        same = next(
-            r for r in printed if (r["set"], r["method"]) == (record["set"], record["method"])
-        )
+        same = evaluation.find(printed, set=record["set"], method=record["method"])
         for metric in METRICS:
             assert same[metric] == pytest.approx(record[metric], abs=1e-9)
 
 
 def test_independent_recomputation_agrees(bundle, scored):
-    """Eq. 6 from autograd gradients with nothing of the package, and the metrics from scikit-learn."""
+    """Eq. 6 by autograd with nothing of the package, and the metrics from scikit-learn."""
     train, item = bundle.sets["cifar10-train"], bundle.sets["textures10"]
     h, z = train.features.double(), train.logits.double()
     leaf = z.clone().requires_grad_()
@@ -418,11 +369,8 @@ def test_independent_recomputation_agrees(bundle, scored):
     ids = scored["cifar10-test"]["thinkback"]
     labels, values = np.repeat([0, 1], [len(ids), len(ours)]), np.concatenate([ids, ours])
     weight = np.where(labels, (1 / 6) / len(ours), (5 / 6) / len(ids))
-    record = next(
-        r
-        for r in evaluation.table(scored)
-        if r["set"] == "textures10" and r["method"] == "thinkback"
-    )  # 1,200 images: one draw, all of them
+    # 1,200 images: one draw, all of them.
+    record = evaluation.find(evaluation.table(scored), set="textures10", method="thinkback")
     assert record["auroc"] == pytest.approx(roc_auc_score(labels, values), abs=1e-6)
     assert record["aupr"] == pytest.approx(
         average_precision_score(labels, values, sample_weight=weight), abs=1e-6
@@ -453,10 +401,9 @@ def test_in_distribution_against_itself_is_a_coin(scored):
 
 @pytest.fixture(scope="module")
 def three_seeds(bundle, tmp_path_factory):
-    """A results folder of three training seeds: a thinned copy of the committed run, and two that
-    noise sets apart.
-    """
+    """Three training seeds: a thinned copy of the committed run, and two that noise sets apart."""
     results, records = tmp_path_factory.mktemp("results"), []
+    rules = Benchmark(methods=THREE, n_ood=500, draws=3, resamples=20)
     sizes = {
         "cifar10-train": 4000,
         "cifar10-test": 1500,
@@ -470,7 +417,7 @@ def three_seeds(bundle, tmp_path_factory):
         sets[name] = Features(item.features[index], item.logits[index], item.labels[index])
     scored = evaluation.score_sets(sets, THREE)
     for seed in range(3):
-        folder, noise = results / RUN.parent.name / f"seed{seed}", np.random.default_rng(seed)
+        here, noise = Run.at(results, RUN.network, seed), np.random.default_rng(seed)
         own = {
             n: {
                 m: (s + seed / 10 * s.std() * noise.normal(size=len(s))).astype(np.float32)
@@ -478,67 +425,51 @@ def three_seeds(bundle, tmp_path_factory):
             }
             for n, row in scored.items()
         }
-        save_arrays(
-            folder / "scores.npz", {f"{n}.{m}": s for n, row in own.items() for m, s in row.items()}
-        )
-        write_json(folder / "provenance.json", read_json(RUN / "provenance.json") | {"seed": seed})
-        table = evaluation.table(own, n_ood=500, draws=3)
-        table = evaluation.with_intervals([*table, *evaluation.means(table)], own, resamples=20)
-        records += [{"network": RUN.parent.name, "seed": seed} | record for record in table]
+        here.save_scores(own)
+        here.save_record(RUN.record | {"seed": seed})
+        records += [here.label | record for record in rules.records(own)]
     write_json(results / "table1.json", records)
-    first = results / RUN.parent.name / "seed0"
-    Bundle(sets, bundle.weight, bundle.bias).save(first / "bundle.npz")
-    (first / "weights.safetensors").symlink_to(RUN / "weights.safetensors")
-    save_arrays(first / "ablations.npz", {f"{n}.E_eq6": row["energy"] for n, row in scored.items()})
+    first = Run.at(results)
+    Bundle(sets, bundle.weight, bundle.bias).save(first.folder / "bundle.npz")
+    first.weights.symlink_to(RUN.weights)
+    arrays = {f"{n}.E_eq6": row["energy"] for n, row in scored.items()}
+    save_arrays(first.folder / "ablations.npz", arrays)
     readings = {"E": {"images": {n: sizes[n] for n in scored}}}
-    write_json(first / "ablations.json", read_json(RUN / "ablations.json") | {"readings": readings})
+    old = read_json(RUN.folder / "ablations.json")
+    write_json(first.folder / "ablations.json", old | {"readings": readings})
     return results
 
 
 def test_spread_over_training_seeds_on_the_page(three_seeds, tmp_path):
-    """Chapter 08, run on three seeds, shows numpy's means and deviations of the table's records,
-    and its verdicts.
-    """
+    """Chapter 08, run on three seeds, shows numpy's means and deviations, and the verdicts."""
     verdicts.main(["--results", str(three_seeds)])
-    runner.use_own_kernel()
+    chapters.use_own_kernel()
     options = {"results_dir": str(three_seeds), "n_ood": 500, "draws": 3, "resamples": 20}
-    runner.run(ROOT / "notebooks" / "08_five_datasets.ipynb", tmp_path / "08.ipynb", options)
+    chapters.run(ROOT / "notebooks" / "08_five_datasets.ipynb", tmp_path / "08.ipynb", options)
     cells = nbformat.read(tmp_path / "08.ipynb", 4).cells
     outputs = [out.get("data", {}) for cell in cells for out in cell.get("outputs", [])]
-    shown, html = (
-        "\n".join(out[kind] for out in outputs if kind in out)
-        for kind in ("text/markdown", "text/html")
-    )
+    shown = "\n".join(out.get("text/markdown", "") for out in outputs)
+    html = "\n".join(out.get("text/html", "") for out in outputs)
     assert "training seed 0, one of 3" in shown
 
     def numbers(text):
         return [float(number) for number in re.findall(r"\d+\.\d+", text)]
 
     records, compared = read_json(three_seeds / "table1.json"), 0
-    for metric in METRICS:
+    for metric, name in product(METRICS, ("svhn", "textures10", "cifar100", "mean")):
         table = re.search(rf'<table data-metric="{metric}">(.*?)</table>', html, re.DOTALL)[1]
         assert re.findall(r'<th scope="col" data-method="(\w+)">', table) == list(THREE)
-        for name in ("svhn", "textures10", "cifar100", "mean"):
-            row = re.search(rf'<tr data-set="{name}">(.*?)</tr>', table, re.DOTALL)[1]
-            for method, cell in zip(
-                THREE, re.findall(r"<td[^>]*>(.*?)(?:<br>|</td>)", row), strict=True
-            ):
-                rows = [r for r in records if (r["set"], r["method"]) == (name, method)]
-                over_draws = (
-                    [r[f"{metric}_std"] for r in rows] if rows[0].get("draws", 1) > 1 else []
-                )
-                values = [r[metric] for r in rows]
-                expected = [
-                    np.mean(values),
-                    np.std(values, ddof=1),
-                    *([np.mean(over_draws)] if over_draws else []),
-                ]
-                assert numbers(cell) == pytest.approx(100 * np.array(expected), abs=0.0051), (
-                    metric,
-                    name,
-                    method,
-                )
-                compared += len(expected)
+        row = re.search(rf'<tr data-set="{name}">(.*?)</tr>', table, re.DOTALL)[1]
+        found = re.findall(r"<td[^>]*>(.*?)(?:<br>|</td>)", row)
+        for method, cell in zip(THREE, found, strict=True):
+            rows = [r for r in records if (r["set"], r["method"]) == (name, method)]
+            values = [r[metric] for r in rows]
+            expected = [np.mean(values), np.std(values, ddof=1)]
+            if rows[0].get("draws", 1) > 1:
+                expected.append(np.mean([r[f"{metric}_std"] for r in rows]))
+            case = (metric, name, method)
+            assert numbers(cell) == pytest.approx(100 * np.array(expected), abs=0.0051), case
+            compared += len(expected)
     assert compared == 4 * 3 * (3 + 3 + 2 + 2)
     line = re.search(r"Over 3 training seeds the mean AUROC is (.*) %\.", shown)[1]
     values = [
@@ -555,7 +486,7 @@ def test_weights_make_the_features_of_the_bundle(bundle):
     if not (data.data_root() / "textures10.npz").exists():
         pytest.skip("textures10.npz is not in the data root (set THINKBACK_DATA)")
     images = data.load("textures10").images[:64]
-    out = extract(WideResNet.load(RUN / "weights.safetensors"), images)
+    out = extract(RUN.model("cpu"), images)
     torch.testing.assert_close(
         out.logits, bundle.sets["textures10"].logits[:64], atol=1e-3, rtol=1e-3
     )

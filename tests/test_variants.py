@@ -1,21 +1,21 @@
-"""Augmented images and a bfloat16 backbone on a tiny network, the entry point, and the committed
-file.
-"""
+"""Augmented images and bfloat16 on a tiny network, the entry point, and the committed file."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from experiments import variants
+from experiments.run import Run
 from thinkback_utils import data, evaluation
-from thinkback_utils.features import Bundle, extract
+from thinkback_utils.features import extract
+from thinkback_utils.files import read_json
 from thinkback_utils.models import WideResNet
 
-RUN = Path(__file__).parents[1] / "results" / "wrn40-2-cifar10" / "seed0"
+RUN = Run.at(Path(__file__).parents[1] / "results")
 
 
 @pytest.fixture(scope="module")
@@ -86,33 +86,20 @@ def test_variants_take_rows_that_the_bundle_has_too(network, digits):
 
 def test_one_command_writes_file_and_provenance(network, digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda *arguments: digits)
-    folder = tmp_path / "tiny" / "seed0"
-    folder.mkdir(parents=True)
-    network.save(folder / "weights.safetensors")
-    head = network.get_classifier()
+    here = Run.at(tmp_path, "tiny")
+    network.save(here.weights)
     sets = {
         name: extract(network, digits)
         for name in ("cifar10-train", "cifar10-test", "digits", "cifar100")
     }
-    Bundle(sets, head.weight.detach(), head.bias.detach()).save(folder / "bundle.npz")
-    (folder / "provenance.json").write_text(
-        json.dumps({"images_sha256": dict.fromkeys(sets, digits.sha256())}), encoding="utf-8"
-    )
-    command = [
-        "--results",
-        str(tmp_path),
-        "--network",
-        "tiny",
-        "--augmented",
-        "16",
-        "--bfloat16",
-        "8",
-    ]
-    variants.main([*command, "--device", "cpu"])
-    first = (folder / "variants.npz").read_bytes()
-    variants.main([*command, "--device", "cpu"])
-    assert (folder / "variants.npz").read_bytes() == first
-    record = json.loads((folder / "variants.json").read_text(encoding="utf-8"))
+    here.save_bundle(sets, network, images_sha256=dict.fromkeys(sets, digits.sha256()))
+    command = ["--results", str(tmp_path), "--network", "tiny", "--device", "cpu"]
+    command += ["--augmented", "16", "--bfloat16", "8"]
+    variants.main(command)
+    first = (here.folder / "variants.npz").read_bytes()
+    variants.main(command)
+    assert (here.folder / "variants.npz").read_bytes() == first
+    record = read_json(here.folder / "variants.json")
     assert record["sizes"] == {
         variants.AUGMENTED: 16,
         "cifar10-test@bfloat16": 8,
@@ -123,7 +110,7 @@ def test_one_command_writes_file_and_provenance(network, digits, tmp_path, monke
 
 
 def test_committed_file_is_of_the_committed_network():
-    made, bundle = Bundle.load(RUN / "variants.npz"), Bundle.load(RUN / "bundle.npz")
+    made, bundle = RUN.bundle("variants.npz"), RUN.bundle()
     assert torch.equal(made.weight, bundle.weight)  # head of another network: run the command again
     for name, item in made.sets.items():
         if name != variants.AUGMENTED:
@@ -133,14 +120,9 @@ def test_committed_file_is_of_the_committed_network():
 
 
 def test_scores_of_both_precisions_are_of_the_same_images():
-    exact, low = variants.bfloat16_scores(RUN, ["energy", "thinkback_averaged"])
+    exact, low = variants.bfloat16_scores(RUN.folder, ["energy", "thinkback_averaged"])
     assert exact.keys() == low.keys()
     for name, row in exact.items():
         for method, scores in row.items():
-            assert (
-                np.corrcoef(
-                    np.argsort(np.argsort(scores)), np.argsort(np.argsort(low[name][method]))
-                )[0, 1]
-                > 0.99
-            )
+            assert spearmanr(scores, low[name][method]).statistic > 0.99
             assert not np.array_equal(scores, low[name][method])

@@ -1,6 +1,4 @@
-"""From features to the table: every method on every set, with draws, intervals and paired
-differences.
-"""
+"""From features to the table: methods on sets, with draws, intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -23,16 +21,12 @@ from .methods import TITLES as METHOD_TITLES
 if TYPE_CHECKING:
     import pandas as pd
 
-ID_TRAIN, ID_TEST = "cifar10-train", "cifar10-test"
-SPLITS = {
-    ID_TRAIN: ("cifar10", "train"),
-    ID_TEST: ("cifar10", "test"),
-}  # of others, the test split of their name
-NEAR = (
-    "cifar100",
-)  # reported apart: its images resemble the training set, and no paper row is about them
+ID_TRAIN = "cifar10-train"
+ID_TEST = "cifar10-test"
+SPLITS = {ID_TRAIN: ("cifar10", "train"), ID_TEST: ("cifar10", "test")}
+# Reported apart: its images resemble the training set, and no row of the paper is about them.
+NEAR = ("cifar100",)
 BASELINES = ("msp", "energy")  # what the paper compares itself with
-
 COMPARED = (
     "msp",
     "energy",
@@ -55,8 +49,7 @@ def score_sets(
     names: Iterable[str] | None = None,
     train_name: str | None = None,
 ) -> Scores:
-    """Those of ``methods.METHODS`` on the named sets, all but the training set by default, on which
-    they are fitted.
+    """Scores of the named sets, by default of all but the training set, which is fitted on.
 
     Args:
         sets: features and logits by set, of images of any kind and size.
@@ -86,9 +79,7 @@ def score_sets(
 
 
 def _the_one(names: Iterable[str], given: str | None, usual: str, argument: str) -> str:
-    """The set of that role: the one given, else the usual one, else the only one with the usual
-    one's ending.
-    """
+    """The set of a role: the one given, else the usual one, else the only one with its ending."""
     there, ending = list(names), usual[usual.rindex("-") :]
     alike = [usual] if usual in there else [name for name in there if name.endswith(ending)]
     if given is None and len(alike) == 1:
@@ -115,8 +106,7 @@ def save_scores(path: str | Path, scored: Scores) -> None:
 
 
 def load_scores(folder: str | Path, file_name: str = "scores.npz") -> Scores:
-    """The per-sample scores that made a run's rows of the table:
-    ``load_scores(folder)[set][method]``, float64 (N,).
+    """The scores that made a run's rows of the table, ``[set][method]``, float64 (N,).
 
     ``metrics.ood_metrics(kept["cifar10-test"]["energy"], kept["svhn"]["energy"])`` is then a cell
     of it, but for the draws of images. The file holds float32, which float64 holds exactly; a
@@ -145,25 +135,28 @@ def load_scores(folder: str | Path, file_name: str = "scores.npz") -> Scores:
 
 
 def available_sets() -> list[str]:
-    """The OOD sets that can be had: those with an archive, and the stand-ins that lie in the data
-    root.
-    """
+    """The OOD sets that can be had: those with an archive, and stand-ins in the data root."""
     stand_ins = [name for name in data.STAND_INS if (data.data_root() / f"{name}.npz").exists()]
     return [*data.PAPER_SETS, *NEAR, *stand_ins]
 
 
+def image_set(name: str) -> data.ImageSet:
+    """The images that a table calls by that name: a split of CIFAR-10, or a set's test split."""
+    return data.load(*SPLITS.get(name, (name, "test")))
+
+
 def load_verified(digests: Mapping[str, str]) -> dict[str, data.ImageSet]:
-    """The sets of a results folder, verified to be the images that its bundle was made from.
+    """The sets of a run, verified to be the images that its bundle was made from.
 
     Args:
-        digests: ``images_sha256`` of its provenance, by set.
+        digests: ``images_sha256`` of the bundle, by set.
 
     Raises:
         ValueError: if the data root holds other images under a set's name.
     """
     sets = {}
     for name, expected in digests.items():
-        sets[name] = data.load(*SPLITS.get(name, (name, "test")))
+        sets[name] = image_set(name)
         if (found := sets[name].sha256()) != expected:
             raise ValueError(
                 f"thinkback: {name!r} in the data root {data.data_root()} is not the set that the"
@@ -174,9 +167,7 @@ def load_verified(digests: Mapping[str, str]) -> dict[str, data.ImageSet]:
 
 
 def paper_table() -> list[Record]:
-    """Table 1 of the paper as printed: records ``{set, method, tpr10, fpr95, auroc, aupr}`` in [0,
-    1].
-    """
+    """Table 1 of the paper: records ``{set, method, tpr10, fpr95, auroc, aupr}`` in [0, 1]."""
     records: list[Record] = read_json(Path(__file__).with_name("paper_table1.json"))["records"]
     return records
 
@@ -189,8 +180,7 @@ def table(
     prevalence: float = 1 / 6,
     id_name: str | None = None,
 ) -> list[Record]:
-    """One record per OOD set and method: the four metrics, mean and standard deviation over seeded
-    draws.
+    """One record per OOD set and method: mean and deviation of each metric over seeded draws.
 
     A set of at most ``n_ood`` images is drawn once, whole: all its draws would be the same.
 
@@ -281,8 +271,7 @@ def with_intervals(
     seed: int = 0,
     id_name: str | None = None,
 ) -> list[Record]:
-    """The records (of sets and of means) with 95 % bootstrap intervals over all images of their
-    sets.
+    """The records (of sets and of means) with 95 % bootstrap intervals over all their images.
 
     Args:
         records: as :func:`table` and :func:`means` make them from ``scored``.
@@ -329,8 +318,7 @@ def near_far(
     near: Sequence[str] = NEAR,
     columns: Mapping[str, str] = OPENOOD_COLUMNS,
 ) -> pd.DataFrame:
-    """A table in OpenOOD's layout: near-OOD sets and their mean, far-OOD sets and their mean, in
-    percent.
+    """A table in OpenOOD's layout, in percent: near-OOD sets, their mean; far-OOD sets, theirs.
 
     ``near_far(records).to_csv("table.csv")`` and
     ``.to_latex("table.tex", float_format="%.2f", escape=True)`` write it.
@@ -387,8 +375,7 @@ def near_far(
 
 
 def evenly(total: int, count: int) -> Tensor:
-    """Indices of ``count`` images spread evenly over a set of ``total``, all if it has fewer: some
-    sets are sorted.
+    """Indices of ``count`` images spread evenly over ``total``, or all: some sets are sorted.
 
     >>> evenly(10, 4)
     tensor([0, 2, 5, 7])
@@ -402,17 +389,3 @@ def evenly(total: int, count: int) -> Tensor:
 def find(records: Iterable[Record], **fields: Any) -> Record | None:
     """The first record with these fields, or None."""
     return next((record for record in records if fields.items() <= record.items()), None)
-
-
-def float16_error(exact: Mapping[str, Features]) -> float:
-    """Largest change of any metric of any method when the features are rounded to float16, on the
-    sets of ``exact``.
-    """
-    rounded = table(score_sets({name: item.half() for name, item in exact.items()}), draws=1)
-    precise = table(score_sets(exact), draws=1)
-    changes = (
-        float(abs(a[m] - b[m]))
-        for a, b in zip(rounded, precise, strict=True)
-        for m in metrics.METRICS
-    )
-    return max(changes, default=0.0)  # no OOD set, no metric

@@ -18,7 +18,8 @@ except ImportError as error:
     raise ImportError(f"thinkback: figures need matplotlib: {remedy}") from error
 
 INK = "#7c7f86"  # reads on white and on near-black
-ID_COLOR, OOD_COLOR = "#3d8fd1", "#d9622b"
+ID_COLOR = "#3d8fd1"
+OOD_COLOR = "#d9622b"
 METHOD_COLORS = {
     "msp": "#8a8f98",
     "energy": "#1f9e89",
@@ -49,28 +50,14 @@ def plot_iso_scores(
     levels: int = 9,
     ax: Axes | None = None,
 ) -> Axes:
-    """Clouds of (squared feature norm, squared residual) per set over lines of equal
-    ``||r||^2 ||h||^2`` (log-log).
-    """
+    """Clouds of squared feature norm and squared residual per set, over lines of equal product."""
     ax = ax or plt.subplots(figsize=(6.4, 4.4))[1]
-    for (name, y), color in zip(
-        residual2.items(), (ID_COLOR, OOD_COLOR, "#1f9e89", "#b4529c", "#b59a2c"), strict=False
-    ):
-        ax.scatter(
-            np.asarray(norm2[name]),
-            np.asarray(y),
-            s=5,
-            alpha=0.35,
-            linewidths=0,
-            color=color,
-            label=name,
-        )
-    ax.set(
-        xscale="log",
-        yscale="log",
-        xlabel=r"squared feature norm $\|h\|^2$",
-        ylabel=r"squared residual $\|r\|^2$",
-    )
+    colors = (ID_COLOR, OOD_COLOR, "#1f9e89", "#b4529c", "#b59a2c")
+    for (name, y), color in zip(residual2.items(), colors, strict=False):
+        style: dict[str, Any] = {"s": 5, "alpha": 0.35, "linewidths": 0, "color": color}
+        ax.scatter(np.asarray(norm2[name]), np.asarray(y), label=name, **style)
+    ax.set(xscale="log", yscale="log")
+    ax.set(xlabel=r"squared feature norm $\|h\|^2$", ylabel=r"squared residual $\|r\|^2$")
     x, y_range = np.array(ax.get_xlim()), ax.get_ylim()
     for score in np.geomspace(x[0] * y_range[0], x[1] * y_range[1], levels + 2)[1:-1]:
         ax.plot(x, score / x, color=INK, linewidth=0.7, linestyle=":", scalex=False, scaley=False)
@@ -100,25 +87,24 @@ def plot_dumbbells(
     rows: Sequence[Mapping[str, Any]],
     paper: Sequence[Mapping[str, Any]],
     metric: str,
-    order: Sequence[str],
+    titles: Mapping[str, str],
     *,
     ax: Axes | None = None,
 ) -> Axes:
-    """One line per set: the methods' values of a metric, filled where measured, hollow where the
-    paper printed them.
+    """The methods' values of a metric on a line per set: filled if measured, hollow if printed.
 
     A record with ``interval95`` gets it as a band around its dot.
 
     Args:
-        rows: records with ``set``, its ``title``, ``method`` and the metric, in [0, 1].
-        paper: the same for printed values.
+        rows: records with ``set``, ``method`` and the metric, in [0, 1].
+        paper: the same for the values that the paper printed.
         metric: the field that is drawn.
-        order: sets from top to bottom.
+        titles: of the sets to draw, from top to bottom; those without a record are left out.
     """
     ax = ax or plt.subplots()[1]
-    titles = {row["set"]: row["title"] for row in [*rows, *paper]}
-    names = [name for name in order if name in titles]
-    both = {row["set"] for row in rows} & {row["set"] for row in paper}
+    measured, printed = ({row["set"] for row in records} for records in (rows, paper))
+    names = [name for name in titles if name in measured | printed]
+    both = measured & printed
     for records, filled in ((rows, True), (paper, False)):
         for i, name in enumerate(names):
             here = [row for row in records if row["set"] == name]
@@ -131,10 +117,8 @@ def plot_dumbbells(
             faces = {"color": colors} if filled else {"facecolors": "none", "edgecolors": colors}
             ax.scatter(values, [y] * len(here), s=26, zorder=3, **faces)
             for row, color in zip(here, colors, strict=True):
-                interval = [100 * end for end in row.get("interval95", {}).get(metric, ())]
-                ax.plot(
-                    interval, [y] * len(interval), color=color, linewidth=7, alpha=0.35, zorder=2
-                )
+                ends = [100 * end for end in row.get("interval95", {}).get(metric, ())]
+                ax.plot(ends, [y] * len(ends), color=color, linewidth=7, alpha=0.35, zorder=2)
     ax.set_yticks([-i for i in range(len(names))], [titles[name] for name in names])
     ax.set(xlabel="%")
     ax.grid(axis="x")
@@ -145,15 +129,8 @@ def plot_dumbbells(
 
 def legend_of_methods(ax: Axes, titles: Mapping[str, str], *, printed: bool = True) -> None:
     """A key for :func:`plot_dumbbells`: a colour per method, filled ours, hollow the paper's."""
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=METHOD_COLORS[m], label=t)
-        for m, t in titles.items()
-    ]
-    if printed:
-        for label, face in (("measured here", INK), ("paper", "none")):
-            handles.append(
-                Line2D(
-                    [], [], marker="o", linestyle="", color=INK, markerfacecolor=face, label=label
-                )
-            )
+    dot: dict[str, Any] = {"marker": "o", "linestyle": ""}
+    handles = [Line2D([], [], color=METHOD_COLORS[m], label=t, **dot) for m, t in titles.items()]
+    for label, face in (("measured here", INK), ("paper", "none")) if printed else ():
+        handles.append(Line2D([], [], color=INK, markerfacecolor=face, label=label, **dot))
     ax.figure.legend(handles=handles, loc="outside upper center", ncols=3)

@@ -39,17 +39,15 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of the weights in a results folder, which says what a file beside them was made from."""
+    """SHA-256 of the weights in a run's folder, for files beside them that are made from them."""
     return sha256(folder / "weights.safetensors")
 
 
 def label(folder: str | Path) -> str:
-    """Which network made the numbers of a page: size, recipe, epochs, device, training seeds and
-    accuracy.
+    """Which network made the numbers of a page: size, recipe, device, training seeds, accuracy.
 
     Args:
-        folder: of one run, ``results/<network>/seed<k>``; or of a network, for numbers from all its
-            runs.
+        folder: of one run, ``results/<network>/seed<k>``; or of a network, for all its runs.
 
     Returns: As in "WRN-40-2, `cpu` recipe (23 epochs on AMD EPYC, 2 threads, AVX2), 1 training
         seed, 92.8 % test accuracy"; of one run among others "training seed 0, one of 3"; differing
@@ -81,17 +79,15 @@ def label(folder: str | Path) -> str:
 class Box:
     """The reproducibility box at the end of a chapter: the parameters it ran with, and on what.
 
-    >>> clock = Box(profile="smoke", seed=0)  # at the top; showing it later adds the time in between
+    >>> box = Box(profile="smoke", seed=0)  # at the top; shown later, it adds the time in between
     """
 
     def __init__(self, **parameters: Any) -> None:
         self.parameters, self.start = parameters, time.perf_counter()
 
     def _repr_markdown_(self) -> str:
-        facts, seconds = (
-            describe(self.parameters.get("device", "cpu")),
-            time.perf_counter() - self.start,
-        )
+        facts = describe(self.parameters.get("device", "cpu"))
+        seconds = time.perf_counter() - self.start
         commit = re.sub(r"^([0-9a-f]{12})[0-9a-f]*", r"\1", facts["commit"])
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
         parameters = ", ".join(f"`{name} = {value!r}`" for name, value in self.parameters.items())
@@ -114,22 +110,15 @@ def _commit() -> str:
     else's repository.
     """
     source = Path(__file__)
-    own = [
-        "ls-files",
-        "--error-unmatch",
-        source.name,
-    ]  # fails where the repository does not hold this file
+    own = ["ls-files", "--error-unmatch", source.name]  # fails where it is not of the repository
     commit = ["describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    here = {
-        name: value for name, value in os.environ.items() if not name.startswith("GIT_")
-    }  # of a hook, another's
+    # A hook of another repository sets these.
+    here = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "check": True, "env": here}
     try:
         for arguments in (own, commit):
-            git = ["git", "-C", str(source.parent), *arguments]
-            said = subprocess.run(
-                git, capture_output=True, text=True, check=True, env=here
-            ).stdout.strip()
-        return said
+            said = subprocess.run(["git", "-C", str(source.parent), *arguments], **options)
+        return str(said.stdout).strip()
     except (OSError, subprocess.CalledProcessError):
         return f"unknown, thinkback_utils {thinkback_utils.__version__}"
 
@@ -139,16 +128,8 @@ def _device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next(
-            (
-                line.split(":")[1].strip()
-                for line in info.read_text(encoding="utf-8").splitlines()
-                if "model name" in line
-            ),
-            cpu,
-        )
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
     kind = "" if device.type == "cpu" else f"{device.type} of "
-    return (
-        f"{kind}{cpu}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
+    threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    return f"{kind}{cpu}, {threads} threads, {instructions}"

@@ -1,6 +1,7 @@
 // What scrolls sideways can be reached by keyboard: the theme sees to that for code alone.
 const reach = () => {
-  for (const box of document.querySelectorAll(".pst-scrollable-table-container, mjx-container[display]")) {
+  const boxes = ".cell_output, .pst-scrollable-table-container, mjx-container[display]";
+  for (const box of document.querySelectorAll(boxes)) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }

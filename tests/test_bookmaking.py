@@ -1,4 +1,4 @@
-"""The runner is strict where papermill is lenient; tiny notebooks show each refusal."""
+"""The book is executed strictly where papermill is lenient; tiny notebooks show each refusal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ import pytest
 import yaml
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
-from bookmaking import runner
+from bookmaking import __main__ as command
+from bookmaking import chapters, demo, gallery, opening, profiles, site, sources
+from thinkback_utils.commands import run_main
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = """\
@@ -66,7 +68,7 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refusal(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line with which the command line refuses."""
     capsys.readouterr()
-    assert runner.main(arguments) == 1
+    assert command.main(arguments) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("thinkback: ")
     return last
@@ -85,13 +87,13 @@ def refusal(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
 )
 def test_types(hint: str, good: list[Any], bad: list[Any]) -> None:
     node = ast.parse(hint, mode="eval").body
-    assert all(runner.fits(value, node) for value in good)
-    assert not any(runner.fits(value, node) for value in bad)
+    assert all(profiles.fits(value, node) for value in good)
+    assert not any(profiles.fits(value, node) for value in bad)
 
 
 def test_types_that_papermill_cannot_show_are_refused() -> None:
-    with pytest.raises(runner.BookError, match=r"'int \| None' is none of bool, int"):
-        runner.fits(None, ast.parse("int | None", mode="eval").body)
+    with pytest.raises(sources.BookError, match=r"'int \| None' is none of bool, int"):
+        profiles.fits(None, ast.parse("int | None", mode="eval").body)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_types_that_papermill_cannot_show_are_refused() -> None:
     ],
 )
 def test_command_line_values(text: str, hint: str, value: Any) -> None:
-    assert runner.parse(text, ast.parse(hint, mode="eval").body) == value
+    assert profiles.parse(text, ast.parse(hint, mode="eval").body) == value
 
 
 @pytest.mark.parametrize(
@@ -123,34 +125,34 @@ def test_command_line_values(text: str, hint: str, value: Any) -> None:
 def test_parameters_cell_holds_typed_literals_alone(
     tmp_path: Path, cell: str, message: str
 ) -> None:
-    with pytest.raises(runner.BookError, match=re.escape(message)):
-        runner.declared(write(tmp_path / "a.ipynb", cell))
+    with pytest.raises(sources.BookError, match=re.escape(message)):
+        profiles.declared(write(tmp_path / "a.ipynb", cell))
 
 
 def test_exactly_one_tagged_cell(tmp_path: Path) -> None:
-    with pytest.raises(runner.BookError, match="has 0 cells tagged 'parameters'"):
-        runner.declared(write(tmp_path / "none.ipynb", PARAMETERS, tag="params"))
+    with pytest.raises(sources.BookError, match="has 0 cells tagged 'parameters'"):
+        profiles.declared(write(tmp_path / "none.ipynb", PARAMETERS, tag="params"))
     two = write(tmp_path / "two.ipynb", PARAMETERS, "1")
     notebook = nbformat.read(two, as_version=4)
     notebook.cells[-1].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, two)
-    with pytest.raises(runner.BookError, match="has 2 cells"):
-        runner.declared(two)
+    with pytest.raises(sources.BookError, match="has 2 cells"):
+        profiles.declared(two)
 
 
 def test_only_the_python3_kernel(tmp_path: Path) -> None:
-    with pytest.raises(runner.BookError, match="asks for the kernel 'ir'"):
-        runner.declared(write(tmp_path / "a.ipynb", PARAMETERS, kernel="ir"))
+    with pytest.raises(sources.BookError, match="asks for the kernel 'ir'"):
+        profiles.declared(write(tmp_path / "a.ipynb", PARAMETERS, kernel="ir"))
 
 
 def test_common_parameters_reach_only_chapters_that_declare_them(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ipynb", PARAMETERS)
-    values = runner.choose(
+    values = profiles.choose(
         path, {"profile": "smoke", "seed": 3}, {"eps": 0.1}, {"sets": "[lsun_crop]"}
     )
     assert values == {"seed": 3, "eps": 0.1, "sets": ["lsun_crop"]}
-    with pytest.raises(runner.BookError, match=r"seed='x' is no int"):
-        runner.choose(path, {"seed": "x"}, {}, {})
+    with pytest.raises(sources.BookError, match=r"seed='x' is no int"):
+        profiles.choose(path, {"seed": "x"}, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -249,8 +251,8 @@ GOOD = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
         ("notebooks/02_two.ipynb", GOOD.encode(), "02_two.ipynb asks for the kernel None"),
         ("_toc.yml", b"- notebooks/01_one", "_toc.yml holds ['notebooks/01_one'];"),
         ("_toc.yml", b"root: [", "_toc.yml cannot be read as YAML: line 1"),
-        ("_toc.yml", b"", "_toc.yml lists no page"),
-        ("_toc.yml", b"root: {a: b}", "_toc.yml lists {'a': 'b'}, which exists 0 times"),
+        ("_toc.yml", b"", "_toc.yml: 'root' key not found"),
+        ("_toc.yml", b"root: {a: b}", "_toc.yml: doc validation @ '/': 'docname' must be"),
         (
             "profiles/smoke.yml",
             "seed: 0 # é".encode("latin-1"),
@@ -267,16 +269,14 @@ def test_broken_sources_are_refused_in_one_line(
     assert not (book / "_build").exists()
 
 
-def test_contents_are_read_as_yaml(book: Path) -> None:
-    parts = (
-        '[{caption: "file: none", chapters: [{file: "notebooks/02_two"}, {url: https://example.org,'
-        " title: x}]}]"
-    )
+def test_contents_are_read_by_the_reader_of_jupyter_book(book: Path) -> None:
+    chapters = '[{file: "notebooks/02_two"}, {url: https://example.org, title: x}]'
+    parts = f'[{{caption: "file: none", chapters: {chapters}}}]'
     (book / "_toc.yml").write_text(
-        f"{{root: 'book/intro', parts: {parts}, meta: {{}}}} # file: notebooks/01_one",
+        f"{{format: jb-book, root: book/intro, parts: {parts}}} # file: notebooks/01_one",
         encoding="utf-8",
     )
-    assert runner.pages(book) == [Path("book/intro.md"), Path("notebooks/02_two.ipynb")]
+    assert sources.pages(book) == [Path("book/intro.md"), Path("notebooks/02_two.ipynb")]
 
 
 def test_pages_that_cannot_be_made_are_refused_in_one_line(
@@ -287,7 +287,7 @@ def test_pages_that_cannot_be_made_are_refused_in_one_line(
     (book / "book" / "other.md").unlink()
     assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
     (book / "book" / "demo.md").touch()
-    assert f"there is no {Path('results', runner.demo.RUN)}" in refusal("build", capsys=capsys)
+    assert f"there is no {Path('results', site.demo.RUN)}" in refusal("build", capsys=capsys)
     (book / "_config.yml").write_text("title: [", encoding="utf-8")
     assert "_config.yml cannot be read as YAML" in refusal("build", capsys=capsys)
 
@@ -303,7 +303,7 @@ def test_folders_that_cannot_be_written_are_refused_in_one_line(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device", "_build/executed/01_one.ipynb")
 
-    monkeypatch.setattr(runner.papermill, "execute_notebook", full)
+    monkeypatch.setattr(chapters.papermill, "execute_notebook", full)
     expected = "thinkback: [Errno 28] No space left on device: '_build/executed/01_one.ipynb'"
     assert refusal("execute", capsys=capsys) == f"{expected}; _build must be writable and have room"
     assert not (book / "_build" / "executed" / "01_one.sha256").exists()
@@ -315,12 +315,38 @@ def test_messages_of_the_package_stay_and_faults_are_seen_whole(
     def fail(*_: Any) -> None:
         raise ValueError(message)
 
-    monkeypatch.setattr(runner, "stage", fail)
+    monkeypatch.setattr(site, "stage", fail)
     message = "thinkback: a bundle is damaged"
     assert refusal("build", capsys=capsys) == message
     message = "too many values to unpack"
     with pytest.raises(ValueError, match=message):
-        runner.main(["build"])
+        command.main(["build"])
+
+
+@pytest.mark.parametrize("program", [demo, gallery, opening])
+@pytest.mark.parametrize("arguments", [["--results", "none"], ["--result", "a", "b"]])
+def test_programs_answer_a_wrong_input_in_one_line(
+    program: Any,
+    arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("THINKBACK_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("urllib.request.urlopen", absent)
+    try:
+        status = run_main(lambda: program.main(arguments))
+    except SystemExit as left:
+        status = left.code
+    said = capsys.readouterr().err
+    assert status == 1
+    assert said.startswith("thinkback: ")
+    assert len(said.splitlines()) == 1
+
+
+def absent(*_: Any, **__: Any) -> None:
+    raise OSError("no network")
 
 
 def test_contents_must_exist(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,13 +448,13 @@ def test_builds_take_turns(
     ran: list[str] = []
 
     def run(path: Path, output: Path, values: dict[str, Any], timeout: int | None) -> None:
-        ran.append(runner.slug(path))
+        ran.append(sources.slug(path))
         time.sleep(0.3)
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, output)
 
-    monkeypatch.setattr(runner, "run", run)
-    both = [threading.Thread(target=runner.main, args=(["execute"],)) for _ in range(2)]
+    monkeypatch.setattr(chapters, "run", run)
+    both = [threading.Thread(target=command.main, args=(["execute"],)) for _ in range(2)]
     for one in both:
         one.start()
     for one in both:
@@ -439,23 +465,6 @@ def test_builds_take_turns(
     assert printed.out.splitlines() == ["01_one.ipynb: unchanged", "02_two.ipynb: unchanged"]
 
 
-def test_drawings_say_how_large_they_are(tmp_path: Path) -> None:
-    for folder in ("_images", "notebooks"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "_images" / "a.svg").write_text(
-        '<svg width="300.2pt" height="150pt" viewBox="0 0 300 150"></svg>', encoding="utf-8"
-    )
-    (tmp_path / "_images" / "b.svg").write_text('<svg viewBox="0 0 8 8"></svg>', encoding="utf-8")
-    page = tmp_path / "notebooks" / "01_one.html"
-    page.write_text(
-        '<img alt="A" src="../_images/a.svg" /><img alt="B" src="../_images/b.svg" />',
-        encoding="utf-8",
-    )
-    runner.size(tmp_path)
-    sized = '<img width="400" height="200" style="--width: 400px" alt="A" src="../_images/a.svg" />'
-    assert page.read_text(encoding="utf-8") == sized + '<img alt="B" src="../_images/b.svg" />'
-
-
 def test_made_once_of_the_same(tmp_path: Path) -> None:
     product, made = tmp_path / "model.onnx", []
 
@@ -463,17 +472,17 @@ def test_made_once_of_the_same(tmp_path: Path) -> None:
         made.append(1)
         product.write_text("half", encoding="utf-8")
         if len(made) == 2:
-            raise runner.BookError("thinkback: no")
+            raise sources.BookError("thinkback: no")
 
-    runner.renew("model", product, ["a"], make)
-    runner.renew("model", product, ["a"], make)
+    chapters.renew("model", product, ["a"], make)
+    chapters.renew("model", product, ["a"], make)
     assert len(made) == 1
-    with pytest.raises(runner.BookError):
-        runner.renew("model", product, ["b"], make)
-    runner.renew("model", product, ["a"], make)  # what a failure left is not taken for the old one
+    with pytest.raises(sources.BookError):
+        chapters.renew("model", product, ["b"], make)
+    chapters.renew("model", product, ["a"], make)  # what a failure left is not the old one
     assert len(made) == 3
     product.unlink()
-    runner.renew("model", product, ["a"], make)
+    chapters.renew("model", product, ["a"], make)
     assert len(made) == 4
 
 
@@ -481,23 +490,23 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
     ran: list[str] = []
 
     def run(path: Path, output: Path, values: dict[str, Any], timeout: int | None) -> None:
-        ran.append(runner.slug(path))
+        ran.append(sources.slug(path))
         if "raise" in path.read_text(encoding="utf-8"):
-            raise runner.BookError("thinkback: no")
+            raise sources.BookError("thinkback: no")
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, output)
 
     def again(*arguments: str) -> list[str]:
         ran.clear()
-        runner.main(["execute", *arguments])
+        command.main(["execute", *arguments])
         return list(ran)
 
     def write_text(name: str, text: str) -> None:
         (book / name).parent.mkdir(parents=True, exist_ok=True)
         (book / name).write_text(text, encoding="utf-8")
 
-    monkeypatch.setattr(runner, "run", run)
-    monkeypatch.setattr(runner, "PACKAGE", book / "package")
+    monkeypatch.setattr(chapters, "run", run)
+    monkeypatch.setattr(chapters, "PACKAGE", book / "package")
     assert again() == ["one", "two"]
     assert again() == []
     assert again("--force", "--only", "two") == ["two"]
@@ -517,6 +526,7 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
     assert again() == ["two"]
     write_text("beside/timing.py", "1")
     assert again() == ["two"]
+    write_text("beside/other.py", "1")
     assert again() == []
     for name in ("profiles/smoke.yml", "package/part.py", "results/seed0/scores.npz"):
         write_text(name, "seed: 4")
@@ -532,9 +542,36 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
     assert again() == ["one"]  # it failed: nothing of it counts as done
 
 
+def test_a_chapter_depends_on_what_it_imports_and_on_what_that_imports(tmp_path: Path) -> None:
+    files = {
+        "beside/__init__.py": "",
+        "beside/timing.py": "import beside.units\ndef f():\n    from .deep.clock import now",
+        "beside/units.py": "import thinkback_utils.scores, math",
+        "beside/deep/__init__.py": "",
+        "beside/deep/clock.py": "from .. import units",
+        "beside/gallery.py": "from . import timing",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    found = chapters.modules(tmp_path, "from beside import timing")
+    assert set(found) == set(files) - {"beside/gallery.py"}
+    assert set(chapters.modules(tmp_path, "import beside.gallery")) == set(files)
+    assert chapters.modules(tmp_path, "no python") == {}
+
+
+def test_no_chapter_depends_on_the_gallery_or_on_the_making_of_the_book() -> None:
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = sources.read(path).cells
+        code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        found = chapters.modules(ROOT, code)
+        assert found or not re.search(r"import (experiments|bookmaking|benchmarks)", code)
+        assert not found.keys() & {f"bookmaking/{name}.py" for name in ("gallery", "demo", "site")}
+
+
 def test_new_prose_stands_around_old_outputs(tmp_path: Path) -> None:
-    written = runner.read(write(tmp_path / "a.ipynb", PARAMETERS, "1 + 1"))
-    executed = runner.read(tmp_path / "a.ipynb")
+    written = sources.read(write(tmp_path / "a.ipynb", PARAMETERS, "1 + 1"))
+    executed = sources.read(tmp_path / "a.ipynb")
     injected = nbformat.v4.new_code_cell(
         "# Parameters", execution_count=2, metadata={"tags": ["injected-parameters"]}
     )
@@ -543,7 +580,7 @@ def test_new_prose_stands_around_old_outputs(tmp_path: Path) -> None:
     executed.cells.insert(2, injected)
     written.cells[0].source = "# New title"
     written.cells.insert(2, nbformat.v4.new_markdown_cell("New paragraph"))
-    done = runner.rendered(written, executed)
+    done = site.rendered(written, executed)
     assert [cell.source for cell in done.cells] == [
         "# New title",
         PARAMETERS,
@@ -553,7 +590,7 @@ def test_new_prose_stands_around_old_outputs(tmp_path: Path) -> None:
     ]
     assert done.cells[-1].outputs[0].text == "2"
     written.cells[-1].source = "1 + 2"
-    assert runner.rendered(written, executed) is None
+    assert site.rendered(written, executed) is None
 
 
 def test_run_executes_one_notebook_in_its_own_folder(
@@ -570,7 +607,7 @@ def test_run_executes_one_notebook_in_its_own_folder(
         PARAMETERS,
         "import os, sys; print(os.getcwd(), sys.executable, eps)",
     )
-    assert runner.main(["run", str(path), "-o", "out/copy.ipynb", "-p", "eps", "1e-3"]) == 0
+    assert command.main(["run", str(path), "-o", "out/copy.ipynb", "-p", "eps", "1e-3"]) == 0
     printed = nbformat.read(Path("out/copy.ipynb"), as_version=4).cells[-1].outputs[0].text.split()
     assert [Path(printed[0]), printed[1], printed[2]] == [path.parent, sys.executable, "0.001"]
 
@@ -583,8 +620,8 @@ def test_kernel_of_another_python_is_refused(book: Path, monkeypatch: pytest.Mon
     )
     monkeypatch.setenv("JUPYTER_PATH", "")
     monkeypatch.setattr(sys, "prefix", str(book))
-    with pytest.raises(runner.BookError, match="the kernel 'python3' starts /bin/false"):
-        runner.use_own_kernel()
+    with pytest.raises(sources.BookError, match="the kernel 'python3' starts /bin/false"):
+        chapters.use_own_kernel()
 
 
 def test_missing_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -594,9 +631,9 @@ def test_missing_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUPYTER_PATH", "")
     monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", missing)
     with pytest.raises(
-        runner.BookError, match="there is no kernel 'python3'; install ipykernel for"
+        sources.BookError, match="there is no kernel 'python3'; install ipykernel for"
     ):
-        runner.use_own_kernel()
+        chapters.use_own_kernel()
 
 
 def test_scrub_leaves_no_trace_of_the_machine() -> None:
@@ -618,7 +655,7 @@ def test_scrub_leaves_no_trace_of_the_machine() -> None:
     notebook = v4.new_notebook(
         cells=[injected, cell], metadata={"papermill": {"input_path": "/a/b"}, "colab": {}}
     )
-    clean = runner.scrub(notebook)
+    clean = site.scrub(notebook)
     assert dict(clean.metadata) == {"colab": {}}
     assert clean.cells[0].source.startswith("# This page was rendered with:\nseed = 1")
     assert (
@@ -629,56 +666,30 @@ def test_scrub_leaves_no_trace_of_the_machine() -> None:
     assert [output.text for output in clean.cells[1].outputs] == ["careful\n", "out\n"]
 
 
-def test_front_page_is_a_moved_copy(tmp_path: Path) -> None:
-    (tmp_path / "book").mkdir()
-    page = (
-        '<html data-content_root="../"><a href="#a"><a href="../n/x.html#b"><img'
-        ' src="../_images/i.svg">'
-    )
-    page += (
-        '<a href="https://example.org/x"><a href="limits.html"><script'
-        ' src="../_static/../mathjax/m.js?v=1">'
-    )
-    (tmp_path / "book" / "intro.html").write_text(page, encoding="utf-8")
-    runner.front_page(tmp_path, "book/intro.html")
-    moved = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert re.findall('="([^"]*)"', moved) == [
-        *(
-            "./",
-            "#a",
-            "n/x.html#b",
-            "_images/i.svg",
-            "https://example.org/x",
-            "book/limits.html",
-            "mathjax/m.js?v=1",
-        )
-    ]
-
-
 def test_whole_book(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Execute, stage, build, check; then each thing the check is there for."""
     config = yaml.safe_load(
         shutil.copyfile(ROOT / "_config.yml", book / "_config.yml").read_text(encoding="utf-8")
     )
     (book / "book" / "references.bib").touch()
-    for name in ("_static", "extra", "vendor"):
+    for name in ("_static", "_templates", "extra", "vendor"):
         shutil.copytree(ROOT / "book" / name, book / "book" / name)
     card = config["sphinx"]["config"]["ogp_social_cards"]["image"]
     for name in (config["logo"], config["html"]["favicon"], card):
         shutil.copyfile(ROOT / name, book / name)
     before = {path for path in book.rglob("*") if "_build" not in path.parts}
-    assert runner.main(["-p", "sets", "[isun]"]) == 0
+    assert command.main(["-p", "sets", "[isun]"]) == 0
     assert {path for path in book.rglob("*") if "_build" not in path.parts} == before
-    site = book / "_build" / "html"
-    assert str(site / "index.html") in capsys.readouterr().out
-    page = (site / "notebooks" / "01_one.html").read_text(encoding="utf-8")
+    built = book / "_build" / "html"
+    assert str(built / "index.html") in capsys.readouterr().out
+    page = (built / "notebooks" / "01_one.html").read_text(encoding="utf-8")
     text = html.unescape(re.sub("<[^>]+>", "", page))
     assert "seed 3 ['isun']" in text
     assert "# This page was rendered with:" in text
-    assert (site / "_sources" / "notebooks" / "01_one.ipynb").read_text(encoding="utf-8").count(
+    assert (built / "_sources" / "notebooks" / "01_one.ipynb").read_text(encoding="utf-8").count(
         str(book)
     ) == 0
-    assert 'href="notebooks/01_one.html"' in (site / "index.html").read_text(encoding="utf-8")
+    assert 'href="notebooks/01_one.html"' in (built / "index.html").read_text(encoding="utf-8")
     wrong = {
         "names a folder of this machine": f"<p>{book}{os.sep}data</p>",
         "shows a traceback": '<div class="output traceback">',
@@ -686,12 +697,12 @@ def test_whole_book(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "shows an image without a file": '<img alt="" src="../none.svg">',
     }
     for message, insert in wrong.items():
-        (site / "notebooks" / "01_one.html").write_text(page + insert, encoding="utf-8")
-        with pytest.raises(runner.BookError, match=message):
-            runner.check(Path(), site)
-    (site / "notebooks" / "01_one.html").write_text(page.replace("Chapter", ""), encoding="utf-8")
-    with pytest.raises(runner.BookError, match="does not carry the title"):
-        runner.check(Path(), site)
-    (site / "notebooks" / "01_one.html").unlink()
-    with pytest.raises(runner.BookError, match=r"are not those of _toc\.yml"):
-        runner.check(Path(), site)
+        (built / "notebooks" / "01_one.html").write_text(page + insert, encoding="utf-8")
+        with pytest.raises(sources.BookError, match=message):
+            site.check(Path(), built)
+    (built / "notebooks" / "01_one.html").write_text(page.replace("Chapter", ""), encoding="utf-8")
+    with pytest.raises(sources.BookError, match="does not carry the title"):
+        site.check(Path(), built)
+    (built / "notebooks" / "01_one.html").unlink()
+    with pytest.raises(sources.BookError, match=r"are not those of _toc\.yml"):
+        site.check(Path(), built)

@@ -1,0 +1,149 @@
+"""Tables of the chapters: a pandas DataFrame as Markdown, which the book, Colab and Jupyter render
+alike, and one way to write a number.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Format = str | int | Callable[[Any], str]
+SPACE = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+MISSING = "\N{EN DASH}"
+A_NUMBER = re.compile(rf"[*≤≥±+{MINUS}]*{SPACE}?\d")
+
+
+def number(value: Any, form: str | int = 2) -> str:
+    """A number with the true minus sign; a value that is missing (None, NaN) is an en dash.
+
+    Args:
+        value: the number, 0-d arrays and tensors included.
+        form: how many decimals, or a format specification as of :func:`format`.
+
+    >>> number(-0.126), number(1234567, ","), number(float("nan"))
+    ('−0.13', '1,234,567', '–')
+    """
+    if value is None or math.isnan(value):
+        return MISSING
+    if not isinstance(value, numbers.Number):
+        value = value.item()
+    return format(value, f".{form}f" if isinstance(form, int) else form).replace("-", MINUS)
+
+
+def percent(share: Any, decimals: int = 1) -> str:
+    """A share in [0, 1] as a percentage that stays on one line.
+
+    >>> percent(0.9236), percent(0.0004, 2)
+    ('92.4\\xa0%', '0.04\\xa0%')
+    """
+    return number(share, f".{decimals}%").replace("%", f"{SPACE}%")
+
+
+def signed(value: Any, decimals: int = 1) -> str:
+    """A difference with its sign; one that rounds to zero has none.
+
+    >>> signed(2), signed(-36.24), signed(-0.01)
+    ('+2.0', '−36.2', '0.0')
+    """
+    text = number(value, f"+.{decimals}f")
+    return text if text.strip(f"+{MINUS}0.") else text[1:]
+
+
+def interval(low: Any, high: Any, decimals: int = 1) -> str:
+    """Both ends of an interval, on one line.
+
+    >>> interval(-0.5, 2)
+    '−0.5\\xa0to\\xa02.0'
+    """
+    return f"{number(low, decimals)}{SPACE}to{SPACE}{number(high, decimals)}"
+
+
+def plus_minus(value: Any, half: Any, decimals: int = 1) -> str:
+    """A value and half the width of its interval, on one line.
+
+    >>> plus_minus(78.6, 0.31)
+    '78.6\\xa0±\\xa00.3'
+    """
+    return f"{number(value, decimals)}{SPACE}±{SPACE}{number(half, decimals)}"
+
+
+def literal(text: str) -> str:
+    """Text in which Markdown's signs mean nothing: for names that come from files.
+
+    >>> print(literal("conv_1 | $5"))
+    conv\\_1 \\| \\$5
+    """
+    return re.sub(r"([\\`*_\[\]<>$|])", r"\\\1", text)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Markdown that a notebook shows as a table."""
+
+    markdown: str
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown
+
+    def __repr__(self) -> str:
+        return self.markdown
+
+
+def show(
+    frame: pd.DataFrame,
+    caption: str | None = None,
+    index: bool = True,
+    formats: Format | Mapping[Any, Format] = 2,
+) -> Table:
+    """A DataFrame as a table, the last expression of a cell.
+
+    Text in cells, heads and caption is Markdown: maths, code and links are rendered. Columns in
+    which every cell starts with a number are aligned to the right.
+
+    Args:
+        frame: one row of the table a row; the name of its index heads the first column.
+        caption: a sentence above the table.
+        index: whether the index is the first column.
+        formats: how floats are written: a number of decimals, a format specification or a function
+            such as :func:`percent`, for all columns or by column (two decimals where none is
+            given). A format given for a column holds for its integers too; others have thousands
+            separated by commas.
+
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"score": ["Softmax", "$E$"], "n": [1, 1000], "gain": [-2.5, None]})
+    >>> show(frame, index=False, formats={"gain": signed})
+    | score | n | gain |
+    |---|---:|---:|
+    | Softmax | 1 | −2.5 |
+    | $E$ | 1,000 | – |
+    """
+    if index:
+        frame = frame.rename_axis(frame.index.name or "").reset_index()
+    columns = []
+    for position, head in enumerate(frame.columns):
+        form = formats.get(head) if isinstance(formats, Mapping) else formats
+        cells = [written(value, form) for value in frame.iloc[:, position]]
+        right = all(A_NUMBER.match(cell) or cell in ("", MISSING) for cell in cells)
+        columns.append([written(head, None), "---:" if right else "---", *cells])
+    heads, rule, *rows = ("| " + " | ".join(row) + " |" for row in zip(*columns, strict=True))
+    lines = [heads, rule.replace(" ", ""), *rows]
+    return Table("\n".join([f"{caption}\n", *lines] if caption else lines))
+
+
+def written(value: Any, form: Format | None) -> str:
+    """The Markdown of one cell."""
+    if isinstance(value, str):
+        return re.sub(r"\s*\n\s*", " ", value).replace("|", r"\|")  # the table takes the \ away
+    if callable(form) and value is not None and not math.isnan(value):
+        return form(value)
+    if isinstance(value, numbers.Integral):
+        return number(value, form if isinstance(form, str) else ",")
+    return number(value, 2 if form is None or callable(form) else form)

@@ -1,0 +1,118 @@
+// What tests/test_browser.py asks of a page.
+window.checks = {
+  // Images and drawings without a name or a picture, formulas with errors, what a keyboard cannot scroll.
+  look() {
+    const all = (selector) => [...document.querySelectorAll(selector)];
+    const named = (e) =>
+      e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.querySelector("title");
+    const drawn = all(".cell_output img, .cell_output svg");
+    const small = (e) => Math.min(e.getBoundingClientRect().width, e.getBoundingClientRect().height) < 8;
+    const scrolls = (e) => e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX);
+    const reachable = (e) => e.tabIndex >= 0 || e.querySelector("a[href], button, input, [tabindex='0']");
+    const name = (e) => e.src || e.outerHTML.slice(0, 120);
+    const silent = drawn.filter((e) => e.tagName === "svg" && !e.closest("[aria-hidden=true]") && !named(e));
+    return {
+      nameless: [
+        ...all("img:not([alt])"),
+        ...all("article img").filter((image) => !image.alt.trim()),
+        ...silent,
+      ].map(name),
+      empty: [
+        ...[...document.images].filter((image) => !(image.complete && image.naturalWidth)),
+        ...drawn.filter((e) => !e.closest("svg svg, button, label") && small(e)),
+      ].map(name),
+      formulas: all(".math mjx-merror, .math [data-mjx-error]").length,
+      unreachable: all("article *").filter(scrolls).filter((e) => !reachable(e)).map(name),
+      wider: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    };
+  },
+
+  // The same where each paragraph, title and item ends with a word that fits no line.
+  lookAtLongWords() {
+    const texts = "article :is(p, li, dt, dd, h1, h2, h3, h4, figcaption, summary)";
+    const apart = "table, pre, svg, .math, .tb-explorer, .tb-demo"; // tables scroll, and so does code
+    const holders = [...document.querySelectorAll(texts)].filter((e) => !e.closest(apart));
+    const words = holders.map(() => document.createTextNode(` /${"w".repeat(80)}`));
+    holders.forEach((holder, i) => holder.append(words[i]));
+    const { unreachable, wider } = checks.look();
+    words.forEach((word) => word.remove());
+    return { unreachable, wider };
+  },
+
+  // The same colour a thousand times over costs seconds: one token of each kind and one formula stay.
+  thin() {
+    const kinds = new Set();
+    const again = [...document.querySelectorAll("pre span[class]")].filter((token) => {
+      const kind = token.className + Boolean(token.closest(".cell_output"));
+      return kinds.has(kind) || !kinds.add(kind);
+    });
+    for (const token of again) token.replaceWith(token.textContent);
+    for (const formula of [...document.querySelectorAll("mjx-container")].slice(1)) formula.replaceWith("x");
+  },
+
+  async axe(rules) {
+    const { violations } = await axe.run({ resultTypes: ["violations"], preload: false, ...rules });
+    return violations
+      .filter((rule) => ["serious", "critical"].includes(rule.impact))
+      .flatMap((rule) => rule.nodes.map((node) => [rule.id, node.target.join(" "), node.failureSummary]));
+  },
+
+  // Remember how every control looks, and what gets the focus from now on; how many controls there are.
+  listen() {
+    const look = (e) => {
+      const style = getComputedStyle(e);
+      return ["outline", "boxShadow", "textDecoration", "backgroundColor", "borderColor"].map((k) => style[k]).join();
+    };
+    const there = (e) => e.checkVisibility({ visibilityProperty: true }) && e.getClientRects().length;
+    const free = (e) => !e.matches(":disabled") && !(e.type === "radio" && !e.checked);
+    const controls = [...document.querySelectorAll("a[href], button, input, select, summary, [tabindex]")];
+    const stops = controls.filter((e) => e.tabIndex >= 0 && free(e) && there(e));
+    checks.before = new Map(stops.map((e) => [e, look(e)]));
+    checks.focused = new Map();
+    addEventListener("focusin", ({ target: e }) => {
+      const { top, bottom, left, right } = e.getBoundingClientRect();
+      const inside = bottom > 0 && top < innerHeight && right > 0 && left < innerWidth;
+      checks.focused.set(e, { shown: inside && look(e) !== checks.before.get(e) });
+    });
+    return checks.before.size;
+  },
+
+  reached() {
+    const name = (e) => e.outerHTML.slice(0, 120);
+    const { before, focused } = checks;
+    return {
+      missed: [...before.keys()].filter((e) => e.tabIndex >= 0 && !focused.has(e)).map(name), // what scrolls still
+      unseen: [...focused].filter(([, focus]) => !focus.shown).map(([e]) => name(e)),
+    };
+  },
+
+  // Bytes of all files of the page, before any compression; what came from the cache counts, too.
+  async weight() {
+    const entries = ["navigation", "resource"].flatMap((kind) => performance.getEntriesByType(kind));
+    const linked = [...document.querySelectorAll("link[rel=stylesheet], script[src], img[src]")];
+    const names = [...entries.map((file) => file.name), ...linked.map((e) => e.href ?? e.src)];
+    const files = new Set(names.filter((name) => name.startsWith(location.origin)));
+    const bodies = [...files].map(async (name) => (await fetch(name)).arrayBuffer());
+    return (await Promise.all(bodies)).reduce((sum, body) => sum + body.byteLength, 0);
+  },
+
+  // Of each drawing the size of its text in pixels (10 pt in book.mplstyle), and how much of it scrolls.
+  drawings() {
+    return [...document.querySelectorAll(".cell_output figure > img[width]")].map((drawing) => ({
+      text: (10 * 4 / 3) * (drawing.clientWidth / drawing.getAttribute("width")),
+      hidden: drawing.parentElement.scrollWidth - drawing.parentElement.clientWidth,
+    }));
+  },
+
+  // Controls that are too small for a finger; a link in a text is as tall as its line.
+  taps() {
+    const there = (e) => e.checkVisibility({ visibilityProperty: true }) && e.getClientRects().length;
+    const target = (e) => e.labels?.[0] ?? e; // a label is hit in place of what it is for
+    const inText = (e) => e.matches("a") && getComputedStyle(e).display === "inline";
+    return [...document.querySelectorAll("main :is(a[href], button, input, select, summary)")]
+      .filter((e) => there(e) && !e.disabled && !inText(e))
+      .map((e) => [e.outerHTML.slice(0, 120), target(e).getBoundingClientRect()])
+      .filter(([, box]) => Math.min(box.width, box.height) < 24)
+      .map(([name]) => name);
+  },
+};

@@ -1,0 +1,122 @@
+"""The tables of the chapters: what is written in their cells, and what Markdown makes of it."""
+
+import markdown_it
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from IPython.core.formatters import DisplayFormatter
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+from bookmaking import tables
+from bookmaking.tables import interval, literal, number, percent, plus_minus, show, signed
+
+
+def rendered(table: tables.Table) -> pd.DataFrame:
+    """The table that the book's Markdown makes of it: HTML of each cell."""
+    parser = markdown_it.MarkdownIt().enable("table").use(dollarmath_plugin)
+    html = parser.render(table.markdown)
+    rows = [
+        [cell.split(">", 1)[1].split("</t")[0] for cell in row.split("<t")[1:] if cell[0] in "hd"]
+        for row in html.replace("<thead>", "").replace("<tbody>", "").split("<tr>")[1:]
+    ]
+    return pd.DataFrame(rows[1:], columns=rows[0])
+
+
+def test_numbers_have_one_minus_sign_and_never_break() -> None:
+    texts = [
+        number(-1.5, 1),
+        number(2e-16, ".0e"),
+        number(-3, ","),
+        percent(-0.5),
+        signed(-0.25, 2),
+        interval(-2, -1),
+        plus_minus(-1, 0.5),
+    ]
+    assert texts == [
+        "−1.5",
+        "2e−16",
+        "−3",
+        "−50.0\xa0%",
+        "−0.25",
+        "−2.0\xa0to\xa0−1.0",
+        "−1.0\xa0±\xa00.5",
+    ]
+
+
+@pytest.mark.parametrize("zero", [0, -0.0, 0.04, -0.04, np.float32(0), torch.tensor(-0.01)])
+def test_zero_has_no_sign(zero: float) -> None:
+    assert signed(zero) == "0.0"
+
+
+@pytest.mark.parametrize("value", [0.5, np.float32(0.5), np.array(0.5), torch.tensor(0.5)])
+def test_numbers_of_every_library_read_the_same(value: float) -> None:
+    assert number(value, 3) == "0.500"
+    assert percent(value) == "50.0\xa0%"
+
+
+def test_what_is_missing_is_an_en_dash_and_what_is_empty_stays_so() -> None:
+    frame = pd.DataFrame({"a": [1.0, None, float("nan")], "b": ["", "x", None]})
+    found = show(frame, index=False, formats={"a": percent})
+    assert found.markdown.splitlines()[2:] == ["| 100.0\xa0% |  |", "| – | x |", "| – | – |"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "html"),
+    [
+        ("a | b", "a | b"),
+        ("`p | q`", "<code>p | q</code>"),
+        ("$|x|_1$", '<span class="math inline">|x|_1</span>'),
+        (r"$\|h\|^2$", r'<span class="math inline">\|h\|^2</span>'),
+        ("[E](e.md)", '<a href="e.md">E</a>'),
+        ("cifar10_train_set", "cifar10_train_set"),
+        ("two\nlines", "two lines"),
+        (
+            literal("$5 | $6, _a_, *b*, `c`, [d](e), <f>"),
+            "$5 | $6, _a_, *b*, `c`, [d](e), &lt;f&gt;",
+        ),
+    ],
+)
+def test_text_is_markdown_whatever_it_holds(cell: str, html: str) -> None:
+    found = rendered(show(pd.DataFrame({cell: [cell], "n": [1]}), index=False))
+    assert found.columns.to_list() == [html, "n"]
+    assert found.iloc[0].to_list() == [html, "1"]
+
+
+def test_columns_of_numbers_are_aligned_to_the_right() -> None:
+    frame = pd.DataFrame(
+        {
+            "int": [1, 2],
+            "float": [-0.5, None],
+            "text": ["a", "1"],
+            "percent": [percent(0.1), ""],
+            "bold": ["**±\xa01**", "≤\xa00.3 points"],
+        },
+        index=pd.Index(["x", "y"], name="row"),
+    )
+    rule = show(frame).markdown.splitlines()[1]
+    assert rule == "|---|---:|---:|---|---:|---:|"
+
+
+def test_formats_by_column_or_for_all() -> None:
+    frame = pd.DataFrame({"T": [0.1, 1000.0], "n": [10_000, 2], "e": [1e-7, 0.5]})
+    each = show(frame, index=False, formats={"T": "g", "e": ".1e", "n": "05d"})
+    assert each.markdown.splitlines()[2:] == [
+        "| 0.1 | 10000 | 1.0e−07 |",
+        "| 1000 | 00002 | 5.0e−01 |",
+    ]
+    assert show(frame, index=False, formats=1).markdown.endswith("| 1000.0 | 2 | 0.5 |")
+    assert show(frame, index=False, formats=percent).markdown.endswith("| 50.0\xa0% |")
+
+
+def test_two_columns_may_share_a_name_and_the_index_is_the_first_column() -> None:
+    frame = pd.DataFrame([[1.0, 2.0]], index=["a"], columns=["AUROC", "AUROC"])
+    assert show(frame, "What *it* says:", formats=0).markdown == (
+        "What *it* says:\n\n|  | AUROC | AUROC |\n|---|---:|---:|\n| a | 1 | 2 |"
+    )
+
+
+def test_a_notebook_gets_markdown_and_plain_text() -> None:
+    table = show(pd.DataFrame({"a": [1]}), index=False)
+    data, _ = DisplayFormatter().format(table)
+    assert data == {"text/plain": table.markdown, "text/markdown": table.markdown}
