@@ -50,7 +50,6 @@ RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     # 2**46 times 100,003 is still an int64
     "seed": ("must be in [0, 2**46)", lambda value: 0 <= value < 2**46),
 }
-pick_device = process_device  # an old name, which nothing should use any more
 
 
 @dataclass(frozen=True)
