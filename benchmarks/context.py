@@ -41,9 +41,7 @@ class Context:
         least: int = 5,
         **facts: Any,
     ) -> list[Record]:
-        """Time the calls by turns, for about ``budget`` seconds and ``least`` rounds; facts go into
-        every record.
-        """
+        """Time the calls by turns, about ``budget`` seconds; the facts go into every record."""
         wrapped = {
             name: call if isinstance(call, Call) else Call(call) for name, call in calls.items()
         }
@@ -58,17 +56,13 @@ class Context:
         return time.perf_counter()
 
     def network(self) -> tb.models.WideResNet:
-        """The book's trained WRN-40-2, in evaluation mode; without its file one with random
-        weights, equally fast.
-        """
+        """The book's WRN-40-2, in evaluation mode; without its file, with random weights."""
         weights = self.results / NETWORK / "weights.safetensors"
         model = tb.models.WideResNet.load(weights) if weights.exists() else tb.models.WideResNet()
         return model.eval().to(self.device)
 
     def images(self, count: int) -> Tensor:
-        """Real images that need no download, float (count, 3, 32, 32) in [0, 1]: scikit-learn's
-        digits.
-        """
+        """scikit-learn's digits, which need no download: float (count, 3, 32, 32) in [0, 1]."""
         images = tb.data.load("digits", "train").images
         return images[torch.arange(count) % len(images)].to(self.device) / 255
 

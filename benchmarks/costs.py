@@ -22,10 +22,10 @@ class Machine:
     network: float
 
     def score(self, batch: int, K: int, D: int) -> float:
-        """Seconds of the closed form: its product in float64, or the reading of its weights,
-        whichever is longer.
+        """Seconds of the closed form: its product or the reading of its weights, the longer one.
 
-        >>> Machine(float64=8e9, float32=16e9, memory=8e9, network=8e9).score(batch=1, K=10**3, D=10**3)
+        >>> machine = Machine(float64=8e9, float32=16e9, memory=8e9, network=8e9)
+        >>> machine.score(batch=1, K=10**3, D=10**3)
         0.001
         """
         return max(2 * batch * K * D / self.float64, 8 * K * D / self.memory)
@@ -35,15 +35,12 @@ class Machine:
         return max(2 * batch * K * D / self.float32, 4 * K * D / self.memory)
 
     def crossing(self) -> float:
-        """Batch size from which on the score waits for arithmetic and no longer for memory,
-        whatever K and D are.
-        """
+        """Batch size from which on the score waits for arithmetic, no longer for memory."""
         return 4 * self.float64 / self.memory
 
 
 def kept_bytes(method: str, samples: int, K: int, D: int) -> int:
-    """Bytes that a fitted method holds: float64 for ours, float32 for the peers, ViM with half of
-    the directions.
+    """Bytes that a fitted method holds: ours in float64, peers in float32, ViM half the axes.
 
     >>> kept_bytes("diagonal", 10**9, 10, 128), kept_bytes("KNN", 10**9, 10, 128)
     (10240, 512000000000)
@@ -60,8 +57,7 @@ def kept_bytes(method: str, samples: int, K: int, D: int) -> int:
 
 
 def sent_bytes(workers: int, K: int, D: int) -> float:
-    """Bytes that each worker sends in the one ``all_reduce`` of a fit, E and the count in float64,
-    around a ring.
+    """Bytes that each worker sends in the one ``all_reduce`` of a fit, in float64, around a ring.
 
     >>> sent_bytes(1, 10, 128), sent_bytes(2, 10, 128)
     (0.0, 10248.0)

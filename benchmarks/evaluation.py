@@ -1,6 +1,4 @@
-"""From stored features to the table: every method on every set, and the same evaluation by
-pytorch-ood.
-"""
+"""From stored features to the table: every method on every set, beside pytorch-ood."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ def ours(sets: dict[str, tb.features.Features], methods: tuple[str, ...]) -> lis
 
 
 def theirs(library: Any, bundle: tb.features.Bundle) -> list[Record]:
-    """The shared methods by pytorch-ood's detectors and metrics, on the same arrays and the same
-    draws.
-    """
+    """The shared methods by pytorch-ood's detectors and metrics, on the same arrays and draws."""
     sets, head, records = bundle.sets, last_layer(bundle), []
     for method in SHARED:
         peer = PEERS[method]
@@ -45,9 +41,7 @@ def theirs(library: Any, bundle: tb.features.Bundle) -> list[Record]:
 
 
 def run(context: Context) -> list[Record]:
-    """All methods, and the shared ones side by side; scores and metrics run on the CPU, where the
-    bundle is.
-    """
+    """All methods, and the shared ones side by side; on the CPU, where the bundle is."""
     bundle, library = context.bundle(), pytorch_ood()
     if bundle is None:
         return [skipped("the table", "no bundle in the results folder")]

@@ -1,6 +1,4 @@
-"""The fit: one pass, what it adds to that pass, and memory that does not grow with the number of
-samples.
-"""
+"""The fit: what it adds to the pass, and memory that does not grow with the samples."""
 
 from __future__ import annotations
 
@@ -37,18 +35,14 @@ def drawn(device: str) -> list[Tensor]:
 
 
 def batches(samples: int, device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-    """A stream of features (B, D) and labels (B,) of any length, out of ten batches that come again
-    and again.
-    """
+    """A stream of features (B, D) and labels (B,) of any length, out of ten batches that repeat."""
     for start in range(0, samples, 1000):
         h = drawn(device)[start // 1000 % 10][: samples - start]
         yield h, torch.arange(len(h), device=device) % K
 
 
 def whole_fit(method: str, samples: int, device: str = "cpu") -> Any:
-    """Fit a method on so many samples: a key of ``FISHERS``, or one of ``PEERS`` as pytorch-ood
-    does it.
-    """
+    """Fit a key of ``FISHERS`` on so many samples, or one of ``PEERS`` as pytorch-ood does."""
     head = torch.nn.Linear(D, K).requires_grad_(False).to(device)
     if method in FISHERS:
         fisher = FISHERS[method]()
@@ -67,9 +61,7 @@ def stream(method: str, samples: int, device: str = "cpu") -> Callable[[], Any]:
 
 
 def updates(context: Context) -> list[Record]:
-    """What one batch adds to each Fisher, beside the forward pass that gives it features and
-    logits.
-    """
+    """What one batch adds to each Fisher, beside the pass that gives features and logits."""
     batch = 8 if context.quick else BATCH
     model, x = context.network(), context.images(batch)
     with torch.no_grad():
@@ -95,7 +87,7 @@ def fits(context: Context) -> list[Record]:
 
 
 def memories(context: Context) -> list[Record]:
-    """Peak memory of the fit at growing N, each in a process of its own, and the bytes that stay."""
+    """Peak memory of the fit at growing N, each in its own process, and the bytes that stay."""
     records, device = [], str(context.device)
     library = pytorch_ood()
     for method in ("diagonal", "KNN") if context.quick else ("diagonal", "Kronecker", *PEERS):

@@ -1,6 +1,4 @@
-"""Set-ups of the forward pass: memory format, precision, batch size, compilation, export, against
-plain float32.
-"""
+"""Set-ups of the forward pass: memory format, precision, batch size, compilation, export."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ T = 5.0
 
 @dataclass(frozen=True)
 class Setup:
-    """How the backbone runs. The head and the scores stay in float32 and float64: bfloat16 loses
-    small residuals.
-    """
+    """How the backbone runs; head and scores stay in float32 and float64, for small residuals."""
 
     channels_last: bool = False
     bfloat16: bool = False
@@ -87,9 +83,7 @@ def forward(model: tb.models.WideResNet, setup: Setup) -> Callable[[Tensor], tup
 
 
 def graph(model: tb.models.WideResNet, batch: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Scores (Eq. 5) and logits of images by onnxruntime, as :meth:`OODDetector.export` writes
-    them.
-    """
+    """Scores (Eq. 5) and logits by onnxruntime, of what :meth:`OODDetector.export` writes."""
     import onnxruntime
 
     with TemporaryDirectory() as folder:
@@ -127,9 +121,7 @@ def why_not(setup: Setup, context: Context) -> str:
 
 
 def agreement(found: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """How far a set-up moves what comes out: the score (Eq. 5, median relative change), and the
-    decisions (share).
-    """
+    """Median relative change of the score (Eq. 5), and the share of decisions that change."""
     scores = [
         first if first.ndim == 1 else tb.scores.thinkback(first.cpu(), z.cpu(), temperature=T)
         for first, z in (found, plain)
@@ -142,9 +134,7 @@ def agreement(found: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor]) -> dic
 def probe(
     context: Context, setup: Setup, x: Tensor, plain: tuple[Tensor, Tensor]
 ) -> tuple[Call, Record]:
-    """A set-up ready to be timed on the images, and what its first call took and gave; an emulated
-    one does a part.
-    """
+    """A set-up ready to be timed, and facts of its first call; an emulated one does a part."""
     run_once = forward(context.network(), setup)
     few = x[: setup.batch if setup.compiled else 16]  # a compiled one is compiled for its batch
     start = time.perf_counter()

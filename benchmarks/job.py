@@ -1,6 +1,4 @@
-"""The whole job, images in and scores out: a detector of the package, and pytorch-ood's on the same
-images.
-"""
+"""The whole job, images in and scores out: a detector of the package beside pytorch-ood's."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ def title(method: str) -> str:
 
 
 def job(method: str, images: int, results: str, device: str = "cpu") -> Callable[[], object]:
-    """Fit on so many images, then score as many, each library with its defaults: ready to run, the
-    images in memory.
-    """
+    """Fit on so many images, then score as many, by the library's defaults: ready to run."""
     context = Context(torch.device(device), results=Path(results))
     model, x = context.network().requires_grad_(False), context.images(images)
     if method in OURS:

@@ -1,6 +1,4 @@
-"""Gradients of other layers: time in forward passes and memory, against ``vmap(grad)`` on the same
-layer.
-"""
+"""Gradients of other layers: time in forward passes and memory, against ``vmap(grad)``."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ ALONE = ("A", "C", "D", "E", "all", f"all{VMAP}")  # whose memory is measured
 
 
 def by_vmap(model: nn.Module, x: Tensor, names: Sequence[str]) -> Tensor:
-    """Squared gradients of these parameters, (N, P), by ``torch.func`` through the whole network."""
+    """Squared gradients of these parameters, (N, P), by ``torch.func`` through the network."""
     wanted = {name: value.detach() for name, value in model.named_parameters() if name in names}
 
     def loss(parameters: Mapping[str, Tensor], image: Tensor) -> Tensor:
@@ -45,9 +43,7 @@ def parameters_of(model: nn.Module, x: Tensor, reading: str) -> list[str]:
 
 
 def work(model: tb.models.WideResNet, x: Tensor, way: str) -> Callable[[], object]:
-    """Eq. 6 of a batch, forward pass included, in one of the ``WAYS``; E is given, and its values
-    do not matter.
-    """
+    """Eq. 6 of a batch in one of the ``WAYS``, forward pass included, with any E."""
     layers = tb.gradients.find_layers(model, x[:2])
     if way == "A":
         inverse = torch.ones_like(model.get_classifier().weight, dtype=torch.float64, device="cpu")

@@ -1,4 +1,4 @@
-"""What the machine can do at best: dense matrix products and copies, the units of every estimate."""
+"""What the machine can do at best: dense matrix products and copies, units of every estimate."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def copy(length: int, device: torch.device) -> Callable[[], object]:
 
 
 def run(context: Context) -> list[Record]:
-    """Dense products in both precisions, and a copy far larger than any cache; with their
-    operations and bytes.
-    """
+    """Dense products in both precisions and a copy beyond any cache; their operations and bytes."""
     side, length = (512, 1 << 22) if context.quick else (2048, 1 << 26)
     calls = {
         f"product {n}": product(side, context.device, getattr(torch, n))

@@ -18,8 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def peak(module: str, function: str, **options: Any) -> int:
-    """Bytes by which the work's memory grows at its highest point over what it finds when it
-    starts.
+    """Bytes by which memory grows at the highest point of the work over its start.
 
     Args:
         module, function: of this package; called with the options it prepares, and returns the work
@@ -48,25 +47,18 @@ def growth(work: Callable[[], object], device: str = "cpu") -> int:
         work()
         return torch.cuda.max_memory_allocated(device) - before
     with suppress(OSError):  # Linux: forget the peak of the preparation
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = _high_water()
     work()
     return _high_water() - before
 
 
 def _high_water() -> int:
-    """Largest resident set of this process so far, in bytes; a parent's peak would leak into
-    ``getrusage`` on Linux.
-    """
+    """Largest resident set of this process so far, in bytes; on Linux not ``getrusage``'s."""
     status = Path("/proc/self/status")
     if status.exists():
-        return 1024 * int(
-            next(
-                line.split()[1]
-                for line in status.read_text().splitlines()
-                if line.startswith("VmHWM")
-            )
-        )
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (

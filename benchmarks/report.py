@@ -1,6 +1,4 @@
-"""From the JSON files to the tables of the chapter on cost: text in Markdown, every number out of a
-record.
-"""
+"""From the JSON files to the tables of the chapter on cost, in Markdown."""
 
 from __future__ import annotations
 
@@ -21,13 +19,12 @@ TITLES = tb.methods.TITLES | {
     "autograd, head": "autograd, last layer, one by one",
     "vmap(grad), head": "vmap(grad), last layer",
 }
-COST, SMALL, SPEED, UNITS = (
-    0.1,
-    1.0,
-    100.0,
-    3.0,
-)  # the goals: % at batch 200, % at batch 1, times faster, times Energy
-FIT = 1.0  # %
+# the goals
+COST = 0.1  # % of f(x) at batch 200
+SMALL = 1.0  # % at batch 1
+SPEED = 100.0  # times faster than full backward passes
+UNITS = 3.0  # times Energy
+FIT = 1.0  # % of f(x)
 
 
 class Runs:
@@ -49,7 +46,7 @@ class Runs:
         self.folder, self.device = folder, device
 
     def records(self, group: str, skipped: bool = False, **facts: Any) -> list[Record]:
-        """What a group measured with these facts; or, with ``skipped``, what it left out, and why."""
+        """What a group measured with these facts; with ``skipped``, what it left out, and why."""
         if group not in self.groups:
             command = "make bench" + "-gpu" * (self.device == "cuda")
             raise FileNotFoundError(
@@ -183,9 +180,7 @@ def goals(runs: Runs) -> list[tuple[str, str, str, str]]:
 
 
 def at_ratio(records: Mapping[str, Record], slower: str) -> float:
-    """How many times Thinkback is faster, by the medians of ratios to the reference that both were
-    timed with.
-    """
+    """How many times Thinkback is faster, by the medians of ratios to their common reference."""
     return float(records[slower]["ratio"] / records["thinkback"]["ratio"])
 
 
@@ -332,16 +327,10 @@ def layers(runs: Runs) -> str:
 def inference(runs: Runs) -> str:
     """Set-ups of the forward pass."""
     found = runs.named("inference")
-    lines = [
-        (
-            what,
-            milliseconds(r, r["images"]),
-            span(r),
-            f"{r['score_change']:.0e}",
-            f"{r['decisions_changed']:.1%}",
-        )
-        for what, r in found.items()
-    ]
+    lines = []
+    for what, r in found.items():
+        moved = f"{r['score_change']:.0e}", f"{r['decisions_changed']:.1%}"
+        lines.append((what, milliseconds(r, r["images"]), span(r), *moved))
     left = [f"{r['what']}: {r['skipped']}" for r in runs.records("inference", skipped=True)]
     usual = found.get("channels last, batch 64")
     best = min(found.values(), key=lambda r: r["ratio"])
@@ -375,8 +364,7 @@ def inference(runs: Runs) -> str:
 
 
 def precision(exact: tb.evaluation.Scores, low: tb.evaluation.Scores, resamples: int = 200) -> str:
-    """What reduced precision does to every metric, beside the 95 % bootstrap interval of the exact
-    one.
+    """What reduced precision does to each metric, beside its 95 % bootstrap interval.
 
     Args:
         exact, low: set -> method -> scores (N,) of the same images; the in-distribution set is one
@@ -415,17 +403,13 @@ def precision(exact: tb.evaluation.Scores, low: tb.evaluation.Scores, resamples:
 
 
 def training(runs: Runs) -> str:
-    """An epoch: the usual loop, ours at each resolution and in the mean, the floors, and where a
-    step's time goes.
-    """
+    """An epoch of the usual loop and of ours, lower bounds, and where the time goes."""
     found = runs.named("training")
     loops = {what: r for what, r in found.items() if what.startswith(("usual", "ours"))}
     lines = [(what, milliseconds(r, r["images"]), span(r)) for what, r in loops.items()]
     mean = sum(r["share_of_recipe"] * r["ratio"] for r in loops.values() if "share_of_recipe" in r)
-    full, usual = (
-        found["ours, 32 px"],
-        min(r["ratio"] for what, r in loops.items() if what.startswith("usual")),
-    )
+    full = found["ours, 32 px"]
+    usual = min(r["ratio"] for what, r in loops.items() if what.startswith("usual"))
     more = {"ours, mean over the recipe": mean}
     for name, unit, count in (
         ("a dense product", "product float32", "operations"),
@@ -447,9 +431,8 @@ def training(runs: Runs) -> str:
     operations, moved = (full[count] / full["images"] for count in ("operations", "bytes"))
     text += f"{operations / 1e9:.2f} G operations and moves {size(moved)}; "
     arithmetic, memory = list(more.values())[1:]
-    text += (
-        f"the step takes {full['ratio'] / (arithmetic + memory):.2f} times both floors together. "
-    )
+    both = arithmetic + memory
+    text += f"the step takes {full['ratio'] / both:.2f} times both floors together. "
     parts = ", ".join(
         f"`{name.removeprefix('aten::')}` {share:.0%}" for name, share in full["profile"].items()
     )
@@ -477,4 +460,5 @@ def evaluation(runs: Runs) -> str:
         ),
         "",
     )
-    return f"{table(('evaluation of kept features', 'time', 'of ours, shared methods'), lines)}\n\n{facts}{left}"
+    head = ("evaluation of kept features", "time", "of ours, shared methods")
+    return f"{table(head, lines)}\n\n{facts}{left}"

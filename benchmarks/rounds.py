@@ -1,4 +1,4 @@
-"""Alternating rounds: the calls that are compared take turns, and a ratio is formed within a round."""
+"""Calls that are compared take turns in rounds, and a ratio is formed within a round."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """What is timed, and the share of the batch that it does: slow loops do a part, and their time
-    is scaled up.
-    """
+    """What is timed, and the share of the batch that it does: the time of a part is scaled up."""
 
     run: Callable[[], object]
     share: float = 1.0
@@ -30,8 +28,7 @@ def alternate(
     most: int,
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, round by round; every second round runs backwards, so that no call
-    always follows another.
+    """Seconds of each call, round by round, in both directions, so that no order is favoured.
 
     Args:
         calls: what takes turns.
@@ -65,8 +62,7 @@ def alternate(
 
 
 def summarize(seconds: Mapping[str, list[float]], reference: str, **facts: Any) -> list[Record]:
-    """One record a call: median and quartiles of its seconds, and of its ratio to the reference in
-    the same round.
+    """By call: median and quartiles of its seconds, and of its ratio to the reference by round.
 
     >>> summarize({"f": [2.0, 4.0, 2.0], "g": [1.0, 2.0, 1.0]}, "f", batch=8)[1]["ratio"]
     0.5

@@ -1,5 +1,4 @@
-"""g(x) on top of f(x): what a score adds to the pass that makes its inputs, and what the same score
-costs by autograd.
+"""What a score g(x) adds to the pass f(x) that makes its inputs, and what autograd takes.
 
 Two places. ``network``: the reference is f(x) itself; the scores of features and logits start from
 those two, the detectors that need a graph from the image. ``head``: all start from the features and
@@ -48,9 +47,7 @@ Roots = tuple[Tensor, Tensor]
 
 
 def loss_of(logits: Tensor) -> Tensor:
-    """``-log softmax(z / T)`` of the network's own decision, for one sample, in the precision that
-    comes.
-    """
+    """``-log softmax(z / T)`` of the network's own decision, for one sample."""
     return (logits / T).logsumexp(-1) - logits.amax(-1) / T
 
 
@@ -76,9 +73,7 @@ def vectorized(features: Tensor, weight: Tensor, bias: Tensor, importance: Tenso
 
 
 def backward(model: nn.Module, head: nn.Linear, images: Tensor, importance: Tensor) -> Tensor:
-    """The same as published gradient detectors run: image by image through the network, and all the
-    way back.
-    """
+    """The same as published gradient detectors run: image by image, all the way back."""
     scores = []
     for x in images:
         model.zero_grad()
@@ -91,9 +86,7 @@ def backward(model: nn.Module, head: nn.Linear, images: Tensor, importance: Tens
 def closed_forms(
     h: Tensor, z: Tensor | None, head: nn.Linear, inverse: Tensor, roots: Roots | None
 ) -> Rows:
-    """Scores of features and logits, with what a fit keeps; where no logits are given, each call
-    computes its own.
-    """
+    """Scores of features and logits; where no logits are given, each call computes its own."""
 
     def logits() -> Tensor:
         return head(h) if z is None else z
@@ -122,9 +115,7 @@ def part_of(batch: int, head: nn.Linear) -> int:
 
 
 def by_autograd(h: Tensor, head: nn.Linear, inverse: Tensor) -> Rows:
-    """The score by differentiating the last layer, on a part of the batch where gradients are
-    large.
-    """
+    """The score by autograd of the last layer, on a part of the batch if gradients are large."""
     part = h[: part_of(len(h), head)]
     given = (part, head.weight.detach(), head.bias.detach(), inverse.float())
     share = len(part) / len(h)
@@ -135,9 +126,7 @@ def by_autograd(h: Tensor, head: nn.Linear, inverse: Tensor) -> Rows:
 
 
 def gradnorm(model: nn.Module, x: Tensor, name: str, most: int) -> Rows:
-    """pytorch-ood's GradNorm of the parameter ``name`` on at most so many of the batch; nothing
-    without the library.
-    """
+    """pytorch-ood's GradNorm of the parameter ``name``, on a part of the batch; {} without it."""
     library, few = pytorch_ood(), x[:most]
     if isinstance(library, str):
         return {}
@@ -148,9 +137,7 @@ def gradnorm(model: nn.Module, x: Tensor, name: str, most: int) -> Rows:
 def of_features(
     head: nn.Linear, bank: Tensor, labels: Tensor
 ) -> dict[str, Callable[[tb.features.Features], Tensor]]:
-    """pytorch-ood's detectors of features, fitted on the bank; those that would take minutes are
-    left out.
-    """
+    """pytorch-ood's detectors of features, fitted on the bank, where that takes no minutes."""
     if isinstance(pytorch_ood(), str):
         return {}
     names = [name for name, most in MOST_CLASSES.items() if head.out_features <= most]
@@ -205,7 +192,7 @@ def on_network(context: Context) -> list[Record]:
 
 
 def on_head(context: Context, K: int, D: int, batches: tuple[int, ...]) -> list[Record]:
-    """Every score from the features on, the last layer's product included, on synthetic features."""
+    """Every score from synthetic features on, the last layer's product included."""
     generator, device = torch.Generator().manual_seed(0), context.device
     head = nn.Linear(D, K).requires_grad_(False).to(device)
     inverse = torch.rand(K, D, generator=generator, dtype=torch.float64).to(device)

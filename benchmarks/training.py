@@ -1,6 +1,4 @@
-"""One epoch of training on a few hundred images: the package's pipeline against the loop that is
-usually written.
-"""
+"""One epoch of training on a few hundred images: our pipeline beside the usual loop."""
 
 from __future__ import annotations
 
@@ -42,8 +40,7 @@ class Photos(Dataset[tuple[Any, int]]):
 def usual_loop(
     model: nn.Module, images: tb.data.ImageSet, workers: int, device: torch.device
 ) -> Callable[[], None]:
-    """An epoch as tutorials write it: random crop, flip, tensor, normalize, DataLoader, SGD, loss
-    printed a step.
+    """An epoch as tutorials write it: random crop, flip, tensor, normalize, DataLoader, SGD.
 
     The workers stay from epoch to epoch, so that starting them is not counted.
     """
@@ -85,9 +82,7 @@ def our_epoch(images: tb.data.ImageSet, side: int, device: torch.device) -> Call
 
 
 def operations(images: int) -> dict[str, int]:
-    """Floating-point operations of an epoch at full size, forward and forward with backward,
-    counted by torch.
-    """
+    """Floating-point operations of an epoch at full size, forward and whole step, by torch."""
     model, counts = network(), {}
     for what in ("forward", "step"):
         with FlopCounterMode(display=False) as counter:
@@ -99,9 +94,7 @@ def operations(images: int) -> dict[str, int]:
 
 
 def traffic(images: int) -> int:
-    """Bytes that an epoch moves at least: each layer reads its feature maps and writes new ones,
-    and twice backward.
-    """
+    """Bytes that an epoch moves at least: each layer reads and writes its maps, twice backward."""
     model, counts = network(), list[int]()
     for layer in model.modules():
         if not list(layer.children()):
@@ -113,7 +106,7 @@ def traffic(images: int) -> int:
 
 
 def profile(images: tb.data.ImageSet, device: torch.device) -> dict[str, float]:
-    """Shares of a step's time by operation, at full size, of those that take a hundredth or more."""
+    """Shares of a step's time by operation, at full size, of those above one hundredth."""
     epoch = our_epoch(images, images.images.shape[-1], device)
     epoch()
     with torch.profiler.profile() as watched:

@@ -206,7 +206,10 @@ def run(results: Path, name: str, device: str | None = None) -> None:
         return
     sets = features(folder, NETWORKS[name], device)
     records, reference = measure(sets), peers(sets)
-    with replacing(folder / "candidates.csv") as temporary, temporary.open("w", newline="") as file:
+    with (
+        replacing(folder / "candidates.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, records[0], lineterminator="\n")
         writer.writeheader()
         fields = (*Candidate._fields, "size")

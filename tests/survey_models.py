@@ -1,8 +1,8 @@
 """Which published classifiers the detector works for: built without weights, fitted and scored on
 random inputs.
 
-    python tests/survey_models.py                            # all packages, about an hour on two cores
-    python tests/survey_models.py timm --models volo_d1_224  # some, whose rows are replaced in the file
+    python tests/survey_models.py                            # all: about an hour on two cores
+    python tests/survey_models.py timm --models volo_d1_224  # some: their rows are replaced
 
 It needs ``pip install '.[real]'`` and writes results/compatibility.json and
 results/compatibility.md, one package at a time. A model works if its head is found, fit and score
@@ -80,7 +80,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What came of it: ``works`` is None where the package itself could not build or run the model."""
+    """What came of it: ``works`` is None where its own package could not build or run the model."""
 
     name: str
     works: bool | None
@@ -447,7 +447,7 @@ def _films(model: nn.Module, n: int) -> Iterator[dict[str, Tensor]]:
 
 def write(package: str, rows: list[Row], path: Path) -> None:
     """Replace one package's part of the file, and the table beside it."""
-    whole = json.loads(path.read_text()) if path.exists() else {}
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     versions = {package: importlib.import_module("importlib.metadata").version(package)}
     provenance = tb.provenance.describe()
     provenance["versions"] |= versions
@@ -458,9 +458,9 @@ def write(package: str, rows: list[Row], path: Path) -> None:
     }
     whole = {name: whole[name] for name in CASES if name in whole}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(whole, indent=1) + "\n")
+        temporary.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     with replacing(path.with_suffix(".md")) as temporary:
-        temporary.write_text(table(whole))
+        temporary.write_text(table(whole), encoding="utf-8")
 
 
 def table(whole: Mapping[str, Any]) -> str:
@@ -498,7 +498,7 @@ def main() -> None:
         if arguments.models is not None:
             rows = {
                 row["name"]: Row(**row)
-                for row in json.loads(arguments.out.read_text())[package]["models"]
+                for row in json.loads(arguments.out.read_text(encoding="utf-8"))[package]["models"]
             }
         for case in CASES[package]():
             if arguments.models is None or case.name in arguments.models:

@@ -114,7 +114,11 @@ def test_readme_s_pytorch_ood_call_runs_as_printed(ood, name):
         arguments = {"depth": 10} if name == "WideResNet" else {}
         model, x = getattr(ood.model, name)(num_classes=10, **arguments), torch.rand(24, 3, 32, 32)
     train_loader = DataLoader(TensorDataset(x, torch.arange(24) % 10), batch_size=8)
-    row = next(line for line in README.read_text().splitlines() if line.startswith("| pytorch-ood"))
+    row = next(
+        line
+        for line in README.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| pytorch-ood")
+    )
     call = row.split("`")[3]
     assert call.startswith("ThinkbackDetector(")
     detector = eval(

@@ -53,14 +53,14 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(tmp_path / "notebooks" / "02_two.ipynb", "seed: int = 0  # seed", "seed + 1")
     contents = {"format": "jb-book", "root": "book/intro", "chapters": []}
     contents["chapters"] = [{"file": "notebooks/01_one"}, {"file": "notebooks/02_two"}]
-    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
+    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False), encoding="utf-8")
     (tmp_path / "_config.yml").touch()
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "intro.md").write_text(
-        "# Tiny\n\nOn to [one](../notebooks/01_one.ipynb), $x^2$.\n"
+        "# Tiny\n\nOn to [one](../notebooks/01_one.ipynb), $x^2$.\n", encoding="utf-8"
     )
     (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "smoke.yml").write_text("profile: smoke\nseed: 3\n")
+    (tmp_path / "profiles" / "smoke.yml").write_text("profile: smoke\nseed: 3\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -208,7 +208,7 @@ def test_command_line_refuses(
 def test_profiles_are_held_to_the_chapters(
     book: Path, capsys: pytest.CaptureFixture[str], profile: str, message: str
 ) -> None:
-    (book / "profiles" / "smoke.yml").write_text(profile)
+    (book / "profiles" / "smoke.yml").write_text(profile, encoding="utf-8")
     assert message in refusal(
         "execute", "--only", "two", capsys=capsys
     )  # also for chapters that would not run now
@@ -273,7 +273,8 @@ def test_contents_are_read_by_the_reader_of_jupyter_book(book: Path) -> None:
     chapters = '[{file: "notebooks/02_two"}, {url: https://example.org, title: x}]'
     parts = f'[{{caption: "file: none", chapters: {chapters}}}]'
     (book / "_toc.yml").write_text(
-        f"{{format: jb-book, root: book/intro, parts: {parts}}} # file: notebooks/01_one"
+        f"{{format: jb-book, root: book/intro, parts: {parts}}} # file: notebooks/01_one",
+        encoding="utf-8",
     )
     assert sources.pages(book) == [Path("book/intro.md"), Path("notebooks/02_two.ipynb")]
 
@@ -287,7 +288,7 @@ def test_pages_that_cannot_be_made_are_refused_in_one_line(
     assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
     (book / "book" / "demo.md").touch()
     assert f"there is no {Path('results', site.demo.RUN)}" in refusal("build", capsys=capsys)
-    (book / "_config.yml").write_text("title: [")
+    (book / "_config.yml").write_text("title: [", encoding="utf-8")
     assert "_config.yml cannot be read as YAML" in refusal("build", capsys=capsys)
 
 
@@ -428,7 +429,7 @@ def test_an_endless_cell_is_stopped_and_named(
         PARAMETERS,
         "print('before', flush=True)\nwhile True: pass",
     )
-    (book / "profiles" / "smoke.yml").write_text("seed: 3\ncell_timeout: 2\n")
+    (book / "profiles" / "smoke.yml").write_text("seed: 3\ncell_timeout: 2\n", encoding="utf-8")
     last = refusal("execute", capsys=capsys)
     assert re.search(
         r"01_one\.ipynb, cell 3 \(id \w+\): A cell timed out .* after 2 seconds\..* cell_timeout",
@@ -469,7 +470,7 @@ def test_made_once_of_the_same(tmp_path: Path) -> None:
 
     def make() -> None:
         made.append(1)
-        product.write_text("half")
+        product.write_text("half", encoding="utf-8")
         if len(made) == 2:
             raise sources.BookError("thinkback: no")
 
@@ -490,7 +491,7 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
 
     def run(path: Path, output: Path, values: dict[str, Any], timeout: int | None) -> None:
         ran.append(sources.slug(path))
-        if "raise" in path.read_text():
+        if "raise" in path.read_text(encoding="utf-8"):
             raise sources.BookError("thinkback: no")
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, output)
@@ -502,7 +503,7 @@ def test_only_what_changed_is_executed(book: Path, monkeypatch: pytest.MonkeyPat
 
     def write_text(name: str, text: str) -> None:
         (book / name).parent.mkdir(parents=True, exist_ok=True)
-        (book / name).write_text(text)
+        (book / name).write_text(text, encoding="utf-8")
 
     monkeypatch.setattr(chapters, "run", run)
     monkeypatch.setattr(chapters, "PACKAGE", book / "package")
@@ -552,7 +553,7 @@ def test_a_chapter_depends_on_what_it_imports_and_on_what_that_imports(tmp_path:
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     found = chapters.modules(tmp_path, "from beside import timing")
     assert set(found) == set(files) - {"beside/gallery.py"}
     assert set(chapters.modules(tmp_path, "import beside.gallery")) == set(files)
@@ -598,7 +599,7 @@ def test_run_executes_one_notebook_in_its_own_folder(
     foreign = book / "share" / "kernels" / "python3"
     foreign.mkdir(parents=True)
     (foreign / "kernel.json").write_text(
-        '{"argv": ["/bin/false"], "display_name": "x", "language": "python"}'
+        '{"argv": ["/bin/false"], "display_name": "x", "language": "python"}', encoding="utf-8"
     )
     monkeypatch.setenv("JUPYTER_PATH", str(foreign.parents[1]))
     path = write(
@@ -615,7 +616,7 @@ def test_kernel_of_another_python_is_refused(book: Path, monkeypatch: pytest.Mon
     foreign = book / "share" / "jupyter" / "kernels" / "python3"
     foreign.mkdir(parents=True)
     (foreign / "kernel.json").write_text(
-        '{"argv": ["/bin/false"], "display_name": "x", "language": "python"}'
+        '{"argv": ["/bin/false"], "display_name": "x", "language": "python"}', encoding="utf-8"
     )
     monkeypatch.setenv("JUPYTER_PATH", "")
     monkeypatch.setattr(sys, "prefix", str(book))
@@ -685,7 +686,9 @@ def test_whole_book(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = html.unescape(re.sub("<[^>]+>", "", page))
     assert "seed 3 ['isun']" in text
     assert "# This page was rendered with:" in text
-    assert (built / "_sources" / "notebooks" / "01_one.ipynb").read_text().count(str(book)) == 0
+    assert (built / "_sources" / "notebooks" / "01_one.ipynb").read_text(encoding="utf-8").count(
+        str(book)
+    ) == 0
     assert 'href="notebooks/01_one.html"' in (built / "index.html").read_text(encoding="utf-8")
     wrong = {
         "names a folder of this machine": f"<p>{book}{os.sep}data</p>",

@@ -63,7 +63,7 @@ def test_errors_that_explain_themselves_are_one_line(tmp_path, capsys):
     for error in (ValueError, FileNotFoundError, FloatingPointError):
         assert run_main(fails(error("thinkback: a thing\n is wrong"))) == 1
         assert capsys.readouterr().err == "thinkback: a thing is wrong\n"
-    assert run_main(lambda: (tmp_path / "absent").read_text()) == 1
+    assert run_main(lambda: (tmp_path / "absent").read_text(encoding="utf-8")) == 1
     assert (
         capsys.readouterr().err == f"thinkback: {tmp_path / 'absent'}: No such file or directory\n"
     )

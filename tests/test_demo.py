@@ -132,12 +132,12 @@ def answer(page, act):
 
 def test_runtime_is_the_released_one():
     """SOURCE.txt names the release and what its files were, unpacked."""
-    source = (RUNTIME / "SOURCE.txt").read_text()
+    source = (RUNTIME / "SOURCE.txt").read_text(encoding="utf-8")
     wasm = gzip.decompress((ROOT / demo.RUNTIME).read_bytes())
     assert wasm[:4] == b"\0asm"
     for content in (wasm, (RUNTIME / "ort.wasm-core.min.js").read_bytes()):
         assert hashlib.sha256(content).hexdigest() in source
-    assert "MIT License" in (RUNTIME / "LICENSE").read_text()
+    assert "MIT License" in (RUNTIME / "LICENSE").read_text(encoding="utf-8")
     assert "Eigen" in (RUNTIME / "ThirdPartyNotices.txt").read_text("utf-8")
 
 

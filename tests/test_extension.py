@@ -17,8 +17,10 @@ FILES = ["thinkback.css", "explorers.css", "gallery.css", "sphinx-design.min.css
 
 def finished(tmp_path: Path, body: str) -> dict:
     """The context of a page of that body, among the drawings a.svg and b.svg."""
-    (tmp_path / "a.svg").write_text('<svg width="300.2pt" height="150pt" viewBox="0 0 300 150"/>')
-    (tmp_path / "b.svg").write_text('<svg viewBox="0 0 8 8"/>')
+    (tmp_path / "a.svg").write_text(
+        '<svg width="300.2pt" height="150pt" viewBox="0 0 300 150"/>', encoding="utf-8"
+    )
+    (tmp_path / "b.svg").write_text('<svg viewBox="0 0 8 8"/>', encoding="utf-8")
     images = {"a.svg": "a1.svg", "b.svg": "b1.svg"}
     app = SimpleNamespace(srcdir=tmp_path, builder=SimpleNamespace(images=images))
     files = [SimpleNamespace(filename=f"_static/{name}") for name in FILES]
@@ -98,10 +100,11 @@ def test_front_page_is_a_moved_copy(tmp_path: Path) -> None:
     (tmp_path / "book" / "intro.html").write_text(
         '<!DOCTYPE html><html data-content_root="../"><a href="#a"></a><a href="../n/x.html#b">'
         '<img src="../_images/i.svg"/></a><a href="https://example.org/x"></a>'
-        '<a href="limits.html"></a><script src="../_static/../mathjax/m.js?v=1"></script></html>'
+        '<a href="limits.html"></a><script src="../_static/../mathjax/m.js?v=1"></script></html>',
+        encoding="utf-8",
     )
     extension.front_page(tmp_path, "book/intro.html")
-    page = BeautifulSoup((tmp_path / "index.html").read_text(), "html.parser")
+    page = BeautifulSoup((tmp_path / "index.html").read_text(encoding="utf-8"), "html.parser")
     assert [element["href"] for element in page("a")] == [
         "#a",
         "n/x.html#b",

@@ -5,7 +5,6 @@ its file.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import pytest
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from thinkback_utils import files
 from thinkback_utils.features import save_arrays
 from thinkback_utils.files import locking, read_arrays, read_json, replacing, write_json
 from thinkback_utils.models import WideResNet
@@ -257,8 +255,3 @@ def test_a_member_that_is_no_array_is_an_error(tmp_path: Path) -> None:
         archive.writestr("a.npy", b"text")
     with pytest.raises(ValueError, match=r"a\.npz cannot be read"):
         read_arrays(tmp_path / "a.npz", "")
-
-
-def test_no_text_is_written_without_an_encoding() -> None:
-    source = Path(files.__file__).read_text(encoding="utf-8")
-    assert re.findall(r"(?:read|write)_text\((?!.*encoding)", source) == []

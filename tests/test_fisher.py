@@ -124,7 +124,7 @@ dist.destroy_process_group()
 def processes(tmp_path_factory):
     """What three real processes found, of which the second has seen no data."""
     folder = tmp_path_factory.mktemp("processes")
-    (folder / "process.py").write_text(PROCESS)
+    (folder / "process.py").write_text(PROCESS, encoding="utf-8")
     launch = [
         sys.executable,
         "-m",

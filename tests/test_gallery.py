@@ -174,27 +174,28 @@ def test_one_command_makes_everything(toy, gathered, tmp_path, monkeypatch, caps
     toy.save(folder / "bundle.npz")
     (folder / "weights.safetensors").write_bytes(b"weights")
     facts = {"images_sha256": hashes, "recipe": "toy", "accuracy": {ID_TEST: 0.1}}
-    (folder / "provenance.json").write_text(json.dumps(facts))
-    (tmp_path / "results" / "table1.json").write_text('[{"network": "net", "seed": 0}]')
+    (folder / "provenance.json").write_text(json.dumps(facts), encoding="utf-8")
+    (tmp_path / "results" / "table1.json").write_text(
+        '[{"network": "net", "seed": 0}]', encoding="utf-8"
+    )
     command = ["--results", str(tmp_path / "results"), "--network", "net"]
     gallery.main(command)
     assert "wrote" in capsys.readouterr().out
     out = tmp_path / "results" / "gallery"
-    browsed = json.loads((out / "examples.json").read_text())
+    browsed = json.loads((out / "examples.json").read_text(encoding="utf-8"))
     picture = np.asarray(Image.open(out / "sprite.png"))
     shown = list(tiles_of(picture, 300))
     for row in browsed["images"]:
         assert np.array_equal(shown[row["tile"]], images[row["set"]][row["index"]])
-    text = (tmp_path / "results" / "gallery.md").read_text()
+    text = (tmp_path / "results" / "gallery.md").read_text(encoding="utf-8")
     assert text.count("<!-- end -->") == 8
     assert "the only training run" in text
-    assert (
-        "96 of CIFAR-10, 48 of SVHN, 48 of CIFAR-100"
-        in (tmp_path / "results" / "examples.md").read_text()
-    )
+    assert "96 of CIFAR-10, 48 of SVHN, 48 of CIFAR-100" in (
+        tmp_path / "results" / "examples.md"
+    ).read_text(encoding="utf-8")
     assert {path.name for path in out.glob("*.svg")} == {"examples.svg", "louder.svg", "shared.svg"}
     (folder / "provenance.json").write_text(
-        json.dumps(facts | {"images_sha256": dict.fromkeys(hashes, "0")})
+        json.dumps(facts | {"images_sha256": dict.fromkeys(hashes, "0")}), encoding="utf-8"
     )
     with pytest.raises(ValueError, match="is not the set that the bundle was made from"):
         gallery.main(command)
@@ -203,7 +204,7 @@ def test_one_command_makes_everything(toy, gathered, tmp_path, monkeypatch, caps
 @pytest.fixture(scope="module")
 def committed():
     return {
-        name: json.loads((RESULTS / "gallery" / f"{name}.json").read_text())
+        name: json.loads((RESULTS / "gallery" / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("limits", "examples")
     }
 
@@ -274,7 +275,7 @@ def test_committed_text_follows_from_the_committed_numbers(committed):
     ), command
     runs = {
         r["seed"]
-        for r in json.loads((RESULTS / "table1.json").read_text())
+        for r in json.loads((RESULTS / "table1.json").read_text(encoding="utf-8"))
         if r["network"] == RUN.parent.name
     }
     assert set(committed["limits"]["runs"]) == runs, command

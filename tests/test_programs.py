@@ -204,7 +204,9 @@ def test_a_process_without_data_adds_nothing(job, tmp_path):
     ],
 )
 def test_what_goes_wrong_is_one_line(program, change, line, job, tmp_path, monkeypatch, capsys):
-    (tmp_path / "mymod.py").write_text("from torch import nn\nnet = nn.Linear(3, 2)\n")
+    (tmp_path / "mymod.py").write_text(
+        "from torch import nn\nnet = nn.Linear(3, 2)\n", encoding="utf-8"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     options = {

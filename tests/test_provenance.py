@@ -77,8 +77,8 @@ def repository(tmp_path, monkeypatch):
         pytest.skip("needs git")
     source = tmp_path / "lib" / "site-packages" / "thinkback_utils" / "provenance.py"
     source.parent.mkdir(parents=True)
-    source.write_text("")
-    (tmp_path / "paper.tex").write_text("of somebody else")
+    source.write_text("", encoding="utf-8")
+    (tmp_path / "paper.tex").write_text("of somebody else", encoding="utf-8")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "paper.tex")
     git(tmp_path, "commit", "-q", "-m", "a paper")
@@ -100,7 +100,7 @@ def test_commit_of_the_repository_that_holds_the_package_is(
     head = git(repository, "rev-parse", "HEAD")
     assert provenance.describe()["commit"] == head
     assert f"| Commit | `{head[:12]}` |" in provenance.Box(seed=0)._repr_markdown_()
-    (repository / "paper.tex").write_text("changed")
+    (repository / "paper.tex").write_text("changed", encoding="utf-8")
     assert provenance.describe()["commit"] == f"{head}-dirty"
     assert f"| Commit | `{head[:12]}-dirty` |" in provenance.Box(seed=0)._repr_markdown_()
     other = tmp_path_factory.mktemp("other")  # as within a hook of another repository

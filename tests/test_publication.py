@@ -81,7 +81,7 @@ def test_citation_names_this_version_and_the_paper() -> None:
     assert [author["family-names"] for author in paper["authors"]] == ["Yang", "Rossi"]
     assert re.search(
         rf"arXiv:2107\.06668|{re.escape(paper['url'])}",
-        (ROOT / "book" / "references.bib").read_text(),
+        (ROOT / "book" / "references.bib").read_text(encoding="utf-8"),
     )
 
 
@@ -118,7 +118,7 @@ def test_actions_are_pinned_by_commit() -> None:
     lines = [
         line.strip(" -")
         for path in WORKFLOWS
-        for line in path.read_text().splitlines()
+        for line in path.read_text(encoding="utf-8").splitlines()
         if "uses:" in line
     ]
     assert lines
@@ -207,7 +207,8 @@ def test_bootstrap_cell_fetches_the_book_and_moves_into_it(tmp_path: Path) -> No
     bootstrap = next(cell.source for cell in cells if sources.tagged(cell, "bootstrap"))
     (tmp_path / "pip.py").write_text(
         "import sys, pathlib; assert sys.argv[1:4] == ['install', '-q', '--no-deps'] and"
-        " sys.argv[4] == '-e'\nassert (pathlib.Path(sys.argv[5]) / 'pyproject.toml').is_file()"
+        " sys.argv[4] == '-e'\nassert (pathlib.Path(sys.argv[5]) / 'pyproject.toml').is_file()",
+        encoding="utf-8",
     )
     fake = {
         "GIT_CONFIG_COUNT": "1",

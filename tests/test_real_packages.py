@@ -192,7 +192,7 @@ def test_committed_survey_states_every_reason():
     """What the book cites: packages and rules as here, a reason for each failure, and the table
     that follows.
     """
-    whole = json.loads(survey_models.OUT.read_text())
+    whole = json.loads(survey_models.OUT.read_text(encoding="utf-8"))
     assert list(whole) == list(survey_models.CASES)
     for package, part in whole.items():
         assert part["rule"] == survey_models.RULES[package]
@@ -211,4 +211,6 @@ def test_committed_survey_states_every_reason():
     assert len(tried["transformers"]) >= 240
     for package, works in tried.items():
         assert sum(works) >= 0.95 * len(works), package
-    assert survey_models.OUT.with_suffix(".md").read_text() == survey_models.table(whole)
+    assert survey_models.OUT.with_suffix(".md").read_text(encoding="utf-8") == survey_models.table(
+        whole
+    )

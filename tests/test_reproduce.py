@@ -276,7 +276,7 @@ def test_a_run_whose_bundle_says_nothing_goes_on(here):
 
 def test_a_record_that_is_none_is_named(toy_root, tmp_path):
     (tmp_path / "weights.safetensors").touch()
-    (tmp_path / "provenance.json").write_text("[]")
+    (tmp_path / "provenance.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"thinkback: .*provenance\.json is no record of a run"):
         go_on(Run(tmp_path), "svhn")
 
@@ -477,7 +477,9 @@ def test_spread_over_training_seeds_on_the_page(three_seeds, tmp_path):
     ]
     expected = [[100 * np.mean(v), 100 * np.std(v, ddof=1)] for v in values]
     assert numbers(line) == pytest.approx(np.ravel(expected), abs=0.0051)
-    assert (three_seeds / "verdicts.md").read_text().partition("\n\n")[2].strip() in shown
+    assert (three_seeds / "verdicts.md").read_text(encoding="utf-8").partition("\n\n")[
+        2
+    ].strip() in shown
 
 
 def test_weights_make_the_features_of_the_bundle(bundle):
@@ -492,7 +494,9 @@ def test_weights_make_the_features_of_the_bundle(bundle):
 
 def test_readme_examples_run_as_shown(capsys):
     data.import_torchvision()  # which the second example imports plainly
-    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    first, second = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     for code in (first, second):
         assert len(code.strip().splitlines()) <= 10
         exec(code, {})

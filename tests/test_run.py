@@ -92,7 +92,7 @@ def test_a_comment_that_is_no_statement_is_named(here):
 
 @pytest.mark.parametrize("record", [[], {"images_sha256": {}}])
 def test_a_record_that_is_none_is_named(here, record):
-    (here.folder / "provenance.json").write_text(json.dumps(record))
+    (here.folder / "provenance.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(ValueError, match=r"thinkback: .*provenance\.json is no record of a run"):
         here.images()
 
@@ -118,9 +118,9 @@ def test_scores_of_other_weights_are_not_read(here, program):
         program.load(here.folder)
     here.save_scores({"svhn": {"energy": np.zeros(3)}}, f"{name}.npz")
     path = here.folder / f"{name}.json"
-    path.write_text(json.dumps({"weights_sha256": here.digest()}))
+    path.write_text(json.dumps({"weights_sha256": here.digest()}), encoding="utf-8")
     assert program.load(here.folder)[1] == {"weights_sha256": here.digest()}
-    path.write_text(json.dumps({"weights_sha256": "other"}))
+    path.write_text(json.dumps({"weights_sha256": "other"}), encoding="utf-8")
     with pytest.raises(ValueError, match=f"^thinkback: .* is of other weights .*; {command}"):
         program.load(here.folder)
 

@@ -1,6 +1,4 @@
-"""Many processes see what one sees: the same Fisher, the same scores, nothing lost or repeated
-after a kill.
-"""
+"""Many processes get what one gets, and after a kill nothing is lost or repeated."""
 
 import io
 import math
@@ -682,7 +680,7 @@ MODELS = """
 import sys
 from torch import nn
 net = nn.Linear(3, 2).train()
-class room:
+class models:
     net = net
 number = 3
 def make(): return net
@@ -702,7 +700,7 @@ def mymodels(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "mymodels", raising=False)
 
 
-@pytest.mark.parametrize("name", ["mymodels:make", "mymodels:net", "mymodels:room.net"])
+@pytest.mark.parametrize("name", ["mymodels:make", "mymodels:net", "mymodels:models.net"])
 def test_a_model_is_a_module_or_what_returns_one(mymodels, name):
     model = shards.load_model(name)
     assert isinstance(model, torch.nn.Linear)
@@ -714,12 +712,9 @@ def test_a_model_is_a_module_or_what_returns_one(mymodels, name):
     [
         ("nomod:x", "No module named 'nomod'"),
         ("mymodels:nosuch", "module 'mymodels' has no attribute 'nosuch'"),
-        ("mymodels:fails", "KeyError: 'the weights of epoch 9'"),
         ("mymodels:leaves", "SystemExit: 0"),
-        ("mymodels:needs", "missing 1 required positional argument: 'path'"),
         ("cut_short:make", "SyntaxError: invalid syntax"),
         ("lacking:make", "No module named 'no_such_package'"),
-        (".relative:make", "TypeError"),
     ],
 )
 def test_a_model_that_cannot_be_made_names_itself_and_the_cause(mymodels, name, cause):
@@ -761,9 +756,17 @@ def test_weights_that_are_cut_short_name_their_file(job, tmp_path):
         shards.load_model(str(tmp_path / "absent.safetensors"))
 
 
+def test_an_error_of_the_function_keeps_its_traceback(mymodels):
+    with pytest.raises(KeyError, match="the weights of epoch 9"):
+        shards.load_model("mymodels:fails")
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'path'"):
+        shards.load_model("mymodels:needs")
+
+
 def test_models_have_names():
     assert isinstance(shards.load_model("thinkback_utils.models:WideResNet"), WideResNet)
-    for name, problem in (("nonsense", "neither"), ("os:getcwd", "returned str")):
+    wrong = {"nonsense": "neither", ".relative:make": "neither", "os:getcwd": "returned str"}
+    for name, problem in wrong.items():
         with pytest.raises(ValueError, match=problem):
             shards.load_model(name)
     assert set(METHODS) >= {"thinkback", "energy"}

@@ -464,7 +464,7 @@ def test_no_epoch_is_not_all_of_them():
     ],
 )
 def test_a_record_that_is_none_is_named(text, message, tmp_path):
-    (tmp_path / "training.json").write_text(text)
+    (tmp_path / "training.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
         train.main(["--dataset", "digits", "--out", str(tmp_path), "--device", "cpu"])
 

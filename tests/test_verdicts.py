@@ -125,7 +125,9 @@ def test_committed_verdicts_follow_from_the_committed_results(tmp_path):
         (tmp_path / name).symlink_to(results / name)
     verdicts.main(["--results", str(tmp_path)])
     for name in ("verdicts.json", "verdicts.md"):
-        assert (tmp_path / name).read_text() == (results / name).read_text()
+        assert (tmp_path / name).read_text(encoding="utf-8") == (results / name).read_text(
+            encoding="utf-8"
+        )
 
 
 def test_the_sentence_on_the_chosen_score_takes_the_mean_over_seeds():

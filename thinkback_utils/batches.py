@@ -105,8 +105,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Mean and standard deviation of each channel, of pixels in [0, 1], as the model was trained
-    on.
+    """Mean and standard deviation of each channel of pixels in [0, 1], as in the model's training.
 
     Args:
         mean, std: one number a channel; None: those of the model's own configuration if it has one
@@ -191,7 +190,7 @@ def config_of(model: nn.Module) -> Any:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile`` and ``DataParallel``, which hide from hooks what they run."""
+    """The model inside ``torch.compile`` and ``DataParallel``, which hide its layers from hooks."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -213,9 +212,7 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def fastest_batch(device: str | torch.device) -> int:
-    """On CPUs the feature maps of few images stay in the caches, and memory is not asked for anew
-    at each layer.
-    """
+    """The batch size that was fastest: on CPUs, feature maps of few images stay in the caches."""
     return 64 if torch.device(device).type == "cpu" else 256
 
 
@@ -272,9 +269,7 @@ def _in_batches(images: Images, model: nn.Module, size: int) -> Iterator[Any]:
         yield from whole.split(size)
     elif isinstance(images, Tensor | np.ndarray | Image) or hasattr(images, "to_numpy"):
         yield from as_images(as_tensor(images), model, lone=True).split(size)
-    elif isinstance(images, Dataset) or hasattr(
-        images, "__getitems__"
-    ):  # the latter of Hugging Face
+    elif isinstance(images, Dataset) or hasattr(images, "__getitems__"):  # of Hugging Face
         yield from DataLoader(images, size, collate_fn=_collated)  # type: ignore[arg-type]
     elif isinstance(images, list) and images and _is_sample(images[0], model):
         yield from as_images(_stacked(images), model).split(size)
@@ -388,12 +383,10 @@ def as_images(x: Tensor, model: nn.Module, lone: bool = False) -> Tensor:
         model: whose first convolution has C input channels.
         lone: a vector, or one image (C, H, W) or (H, W, C), becomes a batch of one.
     """
-    channels = next(
-        (layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 0
-    )
-    channels = (
-        channels if channels <= 4 else 0
-    )  # of a picture; a later layer may be registered first
+    inputs = (layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    channels = next(inputs, 0)
+    if channels > 4:  # not of a picture: a later layer may be registered first
+        channels = 0
     if lone and x.ndim == 1:
         return x[None]
     if channels and lone and x.ndim == 3:
@@ -438,9 +431,7 @@ def _signature(model: nn.Module) -> list[inspect.Parameter] | None:
 
 
 def _is_whole(images: tuple[Any, ...], model: nn.Module) -> bool:
-    """Whether a tuple holds the inputs and labels of one set, not batches of a model that reads one
-    input.
-    """
+    """Whether a tuple holds inputs and labels of one set, not batches of a model with one input."""
     if len(images) < 2 or not all(
         isinstance(x, Tensor | np.ndarray) or hasattr(x, "to_numpy") for x in images
     ):
@@ -477,11 +468,9 @@ def _collated(samples: list[Any]) -> Any:
             return as_tensor(value)
         if isinstance(value, tuple | list):
             return [plain(part) for part in value]
-        return (
-            {name: plain(part) for name, part in value.items()}
-            if isinstance(value, Mapping)
-            else value
-        )
+        if isinstance(value, Mapping):
+            return {name: plain(part) for name, part in value.items()}
+        return value
 
     return default_collate([plain(sample) for sample in samples])
 
@@ -531,8 +520,6 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return {name: _mapped(part, change) for name, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_mapped(part, change) for part in value))
-    return (
-        type(value)(_mapped(part, change) for part in value)
-        if isinstance(value, tuple | list)
-        else value
-    )
+    if isinstance(value, tuple | list):
+        return type(value)(_mapped(part, change) for part in value)
+    return value

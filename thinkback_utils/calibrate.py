@@ -15,9 +15,7 @@ from .shards import load_model, loader, open_sources, place
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Set the threshold on held-out in-distribution images, so that a stated rate of false alarms
-    is kept.
-    """
+    """Set the threshold on held-out images, so that a stated rate of false alarms is kept."""
     parser = Parser(prog="python -m thinkback_utils.calibrate", description=main.__doc__)
     add_arguments(parser)
     parser.add_argument(
@@ -39,20 +37,20 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if place()[1] > 1:
         raise ValueError(
-            "thinkback: calibration takes all scores at once; run it in one process, without"
-            " torchrun"
+            "thinkback: calibration takes all scores at once; run one process, without torchrun"
         )
     dataset = open_sources(given.sources, given.side, given.skip_broken)
     model = load_model(given.model).to(process_device(given.device))
     detector = OODDetector.load(given.detector, model)
-    with tqdm(loader(dataset, range(len(dataset)), given.batch_size, given.workers)) as batches:
-        detector.calibrate(batches, given.alpha, given.delta, given.by, given.few)
+    batches = loader(dataset, range(len(dataset)), given.batch_size, given.workers)
+    with tqdm(batches) as shown:  # which ends its line before an error begins one
+        detector.calibrate(shown, given.alpha, given.delta, given.by, given.few)
     detector.save(given.out)
-    says = (
-        f"alpha {given.alpha:g} from {len(dataset) - len(dataset.skipped):,} images, wrote"
-        f" {given.out}"
+    read = len(dataset) - len(dataset.skipped)
+    print(
+        f"calibrated {detector.method}, alpha {given.alpha:g} from {read:,} images, wrote"
+        f" {given.out}{named(dataset, dataset.skipped)}"
     )
-    print(f"calibrated {detector.method}, {says}{named(dataset, dataset.skipped)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""What the programs of this package share: a wrong input is one line on standard error, and the
-status is not 0.
-"""
+"""What all commands share: a wrong input is one line on standard error, and status 1."""
 
 from __future__ import annotations
 
@@ -19,20 +17,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_main(main: Callable[[], object]) -> int:
-    """Call the ``main`` of a program; returns the exit status, 1 after one line for an error that
-    explains itself.
+    """Call the ``main`` of a command; returns the exit status.
 
-    Those are the package's own (they start with "thinkback: ") and those of the system about files.
-    Any other is a fault of the program and keeps its traceback. Used as
-    ``if __name__ == "__main__": sys.exit(run_main(main))``.
+    It is 1 after an error that explains itself in one line: the package's own, which start with
+    "thinkback: ", and those of the system about files. Any other is a fault of the program and
+    keeps its traceback. Used as ``if __name__ == "__main__": sys.exit(run_main(main))``.
     """
     try:
         main()
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError, ImportError) as error:
         line = str(error)
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # of the system, such as a full disk
+        if isinstance(error, OSError) and error.errno is not None:  # of the system: a full disk
             line = f"thinkback: {error.filename or 'a file'}: {error.strerror}"
         elif not line.startswith("thinkback: "):
             raise

@@ -1,23 +1,23 @@
-"""Image sets as uint8 arrays: cached, downloaded and verified, or made from images that installed
-packages carry.
-"""
+"""Image sets as uint8 arrays: downloaded, verified and cached; or made of images in packages."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import posixpath
+import shutil
 import string
 import sys
 import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext, redirect_stderr
+from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from importlib import import_module
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -70,22 +70,17 @@ ABOUT: dict[str, str] = {
     "cifar100": "near-OOD: classes that resemble CIFAR-10's; not in the paper",
 }
 
-Arrays = Mapping[
-    str, Any
-]  # NumPy arrays under those keys: images uint8 (N, 32, 32, 3), the others where known
+# NumPy arrays under those keys: images uint8 (N, 32, 32, 3), the others where known
+Arrays = Mapping[str, Any]
 
 
 class UnavailableError(FileNotFoundError):
-    """A set is neither in the data root nor to be had; the message says what was tried and what to
-    do.
-    """
+    """A set is absent and cannot be made; the message says what was tried and what to do."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 (N, 3, H, W), labels int64 (N,) or None, class names, and the name it was loaded
-    by.
-    """
+    """Images uint8 (N, 3, H, W), labels int64 (N,) or None, class names, and the set's name."""
 
     images: Tensor
     labels: Tensor | None = None
@@ -97,7 +92,7 @@ class ImageSet:
         return len(self.images)
 
     def sha256(self) -> str:
-        """SHA-256 of the pixels, which tells whether a set is the one that a result was made from."""
+        """SHA-256 of the pixels: whether a set is the one that a result was made from."""
         return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
 
 
@@ -109,13 +104,12 @@ def data_root(root: str | Path | None = None) -> Path:
 def load(
     name: str, split: str = "test", root: str | Path | None = None, progress: bool = True
 ) -> ImageSet:
-    """Load an image set; one that is absent from the data root is downloaded, verified and cached
-    there first.
+    """Load an image set; an absent one is first downloaded into the data root.
 
     The cache is ``<name>-<split>.npz``, or ``<name>.npz``, which counts as the test split. Any
-    other set laid
-    there in the same form loads by its file name. The embedded sets are made in memory and need no
-    file. Of several processes that load an absent set one downloads it, and the others wait.
+    other set laid there in the same form loads by its file name. The embedded sets are made in
+    memory and need no file. Of several processes that load an absent set one downloads it, and the
+    others wait.
 
     Args:
         name: A key of ``TITLES``, or the name of a file in the data root.
@@ -129,6 +123,7 @@ def load(
     Raises:
         ValueError: Unknown name or split, or a file that does not hold such a set.
         UnavailableError: The set is absent and could not be downloaded.
+        ImportError: The set needs a package that is not installed; the message names the extra.
 
     >>> digits = load("digits")
     >>> digits.images.shape, digits.classes[:3]
@@ -177,9 +172,7 @@ def _read(path: Path, name: str) -> ImageSet:
 
 
 def _image_set(arrays: Arrays, name: str, source: str | Path) -> ImageSet:
-    """Check the arrays of a set at the boundary, (N, 32, 32, 3), and hand them over as tensors, (N,
-    3, 32, 32).
-    """
+    """The checked arrays of a set, (N, 32, 32, 3), as tensors, (N, 3, 32, 32)."""
     images, labels = arrays.get("images"), arrays.get("labels")
     if images is None or images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
         found = "none" if images is None else f"{images.dtype} {images.shape}"
@@ -200,97 +193,160 @@ def _image_set(arrays: Arrays, name: str, source: str | Path) -> ImageSet:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Write a cache file whole or not at all; uncompressed, since photographs hardly shrink and
-    then load at once.
-    """
+    """Write a cache file atomically; uncompressed, since photographs hardly shrink."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
 @dataclass(frozen=True)
-class Archive:
-    """The original archive of a set, and how to read it; torchvision knows file, address and md5 of
-    its own sets.
+class Known:
+    """A set that torchvision has: its class downloads, verifies and unpacks the original archive.
+
+    Args:
+        dataset: name of that class.
+        read: of the class and a folder, arrays by split.
+        size: images of the test split: a check that the right ones were read.
+        file: the archive, which may be laid in the data root by hand.
+        url: of the page that has it.
+        folder: where the class looks for the archive, inside its root.
     """
 
-    read: Callable[
-        [Archive, Path, Path], dict[str, Arrays]
-    ]  # (archive, its path, scratch folder) -> arrays by split
-    size: int  # images of the test split: a check that the right part of the archive was read
-    file: str = ""
-    url: str = ""
-    md5: str = ""
-    dataset: str = ""  # name of the torchvision class
-    folder: str = ""  # folder of the images inside the archive
-    sides: tuple[int, ...] = (
-        SIDE,
-    )  # pixels: the image sizes it may hold, larger ones to be centre-cropped
+    dataset: str
+    read: Callable[[Any, Path], dict[str, Arrays]]
+    size: int
+    file: str
+    url: str
+    folder: str = ""
 
-    def torchvision_class(self) -> Any:
-        """The torchvision dataset class of this archive."""
-        return getattr(import_torchvision().datasets, self.dataset)
+    def splits(self, name: str, split: str, folder: Path, progress: bool) -> dict[str, Arrays]:
+        """Arrays by split; nothing else stays in the folder."""
+        kind = getattr(import_torchvision(f"set {name!r}").datasets, self.dataset)
+        by_hand = folder / self.file
+        quiet = nullcontext() if progress else redirect_stderr(io.StringIO())
+        try:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch, quiet:
+                if by_hand.exists():
+                    place = Path(scratch, self.folder, self.file)
+                    place.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(by_hand, place)
+                return self.read(kind, Path(scratch))
+        except (OSError, HTTPException, RuntimeError) as error:  # the last: another checksum
+            reason = f"torchvision could not download and unpack it there ({error!r})"
+            remedy = f"Put {self.file} from {self.url} in that folder"
+            raise _unavailable(name, split, folder, reason, remedy) from error
 
-    def located(self) -> Archive:
-        """The same archive with file, address and md5 filled in."""
-        if not self.dataset:
-            return self
-        kind = self.torchvision_class()
-        if self.dataset == "SVHN":
-            url, file, md5 = kind.split_list["test"]
-        elif self.dataset == "DTD":
-            url, file, md5 = kind._URL, posixpath.basename(kind._URL), kind._MD5
-        else:
-            url, file, md5 = kind.url, kind.filename, kind.tgz_md5
-        return replace(self, url=url, file=file, md5=md5)
+
+def _read_cifar(kind: Any, root: Path) -> dict[str, Arrays]:
+    sets = {split: kind(root, split == "train", download=True) for split in ("train", "test")}
+    return {
+        split: {
+            "images": each.data,
+            "labels": np.array(each.targets, np.int64),
+            "classes": np.array(each.classes),
+        }
+        for split, each in sets.items()
+    }
+
+
+def _read_svhn(kind: Any, root: Path) -> dict[str, Arrays]:
+    svhn = kind(root, "test", download=True)
+    images = svhn.data.transpose(0, 2, 3, 1)
+    classes = np.array(list(string.digits))
+    return {"test": {"images": images, "labels": svhn.labels, "classes": classes}}
+
+
+def _read_textures(kind: Any, root: Path) -> dict[str, Arrays]:
+    """All splits of DTD: shorter side to 32 (bilinear, antialiased by PIL), centre crop 32."""
+    transforms = import_torchvision().transforms
+    square = transforms.Compose([transforms.Resize(SIDE), transforms.CenterCrop(SIDE)])
+    parts = [
+        kind(root, split, transform=square, download=True) for split in ("train", "val", "test")
+    ]
+    pairs = [part[i] for part in parts for i in range(len(part))]
+    images = np.stack([np.asarray(image) for image, _ in pairs])
+    labels = np.array([label for _, label in pairs], np.int64)
+    return {"test": {"images": images, "labels": labels, "classes": np.array(parts[0].classes)}}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive of images that is fetched here, since a broken download has to go on.
+
+    Args:
+        file: its name.
+        url: of the file itself.
+        md5: its checksum.
+        folder: of the images inside it.
+        size: how many there are: a check that the right folder was read.
+        sides: sizes in pixels that its images may have; larger ones are cropped at the centre.
+    """
+
+    file: str
+    url: str
+    md5: str
+    folder: str
+    size: int
+    sides: tuple[int, ...] = (SIDE,)
+
+    def splits(self, name: str, split: str, folder: Path, progress: bool) -> dict[str, Arrays]:
+        """The images, as the test split, in the order of their names."""
+        path = _fetch(name, split, self, folder, progress)
+        photos: dict[str, NDArray[np.uint8]] = {}
+        with tarfile.open(path) as tar:
+            for member in tar:  # nothing is written: a path out of the folder leads nowhere
+                if member.isfile() and self._holds(PurePosixPath(member.name)):
+                    content: Any = tar.extractfile(member)
+                    photos[member.name] = self._photo(content.read(), member.name, path)
+        images = [photos[name] for name in sorted(photos)]
+        return {"test": {"images": np.array(images, np.uint8).reshape(-1, SIDE, SIDE, 3)}}
+
+    def _holds(self, path: PurePosixPath) -> bool:
+        known = path.suffix in (".jpg", ".jpeg", ".png") and path.name[0] != "."
+        return known and path.parent.name == self.folder
+
+    def _photo(self, content: bytes, name: str, path: Path) -> NDArray[np.uint8]:
+        image = read_rgb(content, f"{path} holds a broken image, {name}")
+        height, width, _ = image.shape
+        if width != height or width not in self.sides:
+            sides = " or ".join(f"{side}x{side}" for side in self.sides)
+            raise ValueError(f"thinkback: {name} in {path} is {width}x{height} pixels, not {sides}")
+        border = (width - SIDE) // 2
+        return image[border : border + SIDE, border : border + SIDE]
 
 
 def _make(name: str, split: str, folder: Path, progress: bool) -> Path:
-    """Path of a set that was absent: made now, unless another process made it while this one waited
-    for its turn.
-    """
+    """Path of a set that was absent; while this process waits for the lock another may make it."""
     if name not in ARCHIVES:
         reason = "it has no address to download from"
-        raise _unavailable(
-            name, split, folder, reason, f"Put {_cache_file(name, split)} in that folder"
-        )
+        remedy = f"Put {_cache_file(name, split)} in that folder"
+        raise _unavailable(name, split, folder, reason, remedy)
     with ExitStack() as stack:
-        try:
-            stack.enter_context(
-                locking(folder / name)
-            )  # of all its splits, which come from one archive
+        try:  # one lock for all splits, which come from one archive
+            stack.enter_context(locking(folder / name))
         except OSError as error:
             reason = f"nothing can be put there ({error.__cause__})"
-            raise _unavailable(
-                name, split, folder, reason, "Make that folder one that can be written"
-            ) from error
+            remedy = "Make that folder one that can be written"
+            raise _unavailable(name, split, folder, reason, remedy) from error
         return _find(name, split, folder) or _build(name, split, folder, progress)
 
 
 def _build(name: str, split: str, folder: Path, progress: bool) -> Path:
-    """Make the cache files of a set from its archive: every split that is absent, so that one
-    download is enough.
+    """Cache all splits of a set that are absent, so that one download is enough.
 
-    A downloaded archive is removed afterwards, as the cache holds all that is used of it; one that
-    was laid in the folder by hand is its owner's and stays.
+    A downloaded archive is removed then; one that was laid there by hand is its owner's and stays.
     """
-    archive = ARCHIVES[name].located()
+    archive = ARCHIVES[name]
     by_hand = (folder / archive.file).exists()
-    path = _fetch(name, split, archive, folder, progress)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as scratch:
-            splits = archive.read(archive, path, Path(scratch))
-    except OSError as error:
-        reason = f"{path.name} could not be unpacked there ({error})"
-        raise _unavailable(name, split, folder, reason, "Make space in that folder") from error
+    splits = archive.splits(name, split, folder, progress)
     if (found := len(splits["test"]["images"])) != archive.size:
         raise ValueError(
-            f"thinkback: {path} holds {found:,} test images of {name}, not {archive.size:,}"
+            f"thinkback: {archive.file} holds {found:,} test images of {name}, not {archive.size:,}"
         )
     for each, arrays in splits.items():
         if _find(name, each, folder) is None:
             _write(folder / _cache_file(name, each), arrays)
     if not by_hand:
-        path.unlink()
+        (folder / archive.file).unlink(missing_ok=True)
     return folder / _cache_file(name, split)
 
 
@@ -303,15 +359,12 @@ def _unavailable(name: str, split: str, folder: Path, reason: str, remedy: str) 
 
 
 def _fetch(name: str, split: str, archive: Archive, folder: Path, progress: bool) -> Path:
-    """Path of the verified archive, downloaded unless it lies in the folder; a partial file waits
-    as ``*.part``.
-    """
+    """Path of the verified archive, downloaded unless it is there; a part waits as ``*.part``."""
     path, part = folder / archive.file, folder / f"{archive.file}.part"
 
     def unavailable(reason: str) -> UnavailableError:
-        return _unavailable(
-            name, split, folder, reason, f"Put {archive.file} from {archive.url} in that folder"
-        )
+        remedy = f"Put {archive.file} from {archive.url} in that folder"
+        return _unavailable(name, split, folder, reason, remedy)
 
     if path.exists():
         if (md5 := _md5(path)) != archive.md5:
@@ -320,9 +373,7 @@ def _fetch(name: str, split: str, archive: Archive, folder: Path, progress: bool
     try:
         _download(archive.url, part, progress)
     except (OSError, HTTPException) as error:
-        kept = (
-            "; what arrived is kept, and the next call goes on from there" if part.exists() else ""
-        )
+        kept = "; what arrived is kept, and the next call goes on from there" * part.exists()
         raise unavailable(f"the download from {archive.url} failed ({error!r}){kept}") from error
     if (md5 := _md5(part)) != archive.md5:
         part.unlink()
@@ -333,17 +384,13 @@ def _fetch(name: str, split: str, archive: Archive, folder: Path, progress: bool
 
 
 def _download(url: str, part: Path, progress: bool) -> None:
-    """Fetch an address into a partial file, going on from the bytes already there if the server can
-    do so.
-    """
+    """Fetch a file into a partial one, going on after the bytes already there if the server can."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "thinkback", **({"Range": f"bytes={start}-"} if start else {})}
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
     except urllib.error.HTTPError as error:
-        if (
-            start and error.code == 416
-        ):  # no byte left to send: the checksum decides whether the file is whole
+        if start and error.code == 416:  # no byte is left to send: the checksum decides
             return
         raise
     with response:
@@ -351,17 +398,15 @@ def _download(url: str, part: Path, progress: bool) -> None:
             start = 0  # the server sends the file from its beginning
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        with (
-            part.open("ab" if start else "wb") as file,
-            tqdm(
-                desc=part.stem,
-                total=total,
-                initial=start,
-                unit="B",
-                unit_scale=True,
-                disable=not progress,
-            ) as bar,
-        ):
+        bar = tqdm(
+            desc=part.stem,
+            total=total,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            disable=not progress,
+        )
+        with part.open("ab" if start else "wb") as file, bar:
             while chunk := response.read(1 << 16):
                 file.write(chunk)
                 bar.update(len(chunk))
@@ -369,150 +414,81 @@ def _download(url: str, part: Path, progress: bool) -> None:
         raise ConnectionError(f"the connection broke after {size:,} of {total:,} bytes")
 
 
-def _files(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Name and content of each regular file in a tar archive; links are never followed, paths never
-    leave it.
-    """
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            path = PurePosixPath(posixpath.normpath(member.name.replace("\\", "/")))
-            if path.is_absolute() or ".." in path.parts or PureWindowsPath(path).drive:
-                raise ValueError(
-                    f"thinkback: {archive} holds {member.name!r}, a path outside its folder; not"
-                    " unpacked"
-                )
-            if member.isfile() and (content := tar.extractfile(member)) is not None:
-                yield path, content.read()
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    for name, content in _files(archive):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
-def _read_cifar(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
-    _unpack(path, scratch)
-    sets = {
-        split: archive.torchvision_class()(scratch, train=split == "train")
-        for split in ("train", "test")
-    }
-    return {
-        split: {
-            "images": each.data,
-            "labels": np.array(each.targets, np.int64),
-            "classes": np.array(each.classes),
-        }
-        for split, each in sets.items()
-    }
-
-
-def _read_svhn(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
-    svhn = archive.torchvision_class()(path.parent, split="test")
-    classes = np.array(list(string.digits))
-    return {
-        "test": {
-            "images": svhn.data.transpose(0, 2, 3, 1),
-            "labels": svhn.labels,
-            "classes": classes,
-        }
-    }
-
-
-def _read_textures(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
-    """All images of the three splits of DTD: shorter side to 32 (bilinear, antialiased by PIL),
-    centre crop 32.
-    """
-    _unpack(path, scratch / "dtd")
-    transforms = import_torchvision().transforms
-    square = transforms.Compose([transforms.Resize(SIDE), transforms.CenterCrop(SIDE)])
-    parts = [
-        archive.torchvision_class()(scratch, split, transform=square)
-        for split in ("train", "val", "test")
-    ]
-    pairs = [part[i] for part in parts for i in range(len(part))]
-    images = np.stack([np.asarray(image) for image, _ in pairs])
-    labels = np.array([label for _, label in pairs], np.int64)
-    return {"test": {"images": images, "labels": labels, "classes": np.array(parts[0].classes)}}
-
-
-def _read_photos(archive: Archive, path: Path, scratch: Path) -> dict[str, Arrays]:
-    """The images of one folder of the archive, by name; LSUN-Crop's are 36x36 and lose a border of
-    2 pixels.
-    """
-    photos: dict[PurePosixPath, NDArray[np.uint8]] = {}
-    for name, content in _files(path):
-        if (
-            name.parent.name != archive.folder
-            or name.suffix not in (".jpg", ".jpeg", ".png")
-            or name.name[0] == "."
-        ):
-            continue
-        image = read_rgb(content, f"{path} holds a broken image, {name}")
-        height, width, _ = image.shape
-        if width != height or width not in archive.sides:
-            sides = " or ".join(f"{side}x{side}" for side in archive.sides)
-            raise ValueError(f"thinkback: {name} in {path} is {width}x{height} pixels, not {sides}")
-        border = (width - SIDE) // 2
-        photos[name] = image[border : border + SIDE, border : border + SIDE]
-    images = np.array([photos[name] for name in sorted(photos)], np.uint8).reshape(
-        -1, SIDE, SIDE, 3
-    )
-    return {"test": {"images": images}}
-
-
-def _odin(
-    stem: str, key: str, md5: str, folder: str, size: int, sides: tuple[int, ...] = (SIDE,)
-) -> Archive:
-    """An archive that ODIN's authors share; dl=1 asks for the file itself, not for a page about it."""
-    url = f"https://www.dropbox.com/s/{key}/{stem}.tar.gz?dl=1"
-    return Archive(_read_photos, size, f"{stem}.tar.gz", url, md5, folder=folder, sides=sides)
-
-
-ARCHIVES: dict[str, Archive] = {
-    "cifar10": Archive(_read_cifar, 10_000, dataset="CIFAR10"),
-    "cifar100": Archive(_read_cifar, 10_000, dataset="CIFAR100"),
-    "svhn": Archive(_read_svhn, 26_032, dataset="SVHN"),
-    "textures": Archive(_read_textures, 5_640, dataset="DTD"),
-    "lsun_crop": _odin(
-        "LSUN", "fhtsw1m3qxlwj6h", "458a0a0ab8e5f1cb4516d7400568e460", "test", 10_000, (32, 36)
+ODIN = "https://www.dropbox.com/s/"  # its authors share these; dl=1 asks for the file itself
+CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
+ARCHIVES: dict[str, Known | Archive] = {
+    "cifar10": Known("CIFAR10", _read_cifar, 10_000, "cifar-10-python.tar.gz", CIFAR),
+    "cifar100": Known("CIFAR100", _read_cifar, 10_000, "cifar-100-python.tar.gz", CIFAR),
+    "svhn": Known(
+        "SVHN", _read_svhn, 26_032, "test_32x32.mat", "http://ufldl.stanford.edu/housenumbers/"
     ),
-    "lsun_resize": _odin(
-        "LSUN_resize", "moqh2wh8696c3yl", "278b7b31c8cb7e804a1465a8ce03a2dc", "LSUN_resize", 10_000
+    "textures": Known(
+        "DTD",
+        _read_textures,
+        5_640,
+        "dtd-r1.0.1.tar.gz",
+        "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+        "dtd",
     ),
-    "isun": _odin(
-        "iSUN", "ssz7qxfqae0cca5", "be77b0f2c26fda898afac5f99645ee70", "iSUN_patches", 8_925
+    "lsun_crop": Archive(
+        "LSUN.tar.gz",
+        f"{ODIN}fhtsw1m3qxlwj6h/LSUN.tar.gz?dl=1",
+        "458a0a0ab8e5f1cb4516d7400568e460",
+        "test",
+        10_000,
+        (32, 36),
+    ),
+    "lsun_resize": Archive(
+        "LSUN_resize.tar.gz",
+        f"{ODIN}moqh2wh8696c3yl/LSUN_resize.tar.gz?dl=1",
+        "278b7b31c8cb7e804a1465a8ce03a2dc",
+        "LSUN_resize",
+        10_000,
+    ),
+    "isun": Archive(
+        "iSUN.tar.gz",
+        f"{ODIN}ssz7qxfqae0cca5/iSUN.tar.gz?dl=1",
+        "be77b0f2c26fda898afac5f99645ee70",
+        "iSUN_patches",
+        8_925,
     ),
 }
 
 _SCHEMAS: list[Any] = []  # a Library takes its schemas away when it is collected
 
 
-def import_torchvision() -> Any:
+def import_torchvision(what: str = "this") -> Any:
     """Import torchvision, also where its compiled operators do not fit the installed torch.
 
     A torchvision built for CUDA beside a CPU-only torch cannot load its operators and stops at
     declaring two of them. Datasets, transforms and models need neither, so the two schemas are
     declared here and the import repeated; where the builds match nothing is done.
+
+    Raises:
+        ImportError: it is not installed; the message says that ``what`` needs it.
     """
     try:
-        import torchvision
+        return _needed("torchvision", what, "data")
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
-        for module in [
-            module for module in sys.modules if module.partition(".")[0] == "torchvision"
-        ]:
-            del sys.modules[module]
-        library: Any = torch.library  # untyped in torch
-        _SCHEMAS.append(library.Library("torchvision", "FRAGMENT"))
-        for operator in ("nms", "qnms"):
-            _SCHEMAS[-1].define(
-                f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-            )
-        import torchvision
-    return torchvision
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    library: Any = torch.library  # untyped in torch
+    _SCHEMAS.append(library.Library("torchvision", "FRAGMENT"))
+    for operator in ("nms", "qnms"):
+        schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        _SCHEMAS[-1].define(schema)
+    return import_module("torchvision")
+
+
+def _needed(package: str, what: str, extra: str) -> Any:
+    """A package that only some sets need; an error that names the extra which installs it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        remedy = f"pip install 'thinkback-utils[{extra}]'"
+        raise ImportError(f"thinkback: {what} needs {package}: {remedy}") from error
 
 
 def _enlarge(coarse: NDArray[Any]) -> NDArray[np.uint8]:
@@ -526,9 +502,7 @@ def _enlarge(coarse: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _digits(split: str) -> Arrays:
-    """scikit-learn's 1,797 handwritten digits, 1,347 to train on and 450 to test on, drawn with a
-    fixed seed.
-    """
+    """scikit-learn's 1,797 handwritten digits: 1,347 to train on, 450 to test on, a fixed draw."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -543,14 +517,12 @@ def _digits(split: str) -> Arrays:
 
 
 def _letters(split: str) -> Arrays:
-    """510 printed capitals, brought to the 8x8 pixels and 17 grey levels of the digits: only the
-    shapes are new.
+    """510 printed capitals with the 8x8 pixels and 17 grey levels of the digits: new shapes only.
 
     B, D, G, I, J, O, Q, S and Z are left out: at this size they can be read as 8, 0, 6, 1, 1, 0, 0,
     5 and 2.
     """
-    import matplotlib
-
+    matplotlib = _needed("matplotlib", "set 'letters'", "data")
     letters = [letter for letter in string.ascii_uppercase if letter not in "BDGIJOQSZ"]
     faces = (
         "DejaVuSans",
@@ -575,18 +547,15 @@ def _letters(split: str) -> Arrays:
         font = fonts[rng.integers(len(fonts))]
         ImageDraw.Draw(canvas).text(centre, letters[label], fill=255, font=font, anchor="mm")
         pixels = np.asarray(canvas.reduce(4))
-        coarse.append(
-            np.round(pixels * (16 / pixels.max()))
-        )  # full contrast: thin strokes are not dimmer ones
+        # full contrast, so that thin strokes are not dimmer ones
+        coarse.append(np.round(pixels * (16 / pixels.max())))
     return {"images": _enlarge(np.stack(coarse)), "labels": labels, "classes": np.array(letters)}
 
 
 def _regions(
     photos: dict[str, Image.Image], smallest: int, largest: int | None, seed: int
 ) -> Arrays:
-    """200 random squares of each photo, sides from smallest to largest (None: all that fits)
-    pixels, brought to 32.
-    """
+    """200 random squares of each photo, sides from smallest to largest (None: all that fits) px."""
     rng = np.random.default_rng(seed)
     images = []
     for photo in photos.values():
@@ -602,9 +571,9 @@ def _regions(
 
 
 def _photos() -> dict[str, Image.Image]:
-    import matplotlib
     from sklearn.datasets import load_sample_image
 
+    matplotlib = _needed("matplotlib", "a set of photos", "data")
     photos = {
         name: Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("china", "flower")
     }
@@ -613,21 +582,12 @@ def _photos() -> dict[str, Image.Image]:
 
 
 def _embedded_textures(split: str) -> Arrays:
-    try:
-        from skimage import data
-    except ImportError as error:
-        remedy = 'pip install "thinkback-utils[embedded]"'
-        raise ImportError(
-            f"thinkback: set 'embedded_textures' needs scikit-image: {remedy}"
-        ) from error
-
-    surfaces = {
-        name: read_rgb(Image.fromarray(getattr(data, name)()), name)
-        for name in ("brick", "grass", "gravel")
-    }
-    return _regions(
-        {name: Image.fromarray(pixels) for name, pixels in surfaces.items()}, SIDE, SIDE, seed=1
-    )
+    data = _needed("skimage", "set 'embedded_textures'", "embedded").data
+    surfaces = {}
+    for name in ("brick", "grass", "gravel"):
+        pixels = read_rgb(Image.fromarray(getattr(data, name)()), name)
+        surfaces[name] = Image.fromarray(pixels)
+    return _regions(surfaces, SIDE, SIDE, seed=1)
 
 
 _EMBEDDED: dict[str, Callable[[str], Arrays]] = {  # split -> arrays; a fixed seed each

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .batches import Forward, Images, Pixels
+from .batches import Forward, Images, Pixels, unwrapped
 from .calibration import (
     Calibration,
     GroupedCalibration,
@@ -34,7 +34,7 @@ from .heads import Name
 from .identity import difference, identity, prefix_of
 from .methods import METHODS, Options, State
 from .models import read_tensors
-from .passes import Reader, stream
+from .passes import Precision, Reader, settled, stream
 
 __all__ = ["OODDetector", "Verdicts", "checked_options", "conformal_threshold"]
 
@@ -74,6 +74,8 @@ class OODDetector:
             need them. None: those of the model's own configuration (timm), else 0 and 1. See
             :class:`batches.Pixels`.
         forward: ``forward(model, batch)``, where the model is not called as ``model(x)``.
+        precision: of all but the last layer, in fit, calibration and scoring alike; ``"auto"`` is
+            settled here, for good, and saved. See :func:`passes.settled`.
         options: ``temperature``, ``eps``, ``damping``, as far as the method has them; see
             :mod:`scores`. None: not given, the method's default.
 
@@ -97,12 +99,14 @@ class OODDetector:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         forward: Forward | None = None,
+        precision: Precision = "float32",
         **options: float | None,
     ) -> None:
         self.options: Options = checked_options(method, options)
         self.model, self.method, self.batch_size, self.forward = model, method, batch_size, forward
         self.head: Name | None = head if head is None or isinstance(head, str) else tuple(head)
         self.pixels = Pixels(mean, std)  # type: ignore[arg-type]
+        self.precision: Precision = settled(precision, unwrapped(model or nn.Identity()))
         self.state: State | None = (
             None if METHODS[method].fisher else METHODS[method].state(None, {})
         )
@@ -297,31 +301,14 @@ class OODDetector:
         model: nn.Module | None,
         forward: Forward | None,
     ) -> OODDetector:
-        head, saved = facts["head"], facts.get("model")
-        if (saved is None) != (model is None):
-            raise ValueError(
-                "the detector was fitted on arrays, without a model; load it without one"
-                if saved is None
-                else "the detector was fitted on a model; load(path, model) takes it"
-            )
-        if saved is not None and model is not None:
-            if (what := difference(saved, model)) is not None:
-                raise ValueError(
-                    f"the model is not the one it was fitted on: {what}; load that one, or fit"
-                    " again"
-                )
-            names = [head] if isinstance(head, str) else head or []
-            old, new = prefix_of(saved), prefix_of(identity(model))
-            renamed = [_renamed(name, old, new) for name in names]
-            head = renamed[0] if isinstance(head, str) else renamed or None
-            Reader(model, head)  # which says if there is no such layer
         detector = cls(
             model,
-            head,
+            _head_of(facts, model),
             facts["method"],
             mean=facts["mean"],
             std=facts["std"],
             forward=forward,
+            precision=facts.get("precision", "float32"),
             **facts["options"],
         )
         kind = METHODS[detector.method].kind
@@ -346,7 +333,11 @@ class OODDetector:
         Args:
             example: one image or more, prepared as for the classifier, float (N, ...). Any N will
                 do later.
+
+        Raises:
+            ValueError: if the detector computes in bfloat16, which a graph does not.
         """
+        self._check_graph()
         return exported(self, example)
 
     def export(self, path: str | Path, example: Tensor | NDArray[Any]) -> None:
@@ -363,13 +354,21 @@ class OODDetector:
         Raises:
             ImportError: without the packages of ``pip install 'thinkback-utils[export]'``.
         """
+        self._check_graph()
         to_onnx(self, path, example)
+
+    def _check_graph(self) -> None:
+        if self.precision != "float32":
+            raise ValueError(
+                f"thinkback: the detector was fitted in {self.precision}, and a graph computes in"
+                " float32; fit and calibrate one with precision='float32'"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Format, method, options, head, mean and std, and the calibration's promise, for JSON."""
         facts: dict[str, Any] = {"format": FORMAT, "head": self.head, "method": self.method}
         facts["options"] = dict(self.options)
-        facts |= {"mean": self.pixels.mean, "std": self.pixels.std}
+        facts |= {"mean": self.pixels.mean, "std": self.pixels.std, "precision": self.precision}
         if self.calibration is None:
             return facts
         return facts | self.calibration.to_tensors()[1] | {"by_class": self.by_class}
@@ -383,7 +382,13 @@ class OODDetector:
                 yield h, z, None
         else:
             for item in stream(
-                self.model, images, self.head, self.batch_size, self.pixels, self.forward
+                self.model,
+                images,
+                self.head,
+                self.batch_size,
+                self.pixels,
+                self.forward,
+                self.precision,
             ):
                 self.head, empty = item.head, False
                 yield item.features.float().cpu(), item.logits.float().cpu(), item.labels
@@ -500,6 +505,28 @@ def _rejected_classes(scores: Tensor, classes: Tensor, calibration: Calibration)
         "the promise holds on average, but most calibration images that the model takes for class "
         f'{text} are rejected; by="predicted" calibrates each class by itself'
     ]
+
+
+def _head_of(facts: Mapping[str, Any], model: nn.Module | None) -> Any:
+    """The name of the saved head in this model, which must be the one of the fit."""
+    head, saved = facts["head"], facts.get("model")
+    if (saved is None) != (model is None):
+        raise ValueError(
+            "the detector was fitted on arrays, without a model; load it without one"
+            if saved is None
+            else "the detector was fitted on a model; load(path, model) takes it"
+        )
+    if saved is not None and model is not None:
+        if (what := difference(saved, model)) is not None:
+            raise ValueError(
+                f"the model is not the one it was fitted on: {what}; load that one, or fit again"
+            )
+        names = [head] if isinstance(head, str) else head or []
+        old, new = prefix_of(saved), prefix_of(identity(model))
+        renamed = [_renamed(name, old, new) for name in names]
+        head = renamed[0] if isinstance(head, str) else renamed or None
+        Reader(model, head)  # which says if there is no such layer
+    return head
 
 
 def _renamed(name: str, old: str, new: str) -> str:

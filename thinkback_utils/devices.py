@@ -43,6 +43,12 @@ def process_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies numbers in bfloat16 itself (AVX-512 BF16), not by emulation."""
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # older torch cannot say
+    return bool(asked())
+
+
 def _number_on_machine() -> int | None:
     """Which of the machine's processes this is; None where nothing says that there are several."""
     for variable in ("LOCAL_RANK", "SLURM_LOCALID"):

@@ -1,16 +1,13 @@
-"""Files that are whole or not there: a kill never leaves half of one under its name, and damage is
-found when read.
-"""
+"""Files that are whole or absent: a kill leaves no half of one, and damage is found when read."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import lzma
 import os
 import secrets
-import struct
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -23,35 +20,29 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-# What zipfile, its decompressors and NumPy's reader of headers raise on a damaged .npz.
+# What reading a member of a damaged .npz raises; NumPy then parses only what its checksum covers.
 DAMAGED = (
-    EOFError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
+    zipfile.BadZipFile,  # no directory, or a checksum that differs
+    EOFError,  # cut short
+    ValueError,  # an offset before the file, a name that is no text, no array of numbers
+    RuntimeError,  # marked as encrypted, or as of an unknown compression or version
+    zlib.error,  # and those of the other compressions:
     lzma.LZMAError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
+    MemoryError,  # LZMA with a window of 4 GB
+    OSError,  # bzip2, or the disk
 )
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well, and goes when
-    it does not.
+    """A temporary path that takes the place of ``path`` when the block ends without an error.
 
     Raises:
         OSError: the folder cannot be written or is full; the message names ``path``.
     """
     path = Path(path)
-    temporary = path.with_name(
-        f".{path.name}.{secrets.token_hex(8)}.partial"
-    )  # unique on folders that machines share
+    # unique also on folders that machines share
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     ours = {str(place) for place in (temporary, path, *path.parents)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,10 +102,9 @@ def _unwritable(path: Path, error: OSError) -> OSError:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, with a closing newline."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(
-            json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:
@@ -152,14 +142,10 @@ def read_arrays(
             for member in archive.namelist():
                 name = member.removesuffix(".npy")
                 if names is None or name in names:
-                    with archive.open(member) as file:
-                        arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
-                        if file.read(
-                            1
-                            # at its end a member's checksum is compared, which np.load may not
-                            # reach
-                        ):
-                            raise ValueError(f"{member} is longer than its array")
+                    content = io.BytesIO(archive.read(member))  # which compares its checksum
+                    arrays[name] = np.lib.format.read_array(content, allow_pickle=False)
+                    if content.read(1):
+                        raise ValueError(f"{member} is longer than its array")
     except (FileNotFoundError, PermissionError):
         raise
     except DAMAGED as error:

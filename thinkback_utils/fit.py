@@ -1,6 +1,4 @@
-"""Fit a detector on many images: ``python -m thinkback_utils.fit``, or under ``torchrun`` with many
-processes.
-"""
+"""Fit a detector on many images: ``python -m thinkback_utils.fit``, also under ``torchrun``."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from .commands import Parser, run_main
 from .detector import OODDetector
 from .devices import process_device
 from .methods import METHODS
-from .shards import Sources, blocks, load_model, loader, open_sources, place
+from .shards import Sources, blocks, listed, load_model, loader, open_sources, place
 
 OPTIONS = ("temperature", "eps", "damping")
 
@@ -47,56 +45,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def named(dataset: Sources, skipped: Iterable[int]) -> str:
     """A sentence about the images that were left out; none where all were read."""
     names = [dataset.name(i) for i in sorted(skipped)]
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (
-        f"; left out {len(names):,} that cannot be read: {', '.join(names[:5])}{more}"
-        if names
-        else ""
-    )
+    return f"; left out {len(names):,} that cannot be read: {listed(names)}" if names else ""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Fit a detector in one pass; each process reads its blocks, and one sum joins them."""
+def _parser() -> Parser:
     parser = Parser(prog="python -m thinkback_utils.fit", description=main.__doc__)
     add_arguments(parser)
     parser.add_argument("--method", default="thinkback_averaged", choices=METHODS)
     parser.add_argument("--head", help="name of the last layer; found when it is not given")
+    pixels = "of each channel of pixels in [0, 1], as in the training"
+    for name in ("mean", "std"):
+        parser.add_argument(f"--{name}", type=float, nargs="+", help=pixels)
     parser.add_argument(
-        "--mean",
-        type=float,
-        nargs="+",
-        help="of each channel of pixels in [0, 1], as in the training",
+        "--precision",
+        choices=("float32", "auto"),
+        default="float32",
+        help="auto: bfloat16 before the last layer where the CPU has it, for all that follows",
     )
-    parser.add_argument("--std", type=float, nargs="+", help="likewise")
     for name in OPTIONS:
         parser.add_argument(f"--{name}", type=float, help="of the score; default: the method's")
     parser.add_argument("--out", type=Path, required=True, help="file of the detector")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fit a detector in one pass; each process reads its blocks, and one sum joins them."""
+    given = _parser().parse_args(arguments)
     rank, world = place()
     device = process_device(given.device)
     dataset = open_sources(given.sources, given.side, given.skip_broken)
-    options = {name: value for name in OPTIONS if (value := getattr(given, name)) is not None}
-    model = load_model(given.model).to(device)
     detector = OODDetector(
-        model, given.head, given.method, mean=given.mean, std=given.std, **options
+        load_model(given.model).to(device),
+        given.head,
+        given.method,
+        mean=given.mean,
+        std=given.std,
+        precision=given.precision,
+        **{name: getattr(given, name) for name in OPTIONS if getattr(given, name) is not None},
     )
     mine = [i for _, block in blocks(len(dataset), rank, world, given.batch_size) for i in block]
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        with tqdm(
-            loader(dataset, mine, given.batch_size, given.workers), disable=rank > 0
-        ) as batches:
-            detector.fit(batches)
+        batches = loader(dataset, mine, given.batch_size, given.workers)
+        with tqdm(batches, disable=rank > 0) as shown:  # it ends its line before an error
+            detector.fit(shown)
     finally:
         if world > 1:
             dist.destroy_process_group()
     if rank == 0:
         detector.save(given.out)
-        print(
-            f"fitted {given.method} on {len(dataset):,} images, wrote"
-            f" {given.out}{named(dataset, dataset.skipped)}"
-        )
+        left_out = named(dataset, dataset.skipped)
+        print(f"fitted {given.method} on {len(dataset):,} images, wrote {given.out}{left_out}")
 
 
 if __name__ == "__main__":

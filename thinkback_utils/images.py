@@ -1,6 +1,4 @@
-"""Image files of any kind as RGB pixels: each kind scaled by its own range, and refused where none
-is known.
-"""
+"""Image files as RGB pixels: each kind scaled by its own range, refused where none is known."""
 
 from __future__ import annotations
 
@@ -12,43 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-    "TIFF",
-    "GIF",
-    "PPM",
-    "JPEG2000",
-)  # none runs another program, as EPS does
-DAMAGED = (  # what Pillow lets through of a damaged file
-    ArithmeticError,
+# none runs another program, as EPS does
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000")
+PILLOW = (  # what its readers let through of a damaged file
+    OSError,  # cut short, or a decoder that stops
     EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    SyntaxError,
-    TypeError,
+    SyntaxError,  # a header that is none
     ValueError,
-    Image.DecompressionBombError,
-    struct.error,
+    struct.error,  # fields that end early
     zlib.error,
+    LookupError,  # tags and modes that do not exist
+    TypeError,  # tags of another kind
+    ArithmeticError,  # a resolution of 1/0, a size beyond integers
+    MemoryError,  # a size that nothing can hold
+    Image.DecompressionBombError,
 )
-CONVERTIBLE = (
-    "1",
-    "L",
-    "LA",
-    "P",
-    "PA",
-    "RGB",
-    "RGBA",
-    "RGBX",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-)  # Pillow scales these
+# Pillow scales these
+CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
@@ -56,7 +34,7 @@ UNSIGNED = 1  # of the sample formats
 
 
 class ImageError(ValueError):
-    """An image that cannot be read: damaged, without pixels, or of pixels whose range is not known."""
+    """An image that is damaged, without pixels, or of pixels whose range is not known."""
 
 
 def read_rgb(image: bytes | Image.Image, place: str = "the image") -> NDArray[np.uint8]:
@@ -98,7 +76,7 @@ def read_rgb(image: bytes | Image.Image, place: str = "the image") -> NDArray[np
         raise ImageError(
             f"thinkback: {place}: it is no {known} file that Pillow can read, or is damaged"
         ) from error
-    except DAMAGED as error:
+    except PILLOW as error:
         raise ImageError(f"thinkback: {place}: {error}") from error
     if 0 in opened.size:
         raise ImageError(f"thinkback: {place}: it has no pixels, {opened.width} x {opened.height}")
@@ -129,10 +107,8 @@ def _refused(image: Image.Image) -> str | None:
     """Why the range of its pixels is not known, if it is not."""
     if any(kind != UNSIGNED for kind in _tag(image, SAMPLE_FORMAT)) or image.mode == "F":
         return "signed or floating-point pixels have no range that the file tells"
-    if image.mode == "I" and image.format not in (
-        "PNG",
-        "PPM",
-    ):  # 16 bits, which older versions of Pillow read as I
+    sixteen = image.format in ("PNG", "PPM")  # which older versions of Pillow read as I
+    if image.mode == "I" and not sixteen:
         return "32-bit pixels have no range that the file tells"
     if image.mode not in (*CONVERTIBLE, *PREMULTIPLIED, *SIXTEEN_BITS, "I"):
         return f"pixels of Pillow's mode {image.mode!r} are not known"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Forward, Images, Pixels, batches, device_of, unwrapped
+from .batches import Batch, Forward, Images, Pixels, batches, device_of, dtype_of, unwrapped
+from .devices import multiplies_bfloat16
 from .heads import Head, Name, Runs, candidates, find, tensors_of, watching
+
+Precision = Literal["float32", "bfloat16", "auto"]
 
 
 class Pass(NamedTuple):
-    """What one batch left: features (B, ..., D), logits (B, ..., K), labels (B,) or None, and the
-    head's name.
-    """
+    """Features (B, ..., D), logits (B, ..., K), labels (B,) or None, and the head's name."""
 
     features: Tensor
     logits: Tensor
@@ -32,6 +33,7 @@ def stream(
     batch_size: int | None = None,
     pixels: Pixels | None = None,
     forward: Forward | None = None,
+    precision: Precision = "float32",
 ) -> Iterator[Pass]:
     """Run a model over images, and yield what its last layer reads and what it returns.
 
@@ -47,6 +49,7 @@ def stream(
         batch_size: where images are not in batches yet; None: 64 on a CPU, 256 elsewhere.
         pixels: mean and std of the model's images.
         forward: ``forward(model, batch)``, where the model is not called as ``model(x)``.
+        precision: see :func:`settled`.
 
     Yields:
         :class:`Pass`, on the model's device, in its precision.
@@ -54,11 +57,32 @@ def stream(
     Raises:
         ValueError: on images that are none, no or an ambiguous head, values that are not finite.
     """
-    reader = Reader(model, head, forward)
+    reader = Reader(model, head, forward, precision)
     for batch in batches(images, reader.model, batch_size, pixels, forward):
         with evaluating(reader.model):
             seen = reader(batch)
         yield seen
+
+
+def settled(precision: Precision, model: nn.Module) -> Literal["float32", "bfloat16"]:
+    """In which precision a model computes up to its last layer.
+
+    Args:
+        precision: ``"float32"``: as the model is. ``"bfloat16"``: matrix products and convolutions
+            before the last layer of a float32 model in bfloat16 (autocast), the last layer in
+            float32; where the hardware has no such products they are emulated, and slow.
+            ``"auto"``: bfloat16 on a CPU that multiplies it, which takes half the time there.
+        model: without wrappers.
+
+    Raises:
+        ValueError: on another word.
+    """
+    if precision not in get_args(Precision):
+        known = ", ".join(map(repr, get_args(Precision)))
+        raise ValueError(f"thinkback: precision is one of {known}, got {precision!r}")
+    if precision == "auto" and device_of(model).type == "cpu" and multiplies_bfloat16():
+        precision = "bfloat16"
+    return "bfloat16" if precision == "bfloat16" and dtype_of(model) == torch.float32 else "float32"
 
 
 class Reader:
@@ -69,15 +93,17 @@ class Reader:
         model: nn.Module,
         head: str | Sequence[str] | None = None,
         forward: Forward | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.model, self.forward = unwrapped(model), forward
+        self.mixed = settled(precision, self.model) == "bfloat16"
         self.names = _names(self.model, head)
         self.head: Head | None = None
         self.layers = dict(self.model.named_modules())
         self.channels_last = device_of(self.model).type == "cpu"  # faster there
 
     def find(self, batch: Batch) -> Head:
-        """The head, by a pass of a few samples."""
+        """The head, by a pass of a few samples, in the model's own precision."""
         watched = (
             candidates(self.model)
             if self.names is None
@@ -92,7 +118,11 @@ class Reader:
     def __call__(self, batch: Batch) -> Pass:
         """One pass; errors as of :func:`stream`."""
         head = self.head or self.find(batch)
-        runs, output = self.run(batch, {name: self.layers[name] for name in head.names})
+        layers = {name: self.layers[name] for name in head.names}
+        with _mixed(layers, device_of(self.model), self.mixed):
+            runs, output = self.run(batch, layers)
+        if self.mixed:  # the trunk's last output is in bfloat16, and means of it must not be
+            runs = {name: [(h.float(), z.float()) for h, z in own] for name, own in runs.items()}
         try:
             h, z = head.read(runs, output, self.layers)
         except ValueError:
@@ -144,6 +174,44 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def _mixed(layers: Mapping[str, nn.Module], device: torch.device, wanted: bool) -> Iterator[None]:
+    """bfloat16 meanwhile for all but these layers, if it is wanted."""
+    with ExitStack() as stack:
+        if wanted:
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+            for layer in layers.values():
+                stack.enter_context(_in_float32(layer, device))
+        yield
+
+
+@contextmanager
+def _in_float32(layer: nn.Module, device: torch.device) -> Iterator[None]:
+    """A layer whose forward leaves the autocast around it."""
+    known, forward = vars(layer).get("forward"), layer.forward
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device.type, enabled=False):
+            return forward(*_as_float32(args), **_as_float32(kwargs))
+
+    layer.forward = plain
+    try:
+        yield
+    finally:
+        del layer.forward
+        if known is not None:
+            layer.forward = known
+
+
+def _as_float32(value: Any) -> Any:
+    """bfloat16 tensors in arguments as float32; the rest as it is."""
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype == torch.bfloat16 else value
+    if isinstance(value, dict):
+        return {name: _as_float32(part) for name, part in value.items()}
+    return tuple(_as_float32(part) for part in value) if type(value) is tuple else value
 
 
 def _names(model: nn.Module, head: str | Sequence[str] | None) -> tuple[str, ...] | None:

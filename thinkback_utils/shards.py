@@ -1,5 +1,4 @@
-"""Many images over many processes: sources that are read sample by sample, and scores that are
-written shard by shard.
+"""Many images over many processes: sources are read by sample, scores are written by block.
 
 Samples are cut into blocks of equal size, the last one shorter, and of W processes each takes every
 W-th block: none is padded or read twice, so a sum over all processes is the sum over all samples.
@@ -22,14 +21,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from pickle import PickleError
 from textwrap import shorten
+from tokenize import TokenError
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
@@ -43,28 +41,10 @@ MANIFEST = "manifest.json"
 BLOCK = 8192  # samples: a minute of a small network on a CPU core, seconds on a GPU
 MEND = "; mend it, remove it, or leave such images out (--skip-broken)"
 AGAIN = "run the same command again, it makes that block anew"
-BUILDING = (  # what code that builds a model may raise, above all by a wrong name or file
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    PickleError,
-    SafetensorError,
-    SystemExit,
-)
 
 
 class ImageFiles(Dataset[Tensor]):
-    """Images of a folder, all levels, by path; or of a ``.tar`` of them (as WebDataset keeps them),
-    by name.
+    """Images of a folder, all levels, by path; or of a ``.tar`` (as WebDataset has it), by name.
 
     Hidden files and folders (``.name``, ``__MACOSX``) are left out: systems put theirs beside the
     images.
@@ -132,8 +112,7 @@ class ImageFiles(Dataset[Tensor]):
 
 
 class ImageArray(Dataset[Tensor]):
-    """The array ``images``, uint8 (N, H, W, 3), of an ``.npz``; one file at a time is kept in
-    memory.
+    """The array ``images``, uint8 (N, H, W, 3), of an ``.npz``; memory holds one file at a time.
 
     Raises:
         ValueError: the file is damaged, or holds no such array.
@@ -167,8 +146,7 @@ class ImageArray(Dataset[Tensor]):
 
 
 class Sources(ConcatDataset[Tensor]):
-    """Images of several sources, one after the other; index i stays the same image in every process
-    and every run.
+    """Images of several sources, one after the other; index i is the same image in every run.
 
     Attributes:
         skip_broken: images that cannot be read are left out by :func:`loader`, instead of an error.
@@ -188,17 +166,14 @@ class Sources(ConcatDataset[Tensor]):
         return self.datasets[part].name(i - (self.cumulative_sizes[part - 1] if part else 0))
 
     def known_by(self) -> list[dict[str, str]]:
-        """Path of each source, and what tells whether it is still the same; for the manifest of
-        :func:`start`.
-        """
+        """Path of each source, and what tells whether it is the same still, for :func:`start`."""
         return [{"path": str(part.path), "is": part.known_by()} for part in self.datasets]
 
 
 def open_sources(
     paths: Iterable[str | Path], side: int | None = None, skip_broken: bool = False
 ) -> Sources:
-    """Folders of images, ``.tar`` archives of images and ``.npz`` arrays, one after the other, as a
-    map-style data set.
+    """Folders, ``.tar`` archives and ``.npz`` arrays of images, as one map-style data set.
 
     Args:
         paths: the sources.
@@ -275,7 +250,7 @@ def _members(path: Path) -> list[tarfile.TarInfo]:
             members = [m for m in archive if m.isfile() and _is_image(PurePosixPath(m.name))]
             file.seek(archive.offset)
             end = file.read(tarfile.BLOCKSIZE)
-    except (tarfile.TarError, *DAMAGED) as error:
+    except (tarfile.TarError, OSError) as error:
         raise ValueError(
             f"thinkback: {path} cannot be read as a .tar archive ({error}); {remedy}"
         ) from error
@@ -294,17 +269,12 @@ def _header(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
             if "images.npy" in names:
                 crc = archive.getinfo("images.npy").CRC
                 with archive.open("images.npy") as member:
-                    version = np.lib.format.read_magic(member)
-                    form: Any = np.lib.format
+                    first = np.lib.format.read_magic(member) == (1, 0)
                     # Version 3 has other names of fields than 2, and images have none.
-                    read = (
-                        form.read_array_header_1_0
-                        if version == (1, 0)
-                        else form.read_array_header_2_0
-                    )
+                    read: Any = getattr(np.lib.format, f"read_array_header_{2 - first}_0")
                     shape, _, dtype = read(member)
                     return shape, dtype, crc
-    except DAMAGED as error:
+    except (*DAMAGED, SyntaxError, TokenError) as error:  # the last two: NumPy, of a header
         raise ValueError(
             f"thinkback: {path} cannot be read as an .npz file ({error}); make it anew"
         ) from error
@@ -323,8 +293,7 @@ def _images(path: Path, crc: int) -> NDArray[np.uint8]:
 
 
 def place() -> tuple[int, int]:
-    """Rank and number of processes, as ``torchrun`` sets them (RANK, WORLD_SIZE); (0, 1) without
-    it.
+    """Rank and number of processes, as ``torchrun`` sets RANK and WORLD_SIZE; else (0, 1).
 
     Raises:
         ValueError: one of them is missing, or they do not fit.
@@ -349,8 +318,7 @@ def _number(variable: str, default: int) -> int:
 
 
 def blocks(total: int, rank: int, world: int, size: int = BLOCK) -> Iterator[tuple[int, range]]:
-    """Number and samples of each block that process ``rank`` of ``world`` takes; none where there
-    are fewer blocks.
+    """Number and samples of each block that process ``rank`` of ``world`` takes, perhaps none.
 
     Raises:
         ValueError: a block without samples, or a rank that is none of the world's.
@@ -369,8 +337,7 @@ def blocks(total: int, rank: int, world: int, size: int = BLOCK) -> Iterator[tup
 
 
 class Batches:
-    """Batches of some samples of a data set, in their order, each (B, 3, H, W); a broken image is
-    an error.
+    """Batches (B, 3, H, W) of some samples, in their order; a broken image is an error.
 
     Where the data set is :class:`Sources` with ``skip_broken`` it is left out instead, and noted in
     ``skipped`` here and there; a batch may then be smaller, and one without images does not come.
@@ -422,9 +389,7 @@ class Batches:
 
 
 class _Attempts(Dataset[tuple[int, Any]]):
-    """Samples with their indices; the error in place of one that is broken, since a worker's would
-    lose its words.
-    """
+    """Samples with their indices; of a broken one the error, whose text a worker would lose."""
 
     def __init__(self, dataset: Dataset[Any], indices: Sequence[int]) -> None:
         self.dataset, self.indices = dataset, indices
@@ -443,9 +408,7 @@ class _Attempts(Dataset[tuple[int, Any]]):
 def _collated(
     samples: list[tuple[int, Any]],
 ) -> tuple[Any, dict[int, ImageError], dict[tuple[int, ...], int]]:
-    """The batch, None without good samples; the broken ones by index; and of each size the first
-    sample's index.
-    """
+    """The batch or None, the broken samples by index, and of each size the first sample's index."""
     broken = {i: sample for i, sample in samples if isinstance(sample, ImageError)}
     good = [sample for _, sample in samples if not isinstance(sample, ImageError)]
     sizes: dict[tuple[int, ...], int] = {}
@@ -476,7 +439,7 @@ def score_samples(
     blank: Mapping[str, float],
     **options: int,
 ) -> dict[str, Tensor]:
-    """What a detector says of each of these samples, also of those that were skipped.
+    """Scores and verdicts of these samples, with a blank for each that was skipped.
 
     Args:
         score: takes batches (B, 3, H, W) and returns arrays by name, each with one entry an image,
@@ -487,15 +450,13 @@ def score_samples(
     Returns:
         Arrays (len(indices),) by name, in the order of the indices; floats as float64.
     """
-    batches, size = loader(dataset, indices, **options), (len(indices),)
-    out = {
-        n: torch.full(size, v, dtype=torch.float64 if isinstance(v, float) else None)
-        for n, v in blank.items()
-    }
+    batches = loader(dataset, indices, **options)
+    out = {}
+    for name, value in blank.items():
+        dtype = torch.float64 if isinstance(value, float) else None
+        out[name] = torch.full((len(indices),), value, dtype=dtype)
     stream = iter(batches)
-    if (
-        first := next(stream, None)
-    ) is not None:  # else all of them are broken, and there is nothing to score
+    if (first := next(stream, None)) is not None:  # else all of them are broken
         found = score(itertools.chain([first], stream))
         read = torch.tensor([i not in batches.skipped for i in indices])
         for name, values in found.items():
@@ -512,25 +473,28 @@ def load_model(name: str) -> nn.Module:
 
     Raises:
         FileNotFoundError: there are no such weights.
-        ValueError: on anything else that fails, with the first cause.
+        ValueError: the file or the name is wrong, or what it names is no model.
+        Any other: of the function, as it raised it, since its author needs the whole traceback.
     """
+    if name.endswith(".safetensors"):
+        return WideResNet.load(name)
+    module, _, path = name.partition(":")
+    if not module or not path or module.startswith("."):
+        raise ValueError(
+            f"thinkback: model {name!r} is neither a .safetensors file nor package.module:function"
+        )
     try:
-        if name.endswith(".safetensors"):
-            return WideResNet.load(name)
-        module, _, path = name.partition(":")
-        if not module or not path:
-            raise ValueError(
-                f"thinkback: model {name!r} is neither a .safetensors file nor"
-                " package.module:function"
-            )
         model = attrgetter(path)(importlib.import_module(module))
-        if not isinstance(model, nn.Module) and callable(model):
-            model = model()
-    except BUILDING as error:
-        if str(error).startswith("thinkback: "):
-            raise
+    except (ImportError, SyntaxError, AttributeError) as error:
         cause = shorten(f"{type(error).__name__}: {error}", 300)
         raise ValueError(f"thinkback: model {name!r} cannot be made, {cause}") from error
+    if not isinstance(model, nn.Module) and callable(model):
+        try:
+            model = model()
+        except SystemExit as error:  # else the command would end there, perhaps with status 0
+            raise ValueError(
+                f"thinkback: model {name!r} cannot be made, SystemExit: {error}"
+            ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"thinkback: {name} returned {type(model).__name__}, not a torch.nn.Module"
@@ -539,8 +503,7 @@ def load_model(name: str) -> nn.Module:
 
 
 def start(folder: Path, job: dict[str, Any]) -> None:
-    """Write what makes the scores in ``folder`` what they are; where it is written already, it must
-    be the same.
+    """Write of which job the scores in ``folder`` are; what is written already must be the same.
 
     Args:
         folder: of the scores.
@@ -566,12 +529,12 @@ def start(folder: Path, job: dict[str, Any]) -> None:
         words for key, value in job.items() for words in _differences(key, held.get(key), value)
     ]:
         raise ValueError(
-            f"thinkback: {folder} holds scores of another job ({_listed(differing, '; ')}); name"
+            f"thinkback: {folder} holds scores of another job ({listed(differing, '; ')}); name"
             " another"
         )
 
 
-def _listed(items: Sequence[str], separator: str = ", ") -> str:
+def listed(items: Sequence[str], separator: str = ", ") -> str:
     """The first five, and how many more there are."""
     return separator.join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
@@ -633,9 +596,7 @@ def block_file(folder: Path, number: int) -> Path:
 
 
 def block_done(folder: Path, number: int) -> bool:
-    """Whether the scores of a block are there and whole; one that is damaged or cut short is to be
-    made again.
-    """
+    """Whether the scores of a block are there and whole; else it is to be made again."""
     try:
         _read_block(block_file(folder, number), _length(folder, number))
     except (FileNotFoundError, ValueError):
@@ -671,8 +632,7 @@ def _read_block(file: Path, length: int) -> dict[str, NDArray[Any]]:
 
 
 def read_blocks(folder: str | Path) -> dict[str, Tensor]:
-    """The arrays of all blocks, each (N,), in the order of the samples; NaN where an image was
-    skipped.
+    """The arrays of all blocks, each (N,), in the order of the samples; NaN for skipped images.
 
     Raises:
         FileNotFoundError: if blocks are missing, with their numbers.
@@ -685,7 +645,7 @@ def read_blocks(folder: str | Path) -> dict[str, Tensor]:
     }
     if missing := [file.name for file in lengths if not file.exists()]:
         again = "run the same command again, it goes on there"
-        raise FileNotFoundError(f"thinkback: {folder} lacks {_listed(missing)}; {again}")
+        raise FileNotFoundError(f"thinkback: {folder} lacks {listed(missing)}; {again}")
     parts = [_read_block(file, length) for file, length in lengths.items()]
     for file, part in zip(lengths, parts, strict=True):
         if part.keys() != parts[0].keys():

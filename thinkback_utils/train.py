@@ -1,6 +1,4 @@
-"""Training of the classifier: one function, resumable after a kill, the same on a laptop core and
-on a GPU.
-"""
+"""Training of the classifier: resumable after a kill, the same code on a CPU core and on a GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from tqdm import tqdm
 
 from .commands import Parser, run_main
 from .data import ImageSet, load
-from .devices import process_device
+from .devices import multiplies_bfloat16, process_device
 from .features import extract
 from .files import read_json, replacing, write_json
 from .models import WideResNet, last_line, read_tensors
@@ -35,9 +33,8 @@ Anneal = Literal["cosine", "linear"]
 Flip = Literal["random", "alternating", "off"]
 Amp = Literal["auto", "off"]
 CHOICES = {"anneal": get_args(Anneal), "flip": get_args(Flip), "amp": get_args(Amp)}
-RANGES: dict[
-    str, tuple[str, Callable[[Any], bool]]
-] = {  # in words, and the test of a number of the field's kind
+# Of each number: in words, and the test that it must pass.
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "depth": (
         "must be 6n + 4 with n >= 1 (10, 16, 22, 28, 40)",
         lambda value: value >= 10 and value % 6 == 4,
@@ -50,12 +47,9 @@ RANGES: dict[
     "warmup": ("is a fraction in [0, 1)", lambda value: 0 <= value < 1),
     "momentum": ("is a fraction in [0, 1)", lambda value: 0 <= value < 1),
     "weight_decay": ("must be finite and not negative", lambda value: 0 <= value < math.inf),
-    "seed": (
-        "must be in [0, 2**46)",
-        lambda value: 0 <= value < 2**46,
-    ),  # times 100,003 is still an int64
+    # 2**46 times 100,003 is still an int64
+    "seed": ("must be in [0, 2**46)", lambda value: 0 <= value < 2**46),
 }
-pick_device = process_device  # the name that other modules know
 
 
 @dataclass(frozen=True)
@@ -73,15 +67,13 @@ class TrainConfig:
     peak_lr: float = 0.1
     warmup: float = 0.0  # fraction of all steps in which the rate climbs linearly to its peak
     anneal: Anneal = "cosine"  # to zero, per step
-    restarts: tuple[
-        tuple[int, float], ...
-    ] = ()  # (first epoch, peak) of further cycles of warm-up and annealing
+    # (first epoch, peak) of further cycles of warm-up and annealing
+    restarts: tuple[tuple[int, float], ...] = ()
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 5e-4
     flip: Flip = "random"  # alternating: mirrored every second epoch; off: digits
-    resolutions: tuple[tuple[int, int], ...] = (
-        (0, 0),
-    )  # (first epoch, image side); side 0 is the full size
+    # (first epoch, image side); side 0 is the full size
+    resolutions: tuple[tuple[int, int], ...] = ((0, 0),)
     amp: Amp = "auto"  # mixed precision where the hardware has it
     compile: bool = False  # pays on a GPU only
     seed: int = 0
@@ -115,9 +107,7 @@ class TrainConfig:
                 )
 
     def override(self, **fields: Any) -> TrainConfig:
-        """The same recipe with other fields; another number of epochs stretches its stages and
-        cycles.
-        """
+        """The same recipe with other fields; another number of epochs stretches its cycles."""
         if "epochs" in fields:
             _check_number("epochs", fields["epochs"])
             stretch, last = fields["epochs"] / self.epochs, fields["epochs"] - 1
@@ -157,9 +147,7 @@ def _check_number(name: str, value: object) -> None:
 
 
 def _check_stages(name: str, stages: object) -> None:
-    """Pairs of a first epoch and a side in pixels, or a rate; what values they may have is checked
-    together.
-    """
+    """Pairs of a first epoch and a side in pixels, or a rate; their values are checked together."""
     kind: Any = int if name == "resolutions" else int | float
     words = "(first epoch, image side)" if name == "resolutions" else "(first epoch, peak rate)"
     paired = isinstance(stages, tuple | list) and all(
@@ -178,10 +166,9 @@ def _check_stages(name: str, stages: object) -> None:
 
 RECIPES: dict[str, TrainConfig] = {
     "reference": TrainConfig(),
-    # For two CPU cores: no dropout, since so few epochs underfit. A one-cycle of 15 epochs on
-    # growing images (at 16 px
-    # an epoch costs a quarter) is not enough; a second, gentler one at full size takes it on from
-    # there.
+    # For two CPU cores: no dropout, since so few epochs underfit. One cycle of 15 epochs on growing
+    # images (at 16 px an epoch costs a quarter) is not enough; a second, gentler one at full size
+    # goes on from there.
     "cpu": TrainConfig(
         epochs=23,
         dropout=0.0,
@@ -209,9 +196,7 @@ RECIPES: dict[str, TrainConfig] = {
 
 @dataclass
 class History:
-    """What training printed, one entry per epoch: mean loss, accuracy on the augmented batches,
-    seconds.
-    """
+    """By epoch: mean loss, accuracy on the augmented batches, seconds."""
 
     loss: list[float]
     accuracy: list[float]
@@ -227,8 +212,7 @@ def fit(
     progress: bool = True,
     stop_after: int | None = None,
 ) -> History:
-    """Train ``model`` in place with SGD on cross-entropy; resume from ``checkpoint`` when that file
-    exists.
+    """Train ``model`` in place with SGD on cross-entropy; resume from ``checkpoint`` if it exists.
 
     Shuffling, augmentation and dropout are functions of (seed, epoch), so a run that was killed and
     resumed ends in the same weights as one that was not (bit for bit on one CPU with one thread
@@ -266,12 +250,8 @@ def fit(
     labels, images, side = labels.to(device), data.images, -1
     steps = math.ceil(len(labels) / config.batch_size)
     scaler = torch.amp.GradScaler(device.type, enabled=_amp_dtype(config, device) == torch.float16)
-    bar = tqdm(
-        total=config.epochs * steps,
-        initial=len(history.loss) * steps,
-        disable=not progress,
-        mininterval=5.0,
-    )
+    total, done = config.epochs * steps, len(history.loss) * steps
+    bar = tqdm(total=total, initial=done, disable=not progress, mininterval=5.0)
     for epoch in range(len(history.loss), min(config.epochs, stop_after or config.epochs)):
         if config.side(epoch, data.images.shape[-1]) != side:
             side = config.side(epoch, data.images.shape[-1])
@@ -370,12 +350,11 @@ def _epoch(
     history: History,
     bar: tqdm[Any],
 ) -> None:
-    device, start, seen = optimizer.param_groups[0]["params"][0].device, time.perf_counter(), 0
+    start, seen = time.perf_counter(), 0
+    device = optimizer.param_groups[0]["params"][0].device
     home = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-    sums, dtype = (
-        torch.zeros(2, dtype=torch.float64, device=home),
-        _amp_dtype(config, device),
-    )  # loss, correct
+    sums = torch.zeros(2, dtype=torch.float64, device=home)  # loss, correct
+    dtype = _amp_dtype(config, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed * 100_003 + epoch)  # dropout
         for step, (x, y) in enumerate(batches):
@@ -388,35 +367,32 @@ def _epoch(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            sums += (
-                torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()])
-                .to(home)
-                .double()
-            )
+            both = torch.stack([loss.detach() * len(y), (logits.argmax(1) == y).sum()])
+            sums += both.to(home).double()
             seen += len(y)
             bar.update()
             if step % 20 == 0 or step == steps - 1:
                 mean_loss, accuracy = (sums / seen).tolist()
-                bar.set_postfix_str(
-                    f"epoch {epoch + 1}/{config.epochs} loss {mean_loss:.3f} acc {accuracy:.3f}",
-                    False,
-                )
-                if not math.isfinite(mean_loss):
-                    raise FloatingPointError(
-                        f"thinkback: the training loss is {mean_loss} in epoch {epoch + 1}, step"
-                        f" {step}; lower peak_lr (now {config.peak_lr})"
-                    )
+                at = f"epoch {epoch + 1}/{config.epochs}"
+                bar.set_postfix_str(f"{at} loss {mean_loss:.3f} acc {accuracy:.3f}", False)
+                _check_loss(mean_loss, f"epoch {epoch + 1}, step {step}", config)
     history.loss.append(mean_loss)
     history.accuracy.append(accuracy)
     history.seconds.append(time.perf_counter() - start)
 
 
+def _check_loss(loss: float, place: str, config: TrainConfig) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"thinkback: the training loss is {loss} in {place}; lower peak_lr (now"
+            f" {config.peak_lr})"
+        )
+
+
 def augmented_batches(
     images: Tensor, labels: Tensor, config: TrainConfig, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled, cropped and flipped batches: float (B, 3, s, s) in [0, 1], channels last, and
-    labels (B,).
-    """
+    """Augmented batches in a new order: float (B, 3, s, s) in [0, 1], channels last, and labels."""
     n, side, device = len(labels), images.shape[-1], images.device
     pad = side // 8  # 4 pixels at 32
     padded = F.pad(images, [pad] * 4).permute(0, 2, 3, 1).contiguous()  # (N, s + 2p, s + 2p, 3)
@@ -425,9 +401,8 @@ def augmented_batches(
     top, left = (torch.randint(2 * pad + 1, (n,), generator=generator).to(device) for _ in range(2))
     mirrored = torch.randint(2, (n,), generator=generator).to(device).bool()
     if config.flip == "alternating":
-        coin = torch.randint(2, (n,), generator=torch.Generator().manual_seed(config.seed)).to(
-            device
-        )
+        first = torch.Generator().manual_seed(config.seed)
+        coin = torch.randint(2, (n,), generator=first).to(device)
         mirrored = (coin + epoch) % 2 == 1
     elif config.flip == "off":
         mirrored = torch.zeros_like(mirrored)
@@ -456,13 +431,9 @@ def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     if config.amp == "off":
         return None
     if device.type == "cuda":
-        return (
-            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        )
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # torch < 2.13 cannot say
-    return torch.bfloat16 if capabilities.get("avx512_bf16") else None
+        recent = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if recent else torch.float16
+    return torch.bfloat16 if multiplies_bfloat16() else None
 
 
 def accuracy(model: nn.Module, data: ImageSet) -> float:
@@ -480,9 +451,8 @@ def _save_checkpoint(
 ) -> None:
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        if (
-            held := optimizer.state[parameter].get("momentum_buffer")
-        ) is not None:  # none without momentum
+        held = optimizer.state[parameter].get("momentum_buffer")
+        if held is not None:  # there is none without momentum
             tensors[f"momentum.{name}"] = held.contiguous()
     metadata = {
         "config": json.dumps(asdict(config)),
@@ -554,8 +524,7 @@ def train_network(
     device: str | None = None,
     progress: bool = True,
 ) -> tuple[WideResNet, dict[str, Any]]:
-    """Train a WideResNet on a set and keep it: ``weights.safetensors`` and ``training.json`` in
-    ``folder``.
+    """Train a WideResNet; keep ``weights.safetensors`` and ``training.json`` in ``folder``.
 
     A run that was killed goes on from its checkpoint; weights that are there already are read, not
     trained again.
@@ -566,11 +535,9 @@ def train_network(
     Raises:
         ValueError: if the folder holds a run of another recipe or set.
     """
-    weights, record_path, chosen = (
-        folder / "weights.safetensors",
-        folder / "training.json",
-        process_device(device),
-    )
+    weights = folder / "weights.safetensors"
+    record_path = folder / "training.json"
+    chosen = process_device(device)
     name = dataset if isinstance(dataset, str) else dataset.name
     record = _record(record_path) if record_path.exists() else describe(chosen) | {"dataset": name}
     if record["dataset"] != name:
@@ -591,9 +558,8 @@ def train_network(
         write_json(record_path, record)  # the first start describes the run, resumptions keep it
         torch.manual_seed(config.seed)  # initial weights
         model = WideResNet(config.depth, config.width, classes, config.dropout)
-        record["history"] = asdict(
-            fit(model, train, config, folder / "checkpoint.safetensors", chosen, progress)
-        )
+        checkpoint = folder / "checkpoint.safetensors"
+        record["history"] = asdict(fit(model, train, config, checkpoint, chosen, progress))
         write_json(record_path, record)
         model.save(weights)
     return WideResNet.load(weights).to(chosen), record
@@ -627,9 +593,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(options: argparse.Namespace, folder: Path | None = None) -> TrainConfig:
-    """The recipe that the parsed options name, else the folder's own, else the reference, with the
-    fields they set.
-    """
+    """The recipe that is named, else the folder's, else the reference, with fields as given."""
     named = {
         field.name: getattr(options, field.name, None) for field in dataclasses.fields(TrainConfig)
     }
@@ -667,10 +631,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda, …; default: the GPU when there is one")
     options = parser.parse_args(arguments)
-    config, test = (
-        config_from(options, options.out),
-        load(options.dataset, "test"),
-    )  # before hours of training
+    config = config_from(options, options.out)
+    test = load(options.dataset, "test")  # before hours of training
     model, record = train_network(config, options.dataset, options.out, options.device)
     minutes = sum(record["history"]["seconds"]) / 60
     print(f"test accuracy {accuracy(model, test):.4f} after {minutes:.1f} minutes")
