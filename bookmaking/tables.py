@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ def show(
     frame: pd.DataFrame,
     caption: str | None = None,
     index: bool = True,
-    formats: Format | Mapping[Any, Format] = 2,
+    formats: Format | Sequence[Format] | Mapping[Any, Format] = 2,
 ) -> Table:
     """A DataFrame as a table, the last expression of a cell.
 
@@ -112,10 +112,13 @@ def show(
         frame: one row of the table a row; the name of its index heads the first column.
         caption: a sentence above the table.
         index: whether the index is the first column.
-        formats: how floats are written: a number of decimals, a format specification or a function
-            such as :func:`percent`, for all columns or by column (two decimals where none is
-            given). A format given for a column holds for its integers too; others have thousands
-            separated by commas.
+        formats: how numbers are written: a number of decimals, a format specification or a function
+            such as :func:`percent`; one for all columns, one for each in their order, or some by
+            name (two decimals elsewhere). A number of decimals means floats alone: integers have
+            none, and commas between thousands.
+
+    Raises:
+        ValueError: a format for no column, or not as many formats as columns.
 
     >>> import pandas as pd
     >>> frame = pd.DataFrame({"score": ["Softmax", "$E$"], "n": [1, 1000], "gain": [-2.5, None]})
@@ -125,25 +128,31 @@ def show(
     | Softmax | 1 | −2.5 |
     | $E$ | 1,000 | – |
     """
+    heads, forms = list(frame.columns), formats
+    if isinstance(forms, Mapping) and forms.keys() <= set(heads):
+        forms = [forms.get(head, 2) for head in heads]
+    elif callable(forms) or isinstance(forms, str | int):
+        forms = [forms] * len(heads)
+    if isinstance(forms, Mapping) or len(forms) != len(heads):
+        raise ValueError(f"thinkback: formats {formats!r} do not fit the columns {heads}")
     if index:
         frame = frame.rename_axis(frame.index.name or "").reset_index()
+        forms = [2 if frame.dtypes.iloc[0].kind in "iu" else "g", *forms]
     columns = []
-    for position, head in enumerate(frame.columns):
-        form = formats.get(head) if isinstance(formats, Mapping) else formats
+    for position, (head, form) in enumerate(zip(frame.columns, forms, strict=True)):
         cells = [written(value, form) for value in frame.iloc[:, position]]
         right = all(A_NUMBER.match(cell) or cell in ("", MISSING) for cell in cells)
-        columns.append([written(head, None), "---:" if right else "---", *cells])
-    heads, rule, *rows = ("| " + " | ".join(row) + " |" for row in zip(*columns, strict=True))
-    lines = [heads, rule.replace(" ", ""), *rows]
+        columns.append([written(str(head)), "---:" if right else "---", *cells])
+    first, rule, *rows = ("| " + " | ".join(row) + " |" for row in zip(*columns, strict=True))
+    lines = [first, rule.replace(" ", ""), *rows]
     return Table("\n".join([f"{caption}\n", *lines] if caption else lines))
 
 
-def written(value: Any, form: Format | None) -> str:
+def written(value: Any, form: Format = 2) -> str:
     """The Markdown of one cell."""
     if isinstance(value, str):
         return re.sub(r"\s*\n\s*", " ", value).replace("|", r"\|")  # the table takes the \ away
-    if callable(form) and value is not None and not math.isnan(value):
-        return form(value)
-    if isinstance(value, numbers.Integral):
-        return number(value, form if isinstance(form, str) else ",")
-    return number(value, 2 if form is None or callable(form) else form)
+    if callable(form):
+        return MISSING if value is None or math.isnan(value) else form(value)
+    whole = isinstance(form, int) and isinstance(value, numbers.Integral)
+    return number(value, "," if whole else form)
