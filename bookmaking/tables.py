@@ -22,20 +22,23 @@ A_NUMBER = re.compile(rf"[*≤≥±+{MINUS}]*{SPACE}?\d")
 
 
 def number(value: Any, form: str | int = 2) -> str:
-    """A number with the true minus sign; a value that is missing (None, NaN) is an en dash.
+    """A number with the true minus sign; one that rounds to zero has no sign, and one that is
+    missing (None, NaN) is an en dash.
 
     Args:
         value: the number, 0-d arrays and tensors included.
         form: how many decimals, or a format specification as of :func:`format`.
 
-    >>> number(-0.126), number(1234567, ","), number(float("nan"))
-    ('−0.13', '1,234,567', '–')
+    >>> number(-0.126), number(1234567, ","), number(-0.001, "+.2f"), number(float("nan"))
+    ('−0.13', '1,234,567', '0.00', '–')
     """
     if value is None or math.isnan(value):
         return MISSING
     if not isinstance(value, numbers.Number):
         value = value.item()
-    return format(value, f".{form}f" if isinstance(form, int) else form).replace("-", MINUS)
+    text = format(value, f".{form}f" if isinstance(form, int) else form)
+    text = re.sub(r"^[+-](?=[0.]+%?$)", "", text)
+    return text.replace("-", MINUS).replace("%", f"{SPACE}%")
 
 
 def percent(share: Any, decimals: int = 1) -> str:
@@ -44,17 +47,16 @@ def percent(share: Any, decimals: int = 1) -> str:
     >>> percent(0.9236), percent(0.0004, 2)
     ('92.4\\xa0%', '0.04\\xa0%')
     """
-    return number(share, f".{decimals}%").replace("%", f"{SPACE}%")
+    return number(share, f".{decimals}%")
 
 
 def signed(value: Any, decimals: int = 1) -> str:
-    """A difference with its sign; one that rounds to zero has none.
+    """A difference with its sign.
 
     >>> signed(2), signed(-36.24), signed(-0.01)
     ('+2.0', '−36.2', '0.0')
     """
-    text = number(value, f"+.{decimals}f")
-    return text if text.strip(f"+{MINUS}0.") else text[1:]
+    return number(value, f"+.{decimals}f")
 
 
 def interval(low: Any, high: Any, decimals: int = 1) -> str:
