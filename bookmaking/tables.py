@@ -77,6 +77,15 @@ def plus_minus(value: Any, half: Any, decimals: int = 1) -> str:
     return f"{number(value, decimals)}{SPACE}±{SPACE}{number(half, decimals)}"
 
 
+def estimate(value: Any, low: Any, high: Any, decimals: int = 1) -> str:
+    """A value and its interval, on one line.
+
+    >>> estimate(1.011, 0.92, 1.04, 2)
+    '1.01\\xa0(0.92\\xa0to\\xa01.04)'
+    """
+    return f"{number(value, decimals)}{SPACE}({interval(low, high, decimals)})"
+
+
 def literal(text: str) -> str:
     """Text in which Markdown's signs mean nothing: for names that come from files.
 

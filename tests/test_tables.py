@@ -9,7 +9,7 @@ from IPython.core.formatters import DisplayFormatter
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from bookmaking import tables
-from bookmaking.tables import interval, literal, number, percent, plus_minus, show, signed
+from bookmaking.tables import estimate, interval, literal, number, percent, plus_minus, show, signed
 
 
 def rendered(table: tables.Table) -> pd.DataFrame:
@@ -32,6 +32,7 @@ def test_numbers_have_one_minus_sign_and_never_break() -> None:
         signed(-0.25, 2),
         interval(-2, -1),
         plus_minus(-1, 0.5),
+        estimate(0, -1, 1, 0),
     ]
     assert texts == [
         "−1.5",
@@ -41,6 +42,7 @@ def test_numbers_have_one_minus_sign_and_never_break() -> None:
         "−0.25",
         "−2.0\xa0to\xa0−1.0",
         "−1.0\xa0±\xa00.5",
+        "0\xa0(−1\xa0to\xa01)",
     ]
 
 
