@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +22,23 @@ A_NUMBER = re.compile(rf"[*≤≥±+{MINUS}]*{SPACE}?\d")
 
 
 def number(value: Any, form: str | int = 2) -> str:
-    """A number with the true minus sign; a value that is missing (None, NaN) is an en dash.
+    """A number with the true minus sign; one that rounds to zero has no sign, and one that is
+    missing (None, NaN) is an en dash.
 
     Args:
         value: the number, 0-d arrays and tensors included.
         form: how many decimals, or a format specification as of :func:`format`.
 
-    >>> number(-0.126), number(1234567, ","), number(float("nan"))
-    ('−0.13', '1,234,567', '–')
+    >>> number(-0.126), number(1234567, ","), number(-0.001, "+.2f"), number(float("nan"))
+    ('−0.13', '1,234,567', '0.00', '–')
     """
     if value is None or math.isnan(value):
         return MISSING
     if not isinstance(value, numbers.Number):
         value = value.item()
-    return format(value, f".{form}f" if isinstance(form, int) else form).replace("-", MINUS)
+    text = format(value, f".{form}f" if isinstance(form, int) else form)
+    text = re.sub(r"^[+-](?=[0.]+%?$)", "", text)
+    return text.replace("-", MINUS).replace("%", f"{SPACE}%")
 
 
 def percent(share: Any, decimals: int = 1) -> str:
@@ -44,17 +47,16 @@ def percent(share: Any, decimals: int = 1) -> str:
     >>> percent(0.9236), percent(0.0004, 2)
     ('92.4\\xa0%', '0.04\\xa0%')
     """
-    return number(share, f".{decimals}%").replace("%", f"{SPACE}%")
+    return number(share, f".{decimals}%")
 
 
 def signed(value: Any, decimals: int = 1) -> str:
-    """A difference with its sign; one that rounds to zero has none.
+    """A difference with its sign.
 
     >>> signed(2), signed(-36.24), signed(-0.01)
     ('+2.0', '−36.2', '0.0')
     """
-    text = number(value, f"+.{decimals}f")
-    return text if text.strip(f"+{MINUS}0.") else text[1:]
+    return number(value, f"+.{decimals}f")
 
 
 def interval(low: Any, high: Any, decimals: int = 1) -> str:
@@ -73,6 +75,15 @@ def plus_minus(value: Any, half: Any, decimals: int = 1) -> str:
     '78.6\\xa0±\\xa00.3'
     """
     return f"{number(value, decimals)}{SPACE}±{SPACE}{number(half, decimals)}"
+
+
+def estimate(value: Any, low: Any, high: Any, decimals: int = 1) -> str:
+    """A value and its interval, on one line.
+
+    >>> estimate(1.011, 0.92, 1.04, 2)
+    '1.01\\xa0(0.92\\xa0to\\xa01.04)'
+    """
+    return f"{number(value, decimals)}{SPACE}({interval(low, high, decimals)})"
 
 
 def literal(text: str) -> str:
@@ -101,7 +112,7 @@ def show(
     frame: pd.DataFrame,
     caption: str | None = None,
     index: bool = True,
-    formats: Format | Mapping[Any, Format] = 2,
+    formats: Format | Sequence[Format] | Mapping[Any, Format] = 2,
 ) -> Table:
     """A DataFrame as a table, the last expression of a cell.
 
@@ -112,10 +123,13 @@ def show(
         frame: one row of the table a row; the name of its index heads the first column.
         caption: a sentence above the table.
         index: whether the index is the first column.
-        formats: how floats are written: a number of decimals, a format specification or a function
-            such as :func:`percent`, for all columns or by column (two decimals where none is
-            given). A format given for a column holds for its integers too; others have thousands
-            separated by commas.
+        formats: how numbers are written: a number of decimals, a format specification or a function
+            such as :func:`percent`; one for all columns, one for each in their order, or some by
+            name (two decimals elsewhere). A number of decimals means floats alone: integers have
+            none, and commas between thousands.
+
+    Raises:
+        ValueError: a format for no column, or not as many formats as columns.
 
     >>> import pandas as pd
     >>> frame = pd.DataFrame({"score": ["Softmax", "$E$"], "n": [1, 1000], "gain": [-2.5, None]})
@@ -125,25 +139,31 @@ def show(
     | Softmax | 1 | −2.5 |
     | $E$ | 1,000 | – |
     """
+    heads, forms = list(frame.columns), formats
+    if isinstance(forms, Mapping) and forms.keys() <= set(heads):
+        forms = [forms.get(head, 2) for head in heads]
+    elif callable(forms) or isinstance(forms, str | int):
+        forms = [forms] * len(heads)
+    if isinstance(forms, Mapping) or len(forms) != len(heads):
+        raise ValueError(f"thinkback: formats {formats!r} do not fit the columns {heads}")
     if index:
         frame = frame.rename_axis(frame.index.name or "").reset_index()
+        forms = [2 if frame.dtypes.iloc[0].kind in "iu" else "g", *forms]
     columns = []
-    for position, head in enumerate(frame.columns):
-        form = formats.get(head) if isinstance(formats, Mapping) else formats
+    for position, (head, form) in enumerate(zip(frame.columns, forms, strict=True)):
         cells = [written(value, form) for value in frame.iloc[:, position]]
         right = all(A_NUMBER.match(cell) or cell in ("", MISSING) for cell in cells)
-        columns.append([written(head, None), "---:" if right else "---", *cells])
-    heads, rule, *rows = ("| " + " | ".join(row) + " |" for row in zip(*columns, strict=True))
-    lines = [heads, rule.replace(" ", ""), *rows]
+        columns.append([written(str(head)), "---:" if right else "---", *cells])
+    first, rule, *rows = ("| " + " | ".join(row) + " |" for row in zip(*columns, strict=True))
+    lines = [first, rule.replace(" ", ""), *rows]
     return Table("\n".join([f"{caption}\n", *lines] if caption else lines))
 
 
-def written(value: Any, form: Format | None) -> str:
+def written(value: Any, form: Format = 2) -> str:
     """The Markdown of one cell."""
     if isinstance(value, str):
         return re.sub(r"\s*\n\s*", " ", value).replace("|", r"\|")  # the table takes the \ away
-    if callable(form) and value is not None and not math.isnan(value):
-        return form(value)
-    if isinstance(value, numbers.Integral):
-        return number(value, form if isinstance(form, str) else ",")
-    return number(value, 2 if form is None or callable(form) else form)
+    if callable(form):
+        return MISSING if value is None or math.isnan(value) else form(value)
+    whole = isinstance(form, int) and isinstance(value, numbers.Integral)
+    return number(value, "," if whole else form)

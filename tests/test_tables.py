@@ -9,7 +9,7 @@ from IPython.core.formatters import DisplayFormatter
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from bookmaking import tables
-from bookmaking.tables import interval, literal, number, percent, plus_minus, show, signed
+from bookmaking.tables import estimate, interval, literal, number, percent, plus_minus, show, signed
 
 
 def rendered(table: tables.Table) -> pd.DataFrame:
@@ -32,6 +32,7 @@ def test_numbers_have_one_minus_sign_and_never_break() -> None:
         signed(-0.25, 2),
         interval(-2, -1),
         plus_minus(-1, 0.5),
+        estimate(0, -1, 1, 0),
     ]
     assert texts == [
         "−1.5",
@@ -41,6 +42,7 @@ def test_numbers_have_one_minus_sign_and_never_break() -> None:
         "−0.25",
         "−2.0\xa0to\xa0−1.0",
         "−1.0\xa0±\xa00.5",
+        "0\xa0(−1\xa0to\xa01)",
     ]
 
 
@@ -98,15 +100,22 @@ def test_columns_of_numbers_are_aligned_to_the_right() -> None:
     assert rule == "|---|---:|---:|---|---:|---:|"
 
 
-def test_formats_by_column_or_for_all() -> None:
+def test_formats_by_name_in_order_or_for_all() -> None:
     frame = pd.DataFrame({"T": [0.1, 1000.0], "n": [10_000, 2], "e": [1e-7, 0.5]})
     each = show(frame, index=False, formats={"T": "g", "e": ".1e", "n": "05d"})
     assert each.markdown.splitlines()[2:] == [
         "| 0.1 | 10000 | 1.0e−07 |",
         "| 1000 | 00002 | 5.0e−01 |",
     ]
+    assert show(frame, index=False, formats=["g", "05d", ".1e"]) == each
     assert show(frame, index=False, formats=1).markdown.endswith("| 1000.0 | 2 | 0.5 |")
     assert show(frame, index=False, formats=percent).markdown.endswith("| 50.0\xa0% |")
+
+
+@pytest.mark.parametrize("formats", [[1], [1, 1, 1], {"c": 1}])
+def test_formats_must_fit_the_columns(formats: object) -> None:
+    with pytest.raises(ValueError, match=r"^thinkback: formats .* do not fit .* \['a', 'b'\]$"):
+        show(pd.DataFrame({"a": [1], "b": [2]}), formats=formats)
 
 
 def test_two_columns_may_share_a_name_and_the_index_is_the_first_column() -> None:
@@ -114,6 +123,14 @@ def test_two_columns_may_share_a_name_and_the_index_is_the_first_column() -> Non
     assert show(frame, "What *it* says:", formats=0).markdown == (
         "What *it* says:\n\n|  | AUROC | AUROC |\n|---|---:|---:|\n| a | 1 | 2 |"
     )
+
+
+@pytest.mark.parametrize(
+    ("index", "cells"), [([10, 1000], "10 1,000"), ([0.5, 100.0], "0.5 100"), (["a", "2"], "a 2")]
+)
+def test_an_index_of_numbers_is_written_as_one_would(index: list[object], cells: str) -> None:
+    rows = show(pd.DataFrame({"n": [1, 2]}, index=index)).markdown.splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == cells.split()
 
 
 def test_a_notebook_gets_markdown_and_plain_text() -> None:
