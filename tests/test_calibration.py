@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from scipy.integrate import quad
@@ -49,9 +50,7 @@ def test_threshold_is_the_order_statistic_of_exact_fractions_and_beta_tails(n, g
             if delta is not None:
                 within = [m for m in within if stats.beta.sf(float(alpha), m, n + 1 - m) <= delta]
             if not within:
-                with pytest.raises(
-                    ValueError, match=f"takes at least {minimum_scores(float(alpha), delta)} cal"
-                ):
+                with refused(f"takes at least {minimum_scores(float(alpha), delta)} cal"):
                     conformal_threshold(scores, float(alpha), delta)
                 continue
             for given in (
@@ -168,9 +167,7 @@ def test_another_promise_needs_no_new_scores(generator):
         again, afresh = first.at(alpha, delta), Calibration.of(scores, alpha, delta)
         assert (again.threshold, again.alpha, again.delta) == (afresh.threshold, alpha, delta)
         assert torch.equal(again.scores, scores.sort().values)
-    with pytest.raises(
-        ValueError, match=r"alpha=0.001 takes at least 999 calibration scores, got 300"
-    ):
+    with refused(r"alpha=0.001 takes at least 999 calibration scores, got 300"):
         first.at(0.001)
 
 
@@ -178,10 +175,7 @@ def test_a_threshold_by_hand():
     alone = Calibration.by_hand(-3.0)
     assert alone.rejects(torch.tensor([-3.1, -3.0])).tolist() == [False, True]
     for ask in (lambda: alone.p_value(torch.zeros(2)), lambda: alone.at(0.1)):
-        with pytest.raises(
-            ValueError,
-            match=r"set by hand and there are no calibration scores .*calibrate on held-out",
-        ):
+        with refused(r"set by hand and there are no calibration scores .*calibrate on held-out"):
             ask()
     for value in (torch.tensor(2.5), np.float32(2.5), np.float64(2.5)):
         assert Calibration.by_hand(value).to_tensors()[1] == {
@@ -190,7 +184,7 @@ def test_a_threshold_by_hand():
             "delta": None,
         }
     for value in (math.nan, math.inf, "3", None, torch.zeros(2), 1j):
-        with pytest.raises(ValueError, match=r"thinkback: .*threshold must be (a number|finite)"):
+        with refused(r"threshold must be (a number|finite)"):
             Calibration.by_hand(value)
     known = Calibration.by_hand(17.5, np.arange(19.0))
     assert known.rejects(np.array([17.0, 18.0])).tolist() == [False, True]
@@ -244,14 +238,12 @@ def test_fractions_are_fractions(value):
     }
     for name, asked in calls.items():
         for call in asked:
-            with pytest.raises(
-                ValueError, match=f"thinkback: {name} must lie between 0 and 1, got "
-            ):
+            with refused(f"^thinkback: {name} must lie between 0 and 1, got "):
                 call()
 
 
 def test_missing_alpha_is_named():
-    with pytest.raises(ValueError, match="alpha must lie between 0 and 1, got None"):
+    with refused("alpha must lie between 0 and 1, got None"):
         Calibration.of(np.arange(50.0), None)
 
 
@@ -261,9 +253,7 @@ def test_an_alpha_that_no_set_can_promise_is_named(alpha):
         lambda: conformal_threshold(torch.rand(9), alpha),
         lambda: minimum_scores(alpha, 0.1),
     ):
-        with pytest.raises(
-            ValueError, match=rf"alpha={alpha} takes over 10\*\*12 calibration scores"
-        ):
+        with refused(rf"alpha={alpha} takes over 10\*\*12 calibration scores"):
             call()
     assert minimum_scores(0.5, 5e-324) == 1074  # 0.5**1074 is 5e-324
     assert conformal_threshold(torch.rand(9), np.float32(0.5)) < 1
@@ -274,9 +264,7 @@ def test_an_alpha_that_no_set_can_promise_is_named(alpha):
 def test_the_fewest_scores_are_enough_and_one_less_is_not(alpha, delta):
     fewest = minimum_scores(alpha, delta)
     Calibration.of(np.zeros(fewest), alpha, delta)
-    with pytest.raises(
-        ValueError, match=f"takes at least {fewest} calibration scores, got {fewest - 1}"
-    ):
+    with refused(f"takes at least {fewest} calibration scores, got {fewest - 1}"):
         Calibration.of(np.zeros(fewest - 1), alpha, delta)
 
 
@@ -315,17 +303,15 @@ def test_what_are_no_scores_is_named(kind):
             DriftAlarm([1.0]).update,
         ]
     for call in calls:
-        with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+        with refused(f"{message}"):
             call(values)
 
 
 def test_no_scores_at_all():
     for empty in ([], np.empty(0), torch.empty(0)):
-        with pytest.raises(ValueError, match="takes at least 19 calibration scores, got 0"):
+        with refused("takes at least 19 calibration scores, got 0"):
             conformal_threshold(empty)
-        with pytest.raises(
-            ValueError, match="takes at least 19 calibration scores in each group, got none"
-        ):
+        with refused("takes at least 19 calibration scores in each group, got none"):
             GroupedCalibration.of(empty, empty)
         assert mostly_rejected(empty, empty, 0.0) == {}
 
@@ -430,7 +416,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_an_error(kind):
-    with pytest.raises(ValueError, match=r"^thinkback: "):
+    with refused(r"^thinkback: "):
         from_tensors(*DAMAGE[kind])
 
 
@@ -444,14 +430,14 @@ def test_scores_out_of_order_are_no_calibration():
         lambda: from_tensors(*damaged(scores=swapped)),
         lambda: from_tensors(tensors, facts),
     ):
-        with pytest.raises(ValueError, match="not ascending"):
+        with refused("not ascending"):
             make()
 
 
 def test_groups_take_one_promise():
     one, other = Calibration.of(np.arange(40.0), 0.1), Calibration.of(np.arange(40.0), 0.2)
     for parts in ({}, {0: one, 1: other}, {0: Calibration.by_hand(1.0)}):
-        with pytest.raises(ValueError, match="all at one alpha and delta"):
+        with refused("all at one alpha and delta"):
             GroupedCalibration(parts)
 
 
@@ -517,7 +503,7 @@ def test_groups_with_too_few_scores_are_named(generator):
         r"at least 19 calibration scores in each group; too few are in 'bee' \(18\), 'cat'"
         r" \(5\)\. Add"
     )
-    with pytest.raises(ValueError, match=too_few):
+    with refused(too_few):
         GroupedCalibration.of(scores, group)
     with pytest.warns(
         UserWarning, match=r"'bee' \(18\), 'cat' \(5\), which raise no alarm"
@@ -532,9 +518,7 @@ def test_groups_with_too_few_scores_are_named(generator):
     with pytest.warns(UserWarning, match=r"at least 9 .* in 'cat' \(5\), which raise no alarm"):
         again = by_group.at(0.1, few="accept")
     assert again.rejects(np.full(2, 1e9), ["bee", "cat"]).tolist() == [True, False]
-    with pytest.raises(
-        ValueError, match=r"in 0 \(1\), 1 \(1\), 2 \(1\), 3 \(1\), 4 \(1\) and 5 more"
-    ):
+    with refused(r"in 0 \(1\), 1 \(1\), 2 \(1\), 3 \(1\), 4 \(1\) and 5 more"):
         GroupedCalibration.of(np.zeros(10), np.arange(10))
 
 
@@ -542,19 +526,19 @@ def test_groups_that_are_none_are_named(generator):
     scores = generator.normal(size=40)
     by_group = GroupedCalibration.of(scores, ["a"] * 20 + ["b"] * 20)
     for method in (by_group.p_value, by_group.rejects):
-        with pytest.raises(ValueError, match=r"has no group 'c', 'd'; it has groups 'a', 'b'"):
+        with refused(r"has no group 'c', 'd'; it has groups 'a', 'b'"):
             method(scores[:3], ["c", "a", "d"])
-        with pytest.raises(ValueError, match=r"has no group 1; it has groups 'a', 'b'"):
+        with refused(r"has no group 1; it has groups 'a', 'b'"):
             method(scores[:1], [1])
-        with pytest.raises(ValueError, match=r"groups \(2,\) and scores \(3,\) differ in shape"):
+        with refused(r"groups \(2,\) and scores \(3,\) differ in shape"):
             method(scores[:3], ["a", "b"])
-    with pytest.raises(ValueError, match="groups must be integers or strings, got dtype float64"):
+    with refused("groups must be integers or strings, got dtype float64"):
         GroupedCalibration.of(scores, scores)
-    with pytest.raises(ValueError, match="groups must be integers or strings, got dtype object"):
+    with refused("groups must be integers or strings, got dtype object"):
         GroupedCalibration.of(scores, [None] * 40)
-    with pytest.raises(ValueError, match="groups must be an array: "):
+    with refused("groups must be an array: "):
         GroupedCalibration.of(scores, [[1], [1, 2]])
-    with pytest.raises(ValueError, match="few must be 'error' or 'accept', got 'pool'"):
+    with refused("few must be 'error' or 'accept', got 'pool'"):
         GroupedCalibration.of(scores, [0] * 40, few="pool")
 
 
@@ -666,12 +650,9 @@ def test_false_discoveries_are_at_most_q_times_the_share_of_inliers(kind, genera
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf])
 def test_p_values_outside_0_1_are_named(value):
-    with pytest.raises(
-        ValueError,
-        match=r"p_values (must lie in \[0, 1\], got|are not finite)|of 2 p_values are not",
-    ):
+    with refused(r"p_values (must lie in \[0, 1\], got|are not finite)|of 2 p_values are not"):
         benjamini_hochberg(np.array([0.5, value]))
-    with pytest.raises(ValueError, match=r"p_values must be a vector \(n,\), got shape \(1, 2\)"):
+    with refused(r"p_values must be a vector \(n,\), got shape \(1, 2\)"):
         benjamini_hochberg(np.zeros((1, 2)))
 
 

@@ -1,19 +1,15 @@
 """The three Fishers of the last layer against per-sample autograd."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from problems import PROBLEMS, N
+from processes import torchrun
+from refusals import refused
 
 from thinkback_utils import reference
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
 
-ROOT = Path(__file__).parents[1]
 ALL = [DiagonalFisher, FullFisher, KroneckerFisher]
 PLAIN = PROBLEMS["T = 5"]
 DATA = PLAIN.features, PLAIN.logits
@@ -125,18 +121,7 @@ def processes(tmp_path_factory):
     """What three real processes found, of which the second has seen no data."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "process.py").write_text(PROCESS, encoding="utf-8")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "3",
-        "--standalone",
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "USE_LIBUV": "0", "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [*launch, str(folder / "process.py"), str(folder)], check=True, env=environment, timeout=280
-    )
+    torchrun(3, folder / "process.py", folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(3)]
 
 
@@ -253,5 +238,5 @@ def test_automatic_damping_is_one_gradient_spread_over_all_axes():
     ],
 )
 def test_misuse_is_named(action, message):
-    with pytest.raises(ValueError, match=message):
+    with refused(message):
         action()

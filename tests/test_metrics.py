@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import (
     auc,
@@ -180,7 +181,7 @@ def test_tensors_of_any_precision_are_scores():
     ],
 )
 def test_bad_scores_are_named(arguments, message):
-    with pytest.raises(ValueError, match=f"thinkback: {message}"):
+    with refused(f"^thinkback: {message}"):
         metrics.ood_metrics(*arguments)
 
 
@@ -264,7 +265,7 @@ CURVE = metrics.roc([0.1, 0.2, 0.3], [0.15, 0.3])
 )
 def test_arguments_out_of_range_are_named(action, message):
     """Each of these gave a number, the best one even, or an error of NumPy's."""
-    with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+    with refused(f"{message}"):
         action()
 
 
