@@ -77,9 +77,8 @@ def test_metadata_say_what_the_file_is(tmp_path):
     said.export(tmp_path / "model.onnx", X)
     model = onnx.load(tmp_path / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    facts = json.loads(
-        next(entry.value for entry in model.metadata_props if entry.key == "thinkback_detector")
-    )
+    (facts,) = (p.value for p in model.metadata_props if p.key == "thinkback_detector")
+    facts = json.loads(facts)
     assert facts == {
         "format": 3,
         "head": "4",
