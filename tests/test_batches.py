@@ -129,6 +129,7 @@ def test_every_form_of_images_gives_the_same(form):
 )
 def test_labels_are_kept(form):
     assert torch.equal(extract(NET, FORMS[form]).labels, Y)
+    assert extract(NET, PIXELS).labels is None
 
 
 @pytest.mark.parametrize(

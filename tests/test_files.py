@@ -1,6 +1,4 @@
-"""Files that are whole or not there, locks that a killed process gives back, and damage that names
-its file.
-"""
+"""Files are whole or not there, a killed process gives its lock back, damage names its file."""
 
 import os
 import signal
@@ -22,8 +20,13 @@ from thinkback_utils.files import locking, read_arrays, read_json, replacing, wr
 from thinkback_utils.models import WideResNet
 
 
-def write_text(path):
-    path.write_text("text", encoding="utf-8")
+def at_once(calls):
+    """Call each in a thread of its own, and wait for all."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def test_two_writers_of_one_process_do_not_meet(tmp_path):
@@ -38,11 +41,7 @@ def test_two_writers_of_one_process_do_not_meet(tmp_path):
 
 def test_many_threads_leave_one_whole_file(tmp_path):
     path = tmp_path / "a.json"
-    threads = [threading.Thread(target=write_json, args=(path, [i] * 1000)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once([lambda i=i: write_json(path, [i] * 1000) for i in range(8)])
     assert len(set(read_json(path))) == 1
     assert os.listdir(tmp_path) == ["a.json"]
 
@@ -86,7 +85,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     def fill():
         with replacing(tmp_path / "a") as temporary:
             temporary.symlink_to("/dev/full")
-            write_text(temporary)
+            temporary.write_text("text", encoding="utf-8")
 
     with refused(r"a cannot be written \(No space left.*has space left$", OSError) as raised:
         fill()
@@ -147,11 +146,7 @@ def test_one_at_a_time_is_inside(tmp_path):
             time.sleep(0.01)
             inside.pop()
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once([work] * 6)
     assert most == [1] * 6
     assert os.listdir(tmp_path / "new") == []
 
@@ -227,15 +222,12 @@ def test_damage_anywhere_in_arrays_is_found(tmp_path):
     whole = path.read_bytes()
     start = whole.index(b"\x93NUMPY")
     where = whole.index(b"(10, 10, 10)")
-    (path).write_bytes(whole[:where] + b"(1, 10, 10) " + whole[where + 12 :])
-    with refused(r"a\.npz cannot be read"):
-        read_arrays(path, "")
+    damaged = [whole[:where] + b"(1, 10, 10) " + whole[where + 12 :]]
     for place in range(start, len(whole) - 200, 37):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
-        with refused(r"a\.npz cannot be read"):
-            read_arrays(path, "")
-    for length in range(0, len(whole), 97):
-        path.write_bytes(whole[:length])
+        damaged.append(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+    damaged += [whole[:length] for length in range(0, len(whole), 97)]
+    for content in damaged:
+        path.write_bytes(content)
         with refused(r"a\.npz cannot be read"):
             read_arrays(path, "")
 

@@ -1,6 +1,4 @@
-"""Pixels of every kind against ramps that are written here: each kind is scaled by its own range,
-or refused.
-"""
+"""Pixels of every kind, against ramps written here: scaled by their own range, or refused."""
 
 import io
 import itertools
@@ -18,6 +16,7 @@ from thinkback_utils.images import FORMATS, ImageError, read_rgb, square
 
 BYTES = np.arange(256, dtype=np.uint8).reshape(16, 16)
 GREY = Image.fromarray(BYTES)
+BLACK = Image.new("L", GREY.size)
 
 
 def encoded(image, kind, **options):
@@ -28,22 +27,9 @@ def encoded(image, kind, **options):
 
 def tiff(values, width, bits, photometric=1, sample_format=1):
     """A little-endian grey TIFF of one row, written by hand."""
-    entries = {
-        256: width,
-        257: 1,
-        258: bits,
-        259: 1,
-        262: photometric,
-        273: 0,
-        277: 1,
-        278: 1,
-        279: len(values),
-    }
-    entries[339] = sample_format
-    entries[273] = 8 + 2 + 12 * len(entries) + 4  # where the values begin
-    rows = b"".join(
-        struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items())
-    )
+    entries = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric}
+    entries |= {273: 8 + 2 + 12 * 10 + 4, 277: 1, 278: 1, 279: len(values), 339: sample_format}
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + rows + bytes(4) + values
 
 
@@ -63,11 +49,9 @@ IN_MEMORY = {
     "RGBA": lambda: Image.merge("RGBA", (GREY, GREY, GREY, GREY)),
     "RGBa": lambda: GREY.convert("RGBA").convert("RGBa"),
     "RGBX": lambda: GREY.convert("RGBX"),
-    "CMYK": lambda: Image.merge(
-        "CMYK", [Image.new("L", GREY.size)] * 3 + [Image.fromarray(255 - BYTES)]
-    ),
+    "CMYK": lambda: Image.merge("CMYK", [BLACK, BLACK, BLACK, Image.fromarray(255 - BYTES)]),
     "YCbCr": lambda: Image.merge("YCbCr", [GREY, *[Image.new("L", GREY.size, 128)] * 2]),
-    "HSV": lambda: Image.merge("HSV", [*[Image.new("L", GREY.size)] * 2, GREY]),
+    "HSV": lambda: Image.merge("HSV", [BLACK, BLACK, GREY]),
 }
 
 
@@ -89,10 +73,8 @@ def test_lightness_of_lab_is_that_of_srgb():
     values = np.zeros((1, 5, 3), np.uint8)
     values[0, :, 0] = np.round(lightness * 2.55)
     luminance = np.where(lightness > 8, ((lightness + 16) / 116) ** 3, lightness / 903.3)
-    expected = (
-        np.where(luminance > 0.0031308, 1.055 * luminance ** (1 / 2.4) - 0.055, 12.92 * luminance)
-        * 255
-    )
+    curved = 1.055 * luminance ** (1 / 2.4) - 0.055
+    expected = 255 * np.where(luminance > 0.0031308, curved, 12.92 * luminance)
     found = read_rgb(encoded(Image.frombytes("LAB", (5, 1), values.tobytes()), "TIFF"))
     assert np.abs(found[0].astype(int) - expected[:, None]).max() <= 2
 
@@ -165,17 +147,12 @@ def test_16_bit_colours_keep_their_upper_8():
     rows = b"\0" + np.repeat(ramp[:, None], 3, 1).astype(">u2").tobytes()
 
     def chunk(kind, body):
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
+        size, checksum = struct.pack(">I", len(body)), struct.pack(">I", zlib.crc32(kind + body))
+        return size + kind + body + checksum
 
-    header = struct.pack(">IIBBBBB", 256, 1, 16, 2, 0, 0, 0)
-    png = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 256, 1, 16, 2, 0, 0, 0))
+    content = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    png = b"\x89PNG\r\n\x1a\n" + header + content
     assert grey_of(read_rgb(png)) == list(range(256))
 
 
@@ -187,11 +164,8 @@ def test_colours_of_a_lossless_file_are_pillows(kind):
 
 
 def test_cmyk_of_a_jpeg_is_not_turned_into_its_negative():
-    patches = {
-        (255, 255, 255): (0, 0, 0, 0),
-        (0, 0, 0): (0, 0, 0, 255),
-        (255, 0, 0): (0, 255, 255, 0),
-    }
+    patches = {(255, 255, 255): (0, 0, 0, 0), (0, 0, 0): (0, 0, 0, 255)}
+    patches[255, 0, 0] = (0, 255, 255, 0)
     for colour, inks in patches.items():
         content = encoded(Image.new("CMYK", (16, 16), inks), "JPEG", quality=100)
         assert b"Adobe" in content[:64]  # whose inks are stored inverted
@@ -264,10 +238,8 @@ def test_damage_of_any_kind_is_the_same_kind_of_error():
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(256, size=(12, 12, 3), dtype=np.uint8))
     files = [encoded(image, kind) for kind in FORMATS]
-    files += [
-        encoded(image, "TIFF", compression="tiff_lzw"),
-        encoded(image.convert("P"), "PNG", transparency=3),
-    ]
+    files.append(encoded(image, "TIFF", compression="tiff_lzw"))
+    files.append(encoded(image.convert("P"), "PNG", transparency=3))
     for content in itertools.islice(itertools.cycle(files), 400):
         damaged = bytearray(content)
         for place in rng.integers(min(len(damaged), 200), size=3):

@@ -82,15 +82,10 @@ def tensors(tmp_path_factory):
 @pytest.mark.parametrize(
     "metadata",
     [
-        "no JSON",
-        "null",
-        "[10, 1]",
-        "{}",
-        '{"depth": "10"}',
-        *(
-            json.dumps(CONFIG | change)
-            for change in ({"extra": 1}, {"width": 2}, {"num_classes": 0})
-        ),
+        *("no JSON", "null", "[10, 1]", "{}", '{"depth": "10"}'),
+        json.dumps(CONFIG | {"extra": 1}),
+        json.dumps(CONFIG | {"width": 2}),
+        json.dumps(CONFIG | {"num_classes": 0}),
     ],
 )
 def test_weights_of_an_impossible_network_are_named(tensors, metadata, tmp_path):

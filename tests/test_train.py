@@ -24,8 +24,6 @@ from thinkback_utils.train import RECIPES, TrainConfig, fit
 TINY = RECIPES["smoke"].override(
     epochs=3, dropout=0.1, resolutions=((0, 16), (1, 0)), flip="alternating", batch_size=64
 )
-
-
 trained = partial(fit, progress=False, device="cpu")
 
 
@@ -87,20 +85,18 @@ def test_augmentation_only_shifts_and_mirrors():
 
 def test_training_learns_and_repeats_exactly_unless_the_seed_differs():
     first, second, other = network(), network(), network()
-    history = trained(first, images(), TINY)
-    trained(second, images(), TINY)
+    history = trained(first, images(100), TINY)
+    trained(second, images(100), TINY)
+    trained(other, images(100), TINY.override(seed=1))
     assert history.loss[-1] < history.loss[0]
     states = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in states)
-    trained(other, images(), TINY.override(seed=1, epochs=1, resolutions=((0, 16),)))
-    one_epoch = network()
-    trained(one_epoch, images(), TINY.override(epochs=1, resolutions=((0, 16),)))
-    assert not torch.equal(one_epoch.fc.weight, other.fc.weight)
+    assert not torch.equal(first.fc.weight, other.fc.weight)
 
 
 def test_run_killed_by_sigkill_ends_in_the_same_weights(tmp_path, capsys):
     """A process is killed as soon as its first checkpoint is there; it goes on in this one."""
-    words = "--dataset digits --recipe smoke --epochs 3 --batch-size 256 --dropout 0.2 --device cpu"
+    words = "--dataset digits --recipe smoke --epochs 2 --batch-size 256 --dropout 0.2 --device cpu"
     killed, peace = tmp_path / "killed", tmp_path / "peace"
     process = subprocess.Popen(
         [sys.executable, "-m", "thinkback_utils.train", *words.split(), "--out", str(killed)],
