@@ -180,7 +180,7 @@ def test_pytorch_ood_tools_take_it(ood, net):
 def test_pytorch_ood_grid_search_knows_what_to_try(ood, net):
     search = ood.utils.GridSearch(ThinkbackDetector(net, method="energy"), None, loader(NEW, FAR))
     assert search.run()["temperature"] in search.space["temperature"]
-    with refused("empty hyperparameter_space"):
+    with pytest.raises(ValueError, match="empty hyperparameter_space"):
         ood.utils.GridSearch(ThinkbackDetector(net, method="max_logit"), None, loader(NEW, FAR))
 
 
@@ -488,7 +488,7 @@ def test_estimator_calibrates_on_other_rows():
     np.testing.assert_array_equal(estimator.decision_function(ROWS) < 0, -fitted >= expected)
     with pytest.warns(UserWarning, match="takes at least 9 rows to calibrate on, got 8"):
         estimator.calibrate(ROWS[300:308])
-    with refused("10 features"):
+    with pytest.raises(ValueError, match="10 features"):
         estimator.calibrate(ROWS[:, :9])
     with pytest.raises(NotFittedError):
         ThinkbackEstimator(4).calibrate(ROWS)
@@ -502,11 +502,11 @@ def test_estimator_is_copied_pickled_and_strict_about_columns():
     assert not hasattr(clone(estimator), "offset_")
     again = pickle.loads(pickle.dumps(estimator))
     np.testing.assert_array_equal(again.predict(frame), estimator.predict(frame))
-    with refused("feature names should match"):
+    with pytest.raises(ValueError, match="feature names should match"):
         estimator.predict(frame[frame.columns[::-1]])
     with pytest.raises(TypeError, match="data was passed"):
         ThinkbackEstimator(4).fit(csr_matrix(ROWS))
-    with refused("NaN"):
+    with pytest.raises(ValueError, match="NaN"):
         estimator.predict(np.nan * frame)
     assert set(np.unique(estimator.predict(frame))) <= {-1, 1}
     np.testing.assert_array_equal(estimator.fit_predict(frame), estimator.fit(frame).predict(frame))
@@ -601,5 +601,5 @@ LOGITS = "thinkback: n_classes says how many of the last columns are logits.* go
     ],
 )
 def test_estimator_s_errors_are_named(arguments, rows, message):
-    with refused(message):
+    with pytest.raises(ValueError, match=message):
         ThinkbackEstimator(**arguments).fit(rows)

@@ -131,7 +131,7 @@ def test_a_read_only_folder_is_one_clear_error(tmp_path):
 
 
 def test_an_error_about_another_file_stays_as_it_is(tmp_path):
-    with refused(r"^\[Errno", FileNotFoundError), replacing(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError, match=r"^\[Errno"), replacing(tmp_path / "a"):
         (tmp_path / "other").read_bytes()
 
 

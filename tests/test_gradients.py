@@ -22,15 +22,15 @@ from thinkback_utils.models import WideResNet
 from thinkback_utils.reference import network_gradients
 
 
-def trained(net, size=16):
+def trained(net):
     """That network with running statistics, scales and shifts that are no longer 0 and 1."""
     generator = torch.Generator().manual_seed(3)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            scales, shifts = (module.weight, module.running_var), (module.bias, module.running_mean)
-            for tensor in (*scales, *shifts):
-                low = 0.5 if any(tensor is scale for scale in scales) else -0.5
-                tensor.data.copy_(low + torch.rand(tensor.shape, generator=generator))
+            for tensor in (module.weight, module.running_var):
+                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            for tensor in (module.bias, module.running_mean):
+                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) - 0.5)
     return net.double().eval()
 
 
