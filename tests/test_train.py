@@ -203,13 +203,13 @@ def test_other_epochs_stretch_the_stages_of_small_images():
 
 
 def test_folder_of_another_set_or_without_a_record_is_refused(tmp_path):
-    tiny = RECIPES["smoke"].override(epochs=1)
-    train.train_network(tiny, "digits", tmp_path, "cpu", progress=False)
-    with refused("holds a network of 'digits', not of 'cifar10'"):
+    tiny, few = RECIPES["smoke"].override(epochs=1), replace(images(40), name="few")
+    train.train_network(tiny, few, tmp_path, "cpu", progress=False)
+    with refused("holds a network of 'few', not of 'cifar10'"):
         train.train_network(tiny, "cifar10", tmp_path, "cpu", progress=False)
     (tmp_path / "training.json").unlink()
     with refused(r"has no training\.json beside it"):
-        train.train_network(tiny, "digits", tmp_path, "cpu", progress=False)
+        train.train_network(tiny, few, tmp_path, "cpu", progress=False)
 
 
 def test_unlabelled_set_is_refused():
