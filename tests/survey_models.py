@@ -1,5 +1,4 @@
-"""Which published classifiers the detector works for: built without weights, fitted and scored on
-random inputs.
+"""Which published classifiers the detector works for: without weights, on random inputs.
 
     python tests/survey_models.py                            # all: about an hour on two cores
     python tests/survey_models.py timm --models volo_d1_224  # some: their rows are replaced
@@ -35,17 +34,9 @@ from thinkback_utils.files import replacing
 OUT = Path(__file__).parents[1] / "results" / "compatibility.json"
 LARGEST = 30  # million parameters; torchvision's zoo is taken whole
 CLASSES = 5
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-)
-FAILURES += (ValueError,)  # whatever a model may raise; its text is the reason in the table
+# whatever a model may raise; its text is the reason in the table
+FAILURES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError)
+FAILURES += (OSError, RuntimeError, TypeError, ValueError)
 RULES = {
     "torchvision": "all models for classification and semantic segmentation of images",
     "timm": (
@@ -68,9 +59,7 @@ WHY = {  # in words, for the table; the file keeps what the package said
 
 @dataclass(frozen=True)
 class Case:
-    """One model: how to make it, and inputs for it, n at a time, of which the caller's next
-    argument is a size.
-    """
+    """One model: how to make it, and the inputs for it, n at a time."""
 
     package: str
     name: str
@@ -111,9 +100,7 @@ def survey(case: Case) -> Row:
 
 
 def check(model: nn.Module, batch: Any, returned: Tensor) -> str:
-    """Raise what is wrong, with a model that returned these logits for this batch; or say what its
-    head is.
-    """
+    """Name the head of a model that returned these logits for this batch; raise what is wrong."""
     detector = tb.detector.OODDetector(model).fit([batch])
     scores, seen = detector.score([batch]), tb.features.extract(model, [batch], detector.head)
     if not scores.isfinite().all():
@@ -125,13 +112,11 @@ def check(model: nn.Module, batch: Any, returned: Tensor) -> str:
     names = (detector.head,) if isinstance(detector.head, str) else detector.head
     layers = [model.get_submodule(name) for name in names or ()]
     if all(isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) for layer in layers):
-        weights, biases = zip(
-            *((layer.weight.flatten(1), layer.bias) for layer in layers), strict=True
-        )
+        weights = [layer.weight.flatten(1) for layer in layers]
+        biases = [layer.bias.detach().float() for layer in layers if layer.bias is not None]
         # several layers are averaged: one wide layer reads the features of all, each divided by
         # their number
-        z = seen.features @ torch.cat(weights, 1).detach().T.float()
-        z = z + sum(0 if bias is None else bias.detach().float() for bias in biases) / len(layers)
+        z = seen.features @ torch.cat(weights, 1).detach().T.float() + sum(biases) / len(layers)
         factor = (z * seen.logits).sum() / z.square().sum() if z.shape == seen.logits.shape else 0
         if not factor > 0 or not _close(factor * z, seen.logits):
             raise AssertionError("the head's weight times the features is not the logits")
@@ -184,18 +169,14 @@ def _run(model: nn.Module, batch: Any) -> Tensor:
 
 
 def _start(model: nn.Module) -> None:
-    """Give random weights to layers that start at zero, as some heads do: zeros would hide a wrong
-    one.
-    """
+    """Give random weights to layers that start at zero, as some heads do: zeros hide errors."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.any():
             nn.init.normal_(layer.weight, std=0.02)
 
 
 def _settle(model: nn.Module, batch: Any) -> None:
-    """Give each BatchNorm the statistics of its inputs, as training would: signals had died out or
-    blown up.
-    """
+    """Give each BatchNorm the statistics of its inputs, where signals became tiny or huge."""
     for layer in model.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.train()
@@ -264,11 +245,8 @@ def timm_case(name: str) -> Case:
     def inputs(model: nn.Module, n: int) -> Iterator[Any]:
         config = model.default_cfg
         channels, *sides = config["input_size"]
-        small = (
-            []
-            if config.get("fixed_input_size")
-            else [config.get("min_input_size", (3, 64))[-1], 64, 96, 128, 160]
-        )
+        small = [config.get("min_input_size", (3, 64))[-1], 64, 96, 128, 160]
+        small = [] if config.get("fixed_input_size") else small
         return _images([*sorted(set(small)), max(sides)], channels=channels)(model, n)
 
     return Case("timm", name, build, inputs)
@@ -318,16 +296,11 @@ def pytorch_ood_cases() -> Iterator[Case]:
     def tokens(model: nn.Module, n: int) -> Iterator[Tensor]:
         yield torch.randint(30, (n, 7), generator=torch.Generator().manual_seed(1))
 
-    yield Case(
-        "pytorch-ood", "WideResNet", partial(models.WideResNet, num_classes=CLASSES), _images([32])
-    )
-    for name in ("ResNet18", "ResNet50"):
-        yield Case(
-            "pytorch-ood", name, partial(getattr(models, name), num_classes=CLASSES), _images([64])
-        )
-    yield Case(
-        "pytorch-ood", "GRUClassifier", partial(models.GRUClassifier, CLASSES, n_vocab=30), tokens
-    )
+    for name, side in (("WideResNet", 32), ("ResNet18", 64), ("ResNet50", 64)):
+        build = partial(getattr(models, name), num_classes=CLASSES)
+        yield Case("pytorch-ood", name, build, _images([side]))
+    build = partial(models.GRUClassifier, CLASSES, n_vocab=30)
+    yield Case("pytorch-ood", "GRUClassifier", build, tokens)
 
 
 CASES = {
@@ -345,27 +318,14 @@ def _small(model: nn.Module) -> None:
 
 
 def _small_options(family: str) -> dict[str, Any]:
-    """One small configuration for all families of transformers, and what some of them ask for
-    beside it.
-    """
-    common = {
-        "num_labels": CLASSES,
-        "hidden_size": 32,
-        "d_model": 32,
-        "num_hidden_layers": 2,
-        "num_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 8,
-        "intermediate_size": 64,
-        "vocab_size": 99,
-        "image_size": 32,
-        "patch_size": 8,
-        "pad_token_id": 0,
-        "eos_token_id": 2,
-        "decoder_start_token_id": 0,
-        "max_position_embeddings": 64,
-    }
+    """One small configuration for all families of transformers, and what some ask for beside it."""
+    common = {"num_labels": CLASSES, "vocab_size": 99, "max_position_embeddings": 64}
+    common |= {"hidden_size": 32, "d_model": 32, "intermediate_size": 64, "head_dim": 8}
+    common |= {"num_hidden_layers": 2, "num_layers": 2}
+    common |= {"num_attention_heads": 4, "num_key_value_heads": 4}
+    common |= {"image_size": 32, "patch_size": 8}
+    common |= {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+    without = dict.fromkeys  # None removes an option
     both = {"vision_config": common, "text_config": common, "projection_dim": 32}
     own: dict[str, dict[str, Any]] = {
         "beit": {"out_indices": [0, 1, 2, 3], "num_hidden_layers": 4},
@@ -377,34 +337,18 @@ def _small_options(family: str) -> dict[str, Any]:
         "gptj": {"rotary_dim": 8},
         "layoutlmv3": {"coordinate_size": 4, "shape_size": 4, "input_size": 32},
         "metaclip_2": both,
-        "perceiver": {
-            "num_latents": 8,
-            "d_latents": 32,
-            "d_model": None,
-            "num_hidden_layers": None,
-        },
+        "perceiver": {"num_latents": 8, "d_latents": 32}
+        | without(["d_model", "num_hidden_layers"]),
         "plbart": {"encoder_attention_heads": 4, "decoder_attention_heads": 4},
         "reformer": {"axial_pos_embds": False},
         "siglip": both,
         "siglip2": both,
         "squeezebert": {"embedding_size": 32},
-        "xlnet": {
-            "max_position_embeddings": None,
-            "n_head": 4,
-            "num_attention_heads": None,
-            "d_head": 8,
-        },
+        "xlnet": {"n_head": 4, "d_head": 8}
+        | without(["max_position_embeddings", "num_attention_heads"]),
     }
-    pyramids = (
-        "donut-swin",
-        "hiera",
-        "levit",
-        "pvt",
-        "pvt_v2",
-        "segformer",
-        "swin",
-        "swinv2",
-    )  # sizes by stage
+    # sizes by stage
+    pyramids = ["donut-swin", "hiera", "levit", "pvt", "pvt_v2", "segformer", "swin", "swinv2"]
     alone = (*pyramids, "bit", "convnext", "cvt", "convnextv2", "dpt", "regnet")
     chosen = {"num_labels": CLASSES} if family in alone else {**common, **own.get(family, {})}
     return {name: value for name, value in chosen.items() if value is not None}
@@ -474,10 +418,8 @@ def table(whole: Mapping[str, Any]) -> str:
         lines.append(f"| {package} | {version} | {part['rule']} | {works} of {len(tried)} |")
         for row in tried:
             if not row["works"]:
-                why = next(
-                    (text for start, text in WHY.items() if row["name"].startswith(start)),
-                    row["reason"],
-                )
+                known = (text for start, text in WHY.items() if row["name"].startswith(start))
+                why = next(known, row["reason"])
                 failed.append(f"| {package} | `{row['name']}` | {why} |")
     if failed:
         lines += ["", "| package | does not work | reason |", "|---|---|---|", *failed]
@@ -496,10 +438,8 @@ def main() -> None:
     for package in arguments.packages or CASES:
         start, rows = time.perf_counter(), {}
         if arguments.models is not None:
-            rows = {
-                row["name"]: Row(**row)
-                for row in json.loads(arguments.out.read_text(encoding="utf-8"))[package]["models"]
-            }
+            whole = json.loads(arguments.out.read_text(encoding="utf-8"))
+            rows = {row["name"]: Row(**row) for row in whole[package]["models"]}
         for case in CASES[package]():
             if arguments.models is None or case.name in arguments.models:
                 row = rows[case.name] = survey(case)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from refusals import refused
 from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -74,9 +75,7 @@ def loader(*parts, batch_size=64):
 @pytest.fixture
 def ood():
     import_torchvision()
-    return pytest.importorskip(
-        "pytorch_ood", reason="pytorch-ood is not installed; the extra `peers` does that"
-    )
+    return pytest.importorskip("pytorch_ood", reason="needs the extra `peers`")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -114,16 +113,12 @@ def test_readme_s_pytorch_ood_call_runs_as_printed(ood, name):
         arguments = {"depth": 10} if name == "WideResNet" else {}
         model, x = getattr(ood.model, name)(num_classes=10, **arguments), torch.rand(24, 3, 32, 32)
     train_loader = DataLoader(TensorDataset(x, torch.arange(24) % 10), batch_size=8)
-    row = next(
-        line
-        for line in README.read_text(encoding="utf-8").splitlines()
-        if line.startswith("| pytorch-ood")
-    )
+    lines = README.read_text(encoding="utf-8").splitlines()
+    (row,) = (line for line in lines if line.startswith("| pytorch-ood"))
     call = row.split("`")[3]
     assert call.startswith("ThinkbackDetector(")
-    detector = eval(
-        call, {"ThinkbackDetector": ThinkbackDetector, "model": model, "train_loader": train_loader}
-    )
+    names = {"model": model, "train_loader": train_loader}
+    detector = eval(call, {"ThinkbackDetector": ThinkbackDetector} | names)
     scores = detector(x)
     assert scores.shape == (24,)
     assert scores.isfinite().all()
@@ -195,27 +190,21 @@ def test_pytorch_ood_s_own_benchmark_takes_it(ood):
     sets, unknown = importlib.import_module("pytorch_ood.dataset.img"), ood.utils.ToUnknown()
     transform = import_torchvision().transforms.ToTensor()
     toy = benchmark.__new__(benchmark)
-    generator = torch.Generator().manual_seed(0)
     toy.train_in, toy.test_in = (
-        TensorDataset(torch.rand(n, 3, 32, 32, generator=generator), torch.arange(n) % 10)
+        TensorDataset(torch.rand(n, 3, 32, 32, generator=GENERATOR), torch.arange(n) % 10)
         for n in (60, 20)
     )
-    toy.test_oods = [
-        getattr(sets, name)(
-            9, size=(32, 32, 3), transform=transform, target_transform=unknown, seed=1
-        )
-        for name in ("UniformNoise", "GaussianNoise")
-    ]
+    ways = {"size": (32, 32, 3), "transform": transform, "target_transform": unknown, "seed": 1}
+    names = "UniformNoise", "GaussianNoise"
+    toy.test_oods = [getattr(sets, name)(9, **ways) for name in names]
     toy.ood_names = [type(part).__name__ for part in toy.test_oods]
     torch.manual_seed(0)
     model = ood.model.WideResNet(num_classes=10, depth=10).eval()
     train_loader = DataLoader(toy.train_set(), batch_size=30)
-    ours = [
-        ThinkbackDetector(model, damping=1.0),
-        ThinkbackDetector(model.features, model.fc, damping=1.0),
-    ]
-    peers = [ood.detector.KNN(model.features, k=5), ood.detector.MaxSoftmax(model)]
-    detectors = [detector.fit(train_loader) for detector in (*ours, *peers)]
+    whole = ThinkbackDetector(model, damping=1.0)
+    parts = ThinkbackDetector(model.features, model.fc, damping=1.0)
+    peers = ood.detector.KNN(model.features, k=5), ood.detector.MaxSoftmax(model)
+    detectors = [detector.fit(train_loader) for detector in (whole, parts, *peers)]
     rows = toy.evaluate(detectors, {"batch_size": 20})
     names = [*["ThinkbackDetector"] * 2, "KNN", "MaxSoftmax"]
     assert [row["Detector"] for row in rows] == names * 2
@@ -227,16 +216,14 @@ def test_pytorch_ood_s_own_benchmark_takes_it(ood):
 @pytest.mark.filterwarnings("default")
 def test_what_fit_remarks_reaches_the_line_that_called_an_adapter(ood, net):
     wrong = [(FIT, torch.full((400,), 3))]
+    named = {"train": [{"data": FIT, "label": wrong[0][1]}]}
+    words = "thinkback: the model is right for .* of the labelled fit images"
     for fit in (
         lambda: ThinkbackDetector(net).fit(wrong),
         lambda: ThinkbackDetector(net.body, net.fc).fit(wrong),
-        lambda: ThinkbackPostprocessor().setup(
-            net, {"train": [{"data": FIT, "label": wrong[0][1]}]}, {}
-        ),
+        lambda: ThinkbackPostprocessor().setup(net, named, {}),
     ):
-        with pytest.warns(
-            UserWarning, match="thinkback: the model is right for .* of the labelled fit images"
-        ) as found:
+        with pytest.warns(UserWarning, match=words) as found:
             fit()
         assert {str(warning.filename) for warning in found} == {__file__}
 
@@ -252,43 +239,31 @@ def test_pytorch_ood_label_maps_leave_out_images_with_unknown_pixels(ood, net):
 
 def test_pytorch_ood_errors_are_that_library_s(ood, net):
     whole = ThinkbackDetector(net)
-    with pytest.raises(
-        ood.api.RequiresFittingException, match="thinkback: the detector is not fitted"
-    ):
+    with refused("^thinkback: the detector is not fitted", ood.api.RequiresFittingException):
         whole(NEW)
     for call in (
         lambda: whole.predict_features(torch.rand(2, 6)),
         lambda: whole.fit_features(torch.rand(2, 6), NEW),
     ):
-        with pytest.raises(
-            ood.api.ModelNotSetException, match=r"thinkback: .*ThinkbackDetector\(None, head\)"
-        ):
+        with refused(r"ThinkbackDetector\(None, head\)", ood.api.ModelNotSetException):
             call()
-    with pytest.raises(
-        ood.api.ModelNotSetException, match="thinkback: there is neither encoder nor head"
-    ):
+    with refused("^thinkback: there is neither encoder nor head", ood.api.ModelNotSetException):
         ThinkbackDetector(None)
-    with pytest.raises(
-        ValueError, match="thinkback: without its head, a whole classifier is needed"
-    ):
+    with refused("^thinkback: without its head, a whole classifier is needed"):
         ThinkbackDetector(net.body.forward)
     unpooled = ThinkbackDetector(nn.Identity(), nn.Linear(3, 4))
-    with pytest.raises(
-        ValueError, match=r"thinkback: the encoder gives \(64, 1, 2, 3\), the head reads 3 features"
-    ):
+    with refused(r"^thinkback: the encoder gives \(64, 1, 2, 3\), the head reads 3 features"):
         unpooled.fit(loader(FIT))
     assert ThinkbackDetector(net, "fc").fit(loader(FIT))(NEW).shape == (300,)
     detector = ThinkbackDetector(None, net.fc)
-    with pytest.raises(
-        ood.api.RequiresFittingException, match="thinkback: the detector is not fitted"
-    ):
+    with refused("^thinkback: the detector is not fitted", ood.api.RequiresFittingException):
         detector.predict_features(torch.rand(2, 6))
     for call in (lambda: detector.fit(loader(FIT)), lambda: detector(NEW)):
-        with pytest.raises(ood.api.ModelNotSetException, match="thinkback: there is no encoder"):
+        with refused("^thinkback: there is no encoder", ood.api.ModelNotSetException):
             call()
-    with pytest.raises(ValueError, match="'energy' has the options"):
+    with refused("'energy' has the options"):
         ThinkbackDetector(None, net.fc, "energy").set_hyperparameters(damping=1.0)
-    with pytest.raises(ValueError, match="there is no image"):
+    with refused("there is no image"):
         ThinkbackDetector(net.body, net.fc).fit(loader(FAR))
 
 
@@ -298,9 +273,7 @@ def test_without_pytorch_ood_the_others_work(monkeypatch):
     spec = importlib.util.spec_from_file_location("thinkback_utils.without", adapters.__file__)
     without = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(without)
-    with pytest.raises(
-        ImportError, match=r"thinkback: ThinkbackDetector needs pytorch-ood; pip install"
-    ):
+    with refused(r"^thinkback: ThinkbackDetector needs pytorch-ood; pip install", ImportError):
         without.ThinkbackDetector(None, nn.Linear(2, 2))
     assert without.ThinkbackPostprocessor(config_of()).state is None
     assert len(without.ThinkbackEstimator(4).fit(ROWS).predict(ROWS)) == len(ROWS)
@@ -322,6 +295,10 @@ class BasePostprocessor:
 
     def __init__(self, config):
         raise AssertionError("the adapter has a constructor of its own")
+
+
+class Thinkback(ThinkbackPostprocessor, BasePostprocessor):
+    """As the README says to pass OpenOOD's check of the type."""
 
 
 class Evaluator:
@@ -356,9 +333,8 @@ class Evaluator:
         for name, batches in self.loaders["ood"]["far"].items():
             pred, conf, label = self.postprocessor.inference(self.net, batches, progress)
             label = -1 * np.ones_like(label)
-            results[name] = [
-                np.concatenate(pair) for pair in zip(known, (pred, conf, label), strict=True)
-            ]
+            pairs = zip(known, (pred, conf, label), strict=True)
+            results[name] = [np.concatenate(pair) for pair in pairs]
         return results
 
 
@@ -368,17 +344,13 @@ def dicts(*parts):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_openood_evaluator_finds_the_scores_of_ooddetector(net, method):
-    class Thinkback(ThinkbackPostprocessor, BasePostprocessor):
-        pass
-
     loaders = {
         "id": {"train": iter(dicts(FIT)), "test": dicts(NEW)},
         "ood": {"far": {"far": dicts(FAR)}, "val": None},
     }
     net.train()
-    pred, conf, label = Evaluator(net, Thinkback(config_of(method=method)), loaders).eval_ood(
-        False
-    )["far"]
+    evaluator = Evaluator(net, Thinkback(config_of(method=method)), loaders)
+    pred, conf, label = evaluator.eval_ood(False)["far"]
     assert not net.training
     both, detector = torch.cat([NEW, FAR]), OODDetector(net, method=method).fit(loader(FIT))
     # in the evaluator's own batches
@@ -393,24 +365,16 @@ def test_openood_evaluator_finds_the_scores_of_ooddetector(net, method):
 def test_openood_searches_parameters(net, method):
     """Each combination scores as a detector fitted with it, though training data pass once."""
 
-    class Thinkback(ThinkbackPostprocessor, BasePostprocessor):
-        pass
-
-    sweep = {"temperature_list": [0.3, 4.0]} | (
-        {} if method == "energy" else {"damping_list": [1e-3, 1.0, 10.0]}
-    )
-    config = Config(
-        postprocessor=Config(
-            APS_mode=True, postprocessor_args=Config(method=method), postprocessor_sweep=sweep
-        )
-    )
+    sweep = {"temperature_list": [0.3, 4.0]}
+    if method != "energy":
+        sweep["damping_list"] = [1e-3, 1.0, 10.0]
+    config = config_of(method=method)
+    config.postprocessor |= {"APS_mode": True, "postprocessor_sweep": sweep}
     near = NEW[:100] + 0.5 * torch.rand(100, 1, 2, 3, generator=torch.Generator().manual_seed(1))
+    unknown = [{"data": near, "label": torch.full((100,), -1)}]
     loaders = {
         "id": {"train": iter(dicts(FIT)), "test": dicts(NEW), "val": dicts(NEW)},
-        "ood": {
-            "far": {"far": dicts(FAR)},
-            "val": [{"data": near, "label": torch.full((100,), -1)}],
-        },
+        "ood": {"far": {"far": dicts(FAR)}, "val": unknown},
     }
     evaluator = Evaluator(net, Thinkback(config), loaders)
     truth = np.repeat([1, 0], [300, 100])
@@ -438,35 +402,26 @@ def test_openood_errors_of_the_search(net):
     def config(**values):
         return Config(postprocessor=Config(postprocessor_args={}, **values))
 
-    with pytest.raises(
-        ValueError, match=r"thinkback: APS_mode searches the values in postprocessor_sweep"
-    ):
+    with refused(r"^thinkback: APS_mode searches the values in postprocessor_sweep"):
         ThinkbackPostprocessor(config(APS_mode=True))
-    with pytest.raises(ValueError, match="temperature must be finite"):
+    with refused("temperature must be finite"):
         ThinkbackPostprocessor(config(postprocessor_sweep={"temperature_list": [1.0, -1.0]}))
-    with pytest.raises(ValueError, match="not 'k'"):
+    with refused("not 'k'"):
         ThinkbackPostprocessor(config(postprocessor_sweep={"k_list": [1]}))
     processor = ThinkbackPostprocessor(config(postprocessor_sweep={"temperature_list": [1.0, 2.0]}))
     processor.setup(net, {"train": dicts(FIT)}, {})
-    with pytest.raises(
-        ValueError,
-        match=r"thinkback: a value is needed for each of \['temperature_list'\], got \[\]",
-    ):
+    with refused(r"^thinkback: a value is needed for each of \['temperature_list'\], got \[\]"):
         processor.set_hyperparam([])
     processor.set_hyperparam([7.0])  # which setup did not know
-    with pytest.raises(
-        ValueError, match=r"thinkback: the post-processor is not fitted; call setup"
-    ):
+    with refused(r"^thinkback: the post-processor is not fitted; call setup"):
         processor.postprocess(net, NEW)
-    with pytest.raises(ValueError, match="thinkback: there is no image, data_loader is empty"):
+    with refused("^thinkback: there is no image, data_loader is empty"):
         ThinkbackPostprocessor().inference(net, [])
 
 
 def test_openood_options_progress_and_errors(net, capsys):
     processor = ThinkbackPostprocessor(config_of(temperature=2.0, damping=0.1))
-    with pytest.raises(
-        ValueError, match=r"thinkback: the post-processor is not fitted; call setup"
-    ):
+    with refused(r"^thinkback: the post-processor is not fitted; call setup"):
         processor.postprocess(net, NEW)
     processor.setup(net, {"train": dicts(FIT)}, {})
     expected = OODDetector(net, temperature=2.0, damping=0.1).fit(FIT).score(NEW)
@@ -475,7 +430,7 @@ def test_openood_options_progress_and_errors(net, capsys):
     processor.inference(net, dicts(NEW), progress=False)
     assert capsys.readouterr().err == ""
     assert ThinkbackPostprocessor(config_of(method="energy")).state == ()
-    with pytest.raises(ValueError, match=r"method must be one of .*got 'softmax'"):
+    with refused(r"method must be one of .*got 'softmax'"):
         ThinkbackPostprocessor(config_of(method="softmax"))
 
 
@@ -486,10 +441,10 @@ with torch.no_grad():
 
 @pytest.mark.filterwarnings("ignore:thinkback.")  # of rows that are no logits
 @parametrize_with_checks(
-    [ThinkbackEstimator()]
-    + [
-        ThinkbackEstimator(n_classes=1, alpha=0.25, method=method)
-        for method in ("thinkback", "energy")
+    [
+        ThinkbackEstimator(),
+        ThinkbackEstimator(n_classes=1, alpha=0.25, method="thinkback"),
+        ThinkbackEstimator(n_classes=1, alpha=0.25, method="energy"),
     ]
 )
 def test_scikit_learn_s_own_checks(estimator, check):
@@ -513,9 +468,8 @@ def test_estimator_of_logits_alone():
 
 
 def test_estimator_of_few_rows_rejects_nothing_and_says_so():
-    with pytest.warns(
-        UserWarning, match=r"thinkback: alpha=0.05 takes at least 19 .* got 18; nothing .* 37"
-    ) as found:
+    words = "thinkback: alpha=0.05 takes at least 19 .* got 18; nothing .* 37"
+    with pytest.warns(UserWarning, match=words) as found:
         estimator = ThinkbackEstimator(4).fit(ROWS[:36])
     assert estimator.offset_ == -np.inf
     assert (estimator.predict(1e3 * ROWS) == 1).all()
@@ -578,20 +532,19 @@ def test_estimator_scores_and_refuses_as_ooddetector(method):
     estimator = ThinkbackEstimator(4, method, alpha=0.1).fit(rows[:500])
     np.testing.assert_allclose(estimator.score_samples(rows), -detector.score(rows), rtol=1e-9)
     np.testing.assert_array_equal(estimator.predict(held_out) == -1, detector.predict(held_out))
-    threshold = conformal_threshold(torch.from_numpy(-estimator.score_samples(held_out)), 0.1)
-    np.testing.assert_array_equal(
-        estimator.decision_function(rows) < 0, -estimator.score_samples(rows) >= threshold
-    )
-    assert -estimator.offset_ in -estimator.score_samples(held_out)  # the tie that is no alarm
+    known, found = -estimator.score_samples(held_out), -estimator.score_samples(rows)
+    threshold = conformal_threshold(torch.from_numpy(known), 0.1)
+    np.testing.assert_array_equal(estimator.decision_function(rows) < 0, found >= threshold)
+    assert -estimator.offset_ in known  # the tie that is no alarm
 
 
 def test_estimator_keeps_its_promise():
     rates = []
-    for draw in range(200):
+    for draw in range(100):
         x = np.random.default_rng(draw).normal(size=(40 + 400, 3))
         estimator = ThinkbackEstimator(1, alpha=0.1).fit(x[:40])
         rates.append(np.mean(estimator.predict(x[40:]) == -1))
-    error = 4 * np.std(rates) / np.sqrt(len(rates))
+    error = 5 * np.std(rates) / np.sqrt(len(rates))
     assert 0.1 - 1 / 21 - error < np.mean(rates) < 0.1 + error
 
 
@@ -603,21 +556,16 @@ def test_estimator_reads_one_column_as_the_logit_of_a_sigmoid():
     ours = -ThinkbackEstimator(1, "thinkback_eq5").fit(np.c_[x, z]).score_samples(np.c_[x, z])
     w = torch.from_numpy(model.coef_[0]).requires_grad_()
     for h, logit, score in zip(x[:9], z, ours, strict=False):
-        loss = nn.functional.binary_cross_entropy_with_logits(
-            (h @ w + model.intercept_[0]) / T, torch.tensor(float(logit > 0), dtype=torch.float64)
-        )
-        assert score == pytest.approx(
-            2 * float(torch.autograd.grad(loss, w)[0].square().sum()), rel=1e-9
-        )
+        z_of_w = (h @ w + model.intercept_[0]) / T
+        loss = nn.functional.softplus(-z_of_w if logit > 0 else z_of_w)
+        (gradient,) = torch.autograd.grad(loss, w)
+        assert score == pytest.approx(2 * float(gradient.square().sum()), rel=1e-9)
 
 
 def test_estimator_in_pipelines_searches_frames_and_files():
     frame = pd.DataFrame(ROWS, columns=[f"c{i}" for i in range(10)])
-    pipeline = (
-        make_pipeline(FunctionTransformer(), ThinkbackEstimator(4))
-        .set_output(transform="pandas")
-        .fit(frame)
-    )
+    pipeline = make_pipeline(FunctionTransformer(), ThinkbackEstimator(4))
+    pipeline.set_output(transform="pandas").fit(frame)
     np.testing.assert_array_equal(pipeline.predict(frame), ThinkbackEstimator(4).fit_predict(ROWS))
     assert pipeline[-1].feature_names_in_[0] == "c0"
     again = pickle.loads(pickle.dumps(pipeline))
@@ -637,26 +585,17 @@ def test_estimator_in_pipelines_searches_frames_and_files():
     assert results["split0_test_score"][0] == pytest.approx(auroc)
 
 
+LOGITS = "thinkback: n_classes says how many of the last columns are logits.* got"
+
+
 @pytest.mark.parametrize(
     ("arguments", "rows", "message"),
     [
-        (
-            {"n_classes": 0},
-            ROWS,
-            "thinkback: n_classes says how many of the last columns are logits.* got 0",
-        ),
-        (
-            {"n_classes": "4"},
-            ROWS,
-            "thinkback: n_classes says how many of the last columns are logits.* got '4'",
-        ),
+        ({"n_classes": 0}, ROWS, f"{LOGITS} 0"),
+        ({"n_classes": "4"}, ROWS, f"{LOGITS} '4'"),
         ({"n_classes": 10}, ROWS, "10 feature.* minimum of 11 is required"),
         ({"n_classes": 4, "method": "softmax"}, ROWS, "method must be one of"),
-        (
-            {"n_classes": 4, "method": "msp", "damping": 1.0},
-            ROWS,
-            "'msp' has the options .* not 'damping'",
-        ),
+        ({"n_classes": 4, "method": "msp", "damping": 1.0}, ROWS, "has .* not 'damping'"),
         ({"n_classes": 4, "alpha": 1.0}, ROWS, "alpha must lie between 0 and 1"),
         ({"n_classes": 4}, ROWS[:1], "1 sample"),
     ],

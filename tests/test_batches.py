@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -60,22 +61,17 @@ class Pictures(Dataset):
         return len(PIXELS)
 
     def __getitem__(self, i):
-        picture = Image.fromarray(PIXELS[i].permute(1, 2, 0).numpy())
-        return {
-            "pair": (picture, int(Y[i])),
-            "alone": picture,
-            "named": {"image": picture, "label": int(Y[i])},
-        }[self.form]
+        picture, y = Image.fromarray(PIXELS[i].permute(1, 2, 0).numpy()), int(Y[i])
+        forms = {"pair": (picture, y), "alone": picture, "named": {"image": picture, "label": y}}
+        return forms[self.form]
 
 
 torch.manual_seed(0)
 NET, TEXT = Convolutional().eval(), Text().eval()
 with torch.no_grad():
     LOGITS = NET(PIXELS.float() / 255)
-IDS, MASK = (
-    torch.randint(50, (6, 9), generator=GENERATOR),
-    (torch.rand(6, 9, generator=GENERATOR) < 0.6).long(),
-)
+IDS = torch.randint(50, (6, 9), generator=GENERATOR)
+MASK = (torch.rand(6, 9, generator=GENERATOR) < 0.6).long()
 MASK[:, 0] = 1
 with torch.no_grad():
     MASKED, UNMASKED = TEXT(IDS, MASK), TEXT(IDS)
@@ -133,6 +129,7 @@ def test_every_form_of_images_gives_the_same(form):
 )
 def test_labels_are_kept(form):
     assert torch.equal(extract(NET, FORMS[form]).labels, Y)
+    assert extract(NET, PIXELS).labels is None
 
 
 @pytest.mark.parametrize(
@@ -161,11 +158,8 @@ def test_a_side_of_an_image_is_not_taken_for_its_channels():
     class Late(nn.Module):
         def __init__(self):
             super().__init__()
-            self.late, self.stem, self.fc = (
-                nn.Conv2d(16, 8, 1),
-                nn.Conv2d(3, 16, 1),
-                nn.Linear(8, 4),
-            )
+            self.late, self.stem = nn.Conv2d(16, 8, 1), nn.Conv2d(3, 16, 1)
+            self.fc = nn.Linear(8, 4)
 
         def forward(self, x):
             return self.fc(self.late(self.stem(x)).mean((2, 3)))
@@ -176,28 +170,17 @@ def test_a_side_of_an_image_is_not_taken_for_its_channels():
 
 def test_rows_of_tables():
     torch.manual_seed(0)
-    net, x = (
-        nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)),
-        torch.rand(9, 6, dtype=torch.float64),
-    )
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    x = torch.rand(9, 6, dtype=torch.float64)
     expected = extract(net, x.float()).logits
     frame = pd.DataFrame(x.numpy(), columns=list("abcdef"))
-    for rows in (
-        x,
-        x.numpy(),
-        frame,
-        (frame, pd.Series(range(9))),
-        x.tolist(),
-        list(x),
-        [frame],
-        DataLoader(x, 4),
-    ):
+    arrays = x, x.numpy(), x.tolist(), list(x)
+    for rows in (*arrays, frame, (frame, pd.Series(range(9))), [frame], DataLoader(x, 4)):
         torch.testing.assert_close(extract(net, rows).logits, expected)
     assert torch.equal(extract(net, x[0]).logits, expected[:1])
-    assert torch.equal(
-        extract(net.double(), x.float()).logits, extract(net, x.float().double()).logits
-    )
-    with pytest.raises(ValueError, match=r"images and batches are numbers, got object"):
+    double = extract(net.double(), x.float().double()).logits
+    assert torch.equal(extract(net, x.float()).logits, double)
+    with refused(r"images and batches are numbers, got object"):
         extract(net.float(), pd.DataFrame({"a": ["x"]}))
 
 
@@ -247,24 +230,19 @@ def test_a_vector_that_the_model_needs_is_no_label():
 
 def test_the_hook_takes_what_is_left():
     odd = [{"deep": {"ids": IDS, "mask": MASK}, "other": "text"}]
-    out = extract(
-        TEXT, odd, forward=lambda model, batch: model(batch["deep"]["ids"], batch["deep"]["mask"])
-    )
+    out = extract(TEXT, odd, forward=lambda model, batch: model(*batch["deep"].values()))
     torch.testing.assert_close(out.logits, MASKED)
+
+    def unpacked(model, batch):
+        return model(*(batch.values() if isinstance(batch, dict) else batch))
+
     for whole in ((IDS, MASK), {"input_ids": IDS, "attention_mask": MASK}):
-        out = extract(
-            TEXT,
-            whole,
-            forward=lambda model, b: model(*(b.values() if isinstance(b, dict) else b)),
-            batch_size=4,
-        )
+        out = extract(TEXT, whole, forward=unpacked, batch_size=4)
         torch.testing.assert_close(out.logits, MASKED)
-    doubled = extract(
-        NET, PIXELS, forward=lambda model, x: model(x * 2)
-    )  # arrays come as the model reads them
-    torch.testing.assert_close(
-        doubled.logits, NET(PIXELS.float() / 127.5).detach(), rtol=1e-5, atol=1e-5
-    )
+    # arrays come as the model reads them
+    doubled = extract(NET, PIXELS, forward=lambda model, x: model(x * 2)).logits
+    expected = NET(PIXELS.float() / 127.5).detach()
+    torch.testing.assert_close(doubled, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -275,16 +253,9 @@ def test_the_hook_takes_what_is_left():
             [(PIXELS, torch.rand(7, 4))],
             r"entries of shapes \(7, 3, 5, 6\), \(7, 4\), and the model takes 1; labels",
         ),
-        (
-            NET,
-            [(PIXELS, Y, Y)],
-            r"shapes .*\(7,\), \(7,\), and the model takes 1; .*forward=lambda",
-        ),
-        (
-            TEXT,
-            [(IDS, MASK, MASK)],
-            r"the model takes 1 to 2; labels would be a last vector \(6,\)",
-        ),
+        (NET, (PIXELS, torch.rand(7, 4)), r"entries of shapes .*, \(7, 4\), and the model takes 1"),
+        (NET, [(PIXELS, Y, Y)], r"\(7,\), \(7,\), and the model takes 1; .*forward=lambda"),
+        (TEXT, [(IDS, MASK, MASK)], r"takes 1 to 2; labels would be a last vector \(6,\)"),
         (
             TEXT,
             [{"input_ids": IDS, "mask": MASK}],
@@ -293,7 +264,7 @@ def test_the_hook_takes_what_is_left():
         (
             TEXT,
             [{"a": IDS, "b": MASK}],
-            r"model.forward takes \['attention_mask', 'input_ids'\]; leave out \['a', 'b'\]",
+            r"forward takes \['attention_mask', 'input_ids'\]; leave out \['a', 'b'\]",
         ),
         (NET, "folder/of/images", "got the text 'folder/of/images'; read the file first"),
         (NET, 5, "arrays, a data set or batches, got int"),
@@ -302,24 +273,19 @@ def test_the_hook_takes_what_is_left():
         (
             NET,
             [PIXELS[0], PIXELS[0, :, 1:]],
-            r"differ in shape, \(3, 4, 6\) and \(3, 5, 6\); bring them to one size",
+            r"shape, \(3, 4, 6\) and \(3, 5, 6\); bring them to one",
         ),
         (
             TEXT,
             {"input_ids": IDS, "attention_mask": MASK[:3]},
             r"same number of rows, got shapes \(6, 9\), \(3, 9\)",
         ),
-        (
-            NET,
-            (PIXELS, torch.rand(7, 4)),
-            r"entries of shapes \(7, 3, 5, 6\), \(7, 4\), and the model takes 1",
-        ),
-        (NET, [(PIXELS, torch.eye(7))], r"several classes at once are for method=\"joint_energy\""),
+        (NET, [(PIXELS, torch.eye(7))], 'several classes at once are for method="joint_energy"'),
         (NET, [torch.tensor(3.0)], "a batch is an array of samples, got the single number 3.0"),
     ],
 )
 def test_what_is_no_batch_is_refused(model, given, message):
-    with pytest.raises(ValueError, match=message):
+    with refused(message):
         extract(model, given)
 
 
@@ -340,35 +306,26 @@ def test_a_model_may_change_its_input_but_not_the_callers():
     for given in (x, [x], [{"x": x}], x.numpy()):
         torch.testing.assert_close(extract(net, given).logits, expected)
         assert torch.equal(x, kept)
-    torch.testing.assert_close(
-        extract(net, [batch], forward=lambda m, b: m(b["deep"])).logits, expected
-    )
+    hooked = extract(net, [batch], forward=lambda m, b: m(b["deep"])).logits
+    torch.testing.assert_close(hooked, expected)
     assert torch.equal(x, kept)
 
 
 def test_mean_and_std():
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    x = (PIXELS.float() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[
-        :, None, None
-    ]
+    offset, scale = (torch.tensor(value)[:, None, None] for value in (mean, std))
+    x = (PIXELS.float() / 255 - offset) / scale
     expected = NET(x).detach()
     for images in (PIXELS, PIXELS.float() / 255, DataLoader(TensorDataset(PIXELS, Y), 3)):
-        torch.testing.assert_close(
-            extract(NET, images, mean=mean, std=std).logits, expected, rtol=1e-4, atol=1e-5
-        )
-    with pytest.raises(
-        ValueError, match=r"pixels in \[0, 1\], and the images go from -2\.\d+ .*normalised before"
-    ):
+        ours = extract(NET, images, mean=mean, std=std).logits
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    with refused(r"pixels in \[0, 1\], and the images go from -2\.\d+ .*normalised before"):
         extract(NET, x, mean=mean, std=std)
-    with pytest.raises(ValueError, match="mean and std have 1 channels"):
+    with refused("mean and std have 1 channels"):
         extract(NET, PIXELS, mean=(0.5,), std=(0.5,))
-    for bad in (
-        {"mean": mean},
-        {"mean": mean, "std": (0, 1, 1)},
-        {"mean": mean, "std": (1.0, 1.0)},
-    ):
-        with pytest.raises(ValueError, match="mean and std"):
-            Pixels(**bad)
+    for bad in (None, (0, 1, 1), (1.0, 1.0)):
+        with refused("mean and std"):
+            Pixels(mean, bad)
 
 
 def test_a_configuration_says_mean_and_std():
@@ -378,9 +335,8 @@ def test_a_configuration_says_mean_and_std():
     expected = extract(NET, PIXELS, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)).logits
     torch.testing.assert_close(extract(net, PIXELS).logits, expected)
     torch.testing.assert_close(extract(nn.DataParallel(net), PIXELS).logits, expected)
-    torch.testing.assert_close(
-        extract(net, PIXELS.float() / 255).logits, LOGITS
-    )  # someone prepared them
+    # someone prepared them
+    torch.testing.assert_close(extract(net, PIXELS.float() / 255).logits, LOGITS)
 
     class Processor:
         image_mean, image_std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -390,11 +346,8 @@ def test_a_configuration_says_mean_and_std():
 
 
 def test_wrappers_are_looked_through():
-    for wrapped in (
-        torch.compile(NET, backend="eager"),
-        nn.DataParallel(NET),
-        nn.DataParallel(torch.compile(NET)),
-    ):
+    compiled = torch.compile(NET, backend="eager")
+    for wrapped in (compiled, nn.DataParallel(NET), nn.DataParallel(compiled)):
         assert unwrapped(wrapped) is NET
         out = extract(wrapped, PIXELS)
         torch.testing.assert_close(out.logits, LOGITS, rtol=1e-5, atol=1e-6)

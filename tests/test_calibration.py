@@ -1,4 +1,7 @@
-"""Calibration: promises by simulation within four standard errors, numbers by counting."""
+"""Calibration: promises by simulation within five standard errors, numbers by counting.
+
+Where a promise holds, five errors of a mean are exceeded three times in ten million.
+"""
 
 import json
 import math
@@ -8,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from scipy.integrate import quad
@@ -33,8 +37,8 @@ def generator():
 
 
 def error(values):
-    """Four standard errors of the mean."""
-    return 4 * np.std(np.asarray(values, dtype=float), ddof=1) / math.sqrt(len(values))
+    """Five standard errors of the mean."""
+    return 5 * np.std(np.asarray(values, dtype=float), ddof=1) / math.sqrt(len(values))
 
 
 # Thresholds and p-values
@@ -49,17 +53,11 @@ def test_threshold_is_the_order_statistic_of_exact_fractions_and_beta_tails(n, g
             if delta is not None:
                 within = [m for m in within if stats.beta.sf(float(alpha), m, n + 1 - m) <= delta]
             if not within:
-                with pytest.raises(
-                    ValueError, match=f"takes at least {minimum_scores(float(alpha), delta)} cal"
-                ):
+                with refused(f"takes at least {minimum_scores(float(alpha), delta)} cal"):
                     conformal_threshold(scores, float(alpha), delta)
                 continue
-            for given in (
-                scores,
-                scores.tolist(),
-                scores.astype(int),
-                torch.tensor(scores, requires_grad=True),
-            ):
+            tensor = torch.tensor(scores, requires_grad=True)
+            for given in (scores, scores.tolist(), scores.astype(int), tensor):
                 threshold = conformal_threshold(given, float(alpha), delta)
                 assert threshold == math.nextafter(n + 1 - max(within), math.inf)
                 assert type(threshold) is float
@@ -70,9 +68,8 @@ def test_rejected_is_p_at_most_alpha_to_the_last_bit(n, generator):
     """Alphas at which (n + 1) alpha is whole, where rounding could part the two; with ties too."""
     scores, new = generator.random(n), generator.random(200)
     for known in (scores, np.round(5 * scores) / 7):
-        both = np.concatenate(
-            [known, np.nextafter(known, 9), np.nextafter(known, -9), new, np.round(5 * new) / 7]
-        )
+        near = np.nextafter(known, 9), np.nextafter(known, -9)
+        both = np.concatenate([known, *near, new, np.round(5 * new) / 7])
         calibration = Calibration.by_hand(0.0, known)
         p = calibration.p_value(both)
         np.testing.assert_array_equal(p, (1 + (known >= both[:, None]).sum(1)) / (n + 1))
@@ -122,10 +119,18 @@ def test_results_are_of_the_kind_and_shape_that_was_given(generator):
         assert len(method(np.empty(0))) == 0
 
 
+def thresholds(draws, alpha, delta=None):
+    """Of many calibration sets (sets, n): the order statistic that the threshold is for every n."""
+    place = int(conformal_threshold(np.arange(draws.shape[1]), alpha, delta))
+    ascending = np.sort(draws)
+    assert Calibration.of(draws[0], alpha, delta).threshold == np.nextafter(ascending[0, place], 9)
+    return ascending[:, place]
+
+
 @pytest.mark.parametrize(("n", "alpha"), [(19, 0.05), (50, 0.1), (200, 0.05)])
 def test_average_rate_is_at_most_alpha_and_not_much_less(n, alpha, generator):
     """Uniform scores, so that the rate of one calibration set is exact: 1 - threshold."""
-    rates = [1 - Calibration.of(draw, alpha).threshold for draw in generator.random((2000, n))]
+    rates = 1 - thresholds(generator.random((5000, n)), alpha)
     assert alpha - 1 / (n + 1) - error(rates) < np.mean(rates) < alpha + error(rates)
 
 
@@ -133,21 +138,21 @@ def test_average_rate_is_at_most_alpha_and_not_much_less(n, alpha, generator):
     ("n", "alpha", "delta"), [(200, 0.1, 0.1), (300, 0.05, 0.05), (60, 0.2, 0.3)]
 )
 def test_with_delta_few_calibration_sets_break_alpha(n, alpha, delta, generator):
-    draws = generator.random((600, n))
-    rates = np.array([1 - Calibration.of(draw, alpha, delta).threshold for draw in draws])
-    broken = rates > alpha
+    draws = generator.random((5000, n))
+    broken = 1 - thresholds(draws, alpha, delta) > alpha
     assert 0 < broken.mean() < delta + error(broken)
-    without = np.array([1 - Calibration.of(draw, alpha).threshold for draw in draws])
-    assert np.mean(without > alpha) > 0.35  # what delta is for
+    assert np.mean(1 - thresholds(draws, alpha) > alpha) > 0.35  # what delta is for
 
 
 def test_both_promises_hold_with_ties(generator):
     """Scores 0 to 4, each of probability 1/5: the rate of a threshold is exact again."""
-    rates = []
-    for draw in np.floor(5 * generator.random((2000, 50))):
-        rates.append(Calibration.of(draw, 0.3).rejects(np.arange(5.0)).mean())
-        assert Calibration.of(draw, 0.3, 0.1).rejects(np.arange(5.0)).mean() <= rates[-1]
+    draws = np.floor(5 * generator.random((5000, 50)))
+    rates, strict = ((4 - thresholds(draws, 0.3, delta)) / 5 for delta in (None, 0.1))
+    assert Calibration.of(draws[0], 0.3).rejects(np.arange(5.0)).mean() == rates[0]
+    assert (strict <= rates).all()
     assert np.mean(rates) <= 0.3 + error(rates)
+    broken = strict > 0.3
+    assert broken.mean() <= 0.1 + error(broken)
     assert Calibration.of(np.zeros(50), 0.3).threshold > 0
 
 
@@ -158,7 +163,7 @@ def test_p_values_are_super_uniform_with_ties_and_in_float32(generator):
         p = Calibration.of(draw[:n], 0.1).p_value(draw[n:])
         below.append([(p <= j / (n + 1)).mean() for j in range(1, n + 2)])
     rates = np.mean(below, 0)
-    assert (rates <= np.arange(1, n + 2) / (n + 1) + 4 * np.std(below, 0) / 20).all()
+    assert (rates <= np.arange(1, n + 2) / (n + 1) + 5 * np.std(below, 0) / 20).all()
 
 
 def test_another_promise_needs_no_new_scores(generator):
@@ -168,9 +173,7 @@ def test_another_promise_needs_no_new_scores(generator):
         again, afresh = first.at(alpha, delta), Calibration.of(scores, alpha, delta)
         assert (again.threshold, again.alpha, again.delta) == (afresh.threshold, alpha, delta)
         assert torch.equal(again.scores, scores.sort().values)
-    with pytest.raises(
-        ValueError, match=r"alpha=0.001 takes at least 999 calibration scores, got 300"
-    ):
+    with refused("alpha=0.001 takes at least 999 calibration scores, got 300"):
         first.at(0.001)
 
 
@@ -178,19 +181,13 @@ def test_a_threshold_by_hand():
     alone = Calibration.by_hand(-3.0)
     assert alone.rejects(torch.tensor([-3.1, -3.0])).tolist() == [False, True]
     for ask in (lambda: alone.p_value(torch.zeros(2)), lambda: alone.at(0.1)):
-        with pytest.raises(
-            ValueError,
-            match=r"set by hand and there are no calibration scores .*calibrate on held-out",
-        ):
+        with refused(r"set by hand and there are no calibration scores .*calibrate on held-out"):
             ask()
     for value in (torch.tensor(2.5), np.float32(2.5), np.float64(2.5)):
-        assert Calibration.by_hand(value).to_tensors()[1] == {
-            "threshold": 2.5,
-            "alpha": None,
-            "delta": None,
-        }
+        facts = {"threshold": 2.5, "alpha": None, "delta": None}
+        assert Calibration.by_hand(value).to_tensors()[1] == facts
     for value in (math.nan, math.inf, "3", None, torch.zeros(2), 1j):
-        with pytest.raises(ValueError, match=r"thinkback: .*threshold must be (a number|finite)"):
+        with refused(r"threshold must be (a number|finite)"):
             Calibration.by_hand(value)
     known = Calibration.by_hand(17.5, np.arange(19.0))
     assert known.rejects(np.array([17.0, 18.0])).tolist() == [False, True]
@@ -224,14 +221,14 @@ def test_the_form_for_graphs_is_the_same(generator):
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 1.0, -0.1, 5, math.nan, math.inf, "0.1", [0.1], True])
 def test_fractions_are_fractions(value):
-    scores, name = np.arange(50.0), "must lie between 0 and 1, got "
+    scores, group = np.arange(50.0), np.zeros(50, int)
     calls = {
         "alpha": [
             lambda: conformal_threshold(scores, value),
             lambda: minimum_scores(value),
             lambda: Calibration.of(scores, value),
             lambda: Calibration.of(scores).at(value),
-            lambda: GroupedCalibration.of(scores, np.zeros(50, int), value),
+            lambda: GroupedCalibration.of(scores, group, value),
             lambda: Calibration(torch.from_numpy(scores), 48.0, value),
         ],
         "delta": [
@@ -240,33 +237,27 @@ def test_fractions_are_fractions(value):
         ],
         "q": [lambda: benjamini_hochberg(scores / 50, value)],
         "rate": [lambda: DriftAlarm(scores, value)],
-        "level": [lambda: mostly_rejected(scores, np.zeros(50, int), 1.0, value)],
+        "level": [lambda: mostly_rejected(scores, group, 1.0, value)],
     }
     for name, asked in calls.items():
         for call in asked:
-            with pytest.raises(
-                ValueError, match=f"thinkback: {name} must lie between 0 and 1, got "
-            ):
+            with refused(f"^thinkback: {name} must lie between 0 and 1, got "):
                 call()
 
 
 def test_missing_alpha_is_named():
-    with pytest.raises(ValueError, match="alpha must lie between 0 and 1, got None"):
+    with refused("alpha must lie between 0 and 1, got None"):
         Calibration.of(np.arange(50.0), None)
 
 
 @pytest.mark.parametrize("alpha", [1e-320, 5e-324, 1e-300, 1e-13])
 def test_an_alpha_that_no_set_can_promise_is_named(alpha):
-    for call in (
-        lambda: conformal_threshold(torch.rand(9), alpha),
-        lambda: minimum_scores(alpha, 0.1),
-    ):
-        with pytest.raises(
-            ValueError, match=rf"alpha={alpha} takes over 10\*\*12 calibration scores"
-        ):
+    scores = torch.rand(9)
+    for call in (lambda: conformal_threshold(scores, alpha), lambda: minimum_scores(alpha, 0.1)):
+        with refused(rf"alpha={alpha} takes over 10\*\*12 calibration scores"):
             call()
     assert minimum_scores(0.5, 5e-324) == 1074  # 0.5**1074 is 5e-324
-    assert conformal_threshold(torch.rand(9), np.float32(0.5)) < 1
+    assert conformal_threshold(scores, np.float32(0.5)) < 1
 
 
 @pytest.mark.parametrize("delta", [None, 0.037])
@@ -274,18 +265,13 @@ def test_an_alpha_that_no_set_can_promise_is_named(alpha):
 def test_the_fewest_scores_are_enough_and_one_less_is_not(alpha, delta):
     fewest = minimum_scores(alpha, delta)
     Calibration.of(np.zeros(fewest), alpha, delta)
-    with pytest.raises(
-        ValueError, match=f"takes at least {fewest} calibration scores, got {fewest - 1}"
-    ):
+    with refused(f"takes at least {fewest} calibration scores, got {fewest - 1}"):
         Calibration.of(np.zeros(fewest - 1), alpha, delta)
 
 
 BAD = {
     "nan": (np.array([0.0, math.nan, math.inf]), "2 of 3 .* are not finite"),
-    "complex": (
-        torch.zeros(30, dtype=torch.complex64),
-        "must be real numbers, got dtype complex64",
-    ),
+    "complex": (torch.zeros(30) * 1j, "must be real numbers, got dtype complex64"),
     "bool": (np.zeros(30, bool), "must be real numbers, got dtype bool"),
     "text": (["high", "low"], "must be real numbers, got dtype <U4"),
     "none": (None, "must be real numbers, got dtype object"),
@@ -298,34 +284,24 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_what_are_no_scores_is_named(kind):
     values, message = BAD[kind]
-    calls = [
-        conformal_threshold,
-        Calibration.of,
-        DriftAlarm,
-        lambda v: mostly_rejected(v, np.zeros(30, int), 0.0),
-    ]
-    calls += [lambda v: GroupedCalibration.of(v, np.zeros(30, int)), lambda v: Calibration(v, 0.0)]
-    plain = Calibration.of(np.arange(30.0))
-    grouped = GroupedCalibration.of(np.arange(30.0), np.zeros(30, int))
+    group = np.zeros(30, int)
+    calls = [conformal_threshold, Calibration.of, DriftAlarm, lambda v: Calibration(v, 0.0)]
+    calls += [lambda v: GroupedCalibration.of(v, group), lambda v: mostly_rejected(v, group, 0.0)]
     if kind not in ("matrix", "number"):  # which are as good as others, there
-        calls += [
-            plain.rejects,
-            plain.p_value,
-            lambda v: grouped.rejects(v, np.zeros(30, int)),
-            DriftAlarm([1.0]).update,
-        ]
+        plain = Calibration.of(np.arange(30.0))
+        grouped = GroupedCalibration.of(np.arange(30.0), group)
+        calls += [plain.rejects, plain.p_value, lambda v: grouped.rejects(v, group)]
+        calls += [DriftAlarm([1.0]).update]
     for call in calls:
-        with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+        with refused(f"{message}"):
             call(values)
 
 
 def test_no_scores_at_all():
     for empty in ([], np.empty(0), torch.empty(0)):
-        with pytest.raises(ValueError, match="takes at least 19 calibration scores, got 0"):
+        with refused("takes at least 19 calibration scores, got 0"):
             conformal_threshold(empty)
-        with pytest.raises(
-            ValueError, match="takes at least 19 calibration scores in each group, got none"
-        ):
+        with refused("takes at least 19 calibration scores in each group, got none"):
             GroupedCalibration.of(empty, empty)
         assert mostly_rejected(empty, empty, 0.0) == {}
 
@@ -339,17 +315,18 @@ def through_a_file(kept, path):
     return from_tensors(load_file(path), json.loads(json.dumps(facts, allow_nan=False)))
 
 
+NORMAL = np.random.default_rng(0).normal(size=100)
+
+
 @pytest.mark.parametrize(
     "kept",
     [
-        Calibration.of(np.random.default_rng(0).normal(size=100), 0.1, 0.2),
-        Calibration.of(
-            np.random.default_rng(0).normal(size=100).astype(np.float32), np.float32(0.1)
-        ),
+        Calibration.of(NORMAL, 0.1, 0.2),
+        Calibration.of(NORMAL.astype(np.float32), np.float32(0.1)),
         Calibration.by_hand(-3.0),
         Calibration.by_hand(2, np.arange(5.0)),
-        GroupedCalibration.of(np.random.default_rng(0).normal(size=100), np.arange(100) % 2, 0.1),
-        GroupedCalibration.of(np.random.default_rng(0).normal(size=100), ["é", "b"] * 50, 0.1, 0.3),
+        GroupedCalibration.of(NORMAL, np.arange(100) % 2, 0.1),
+        GroupedCalibration.of(NORMAL, ["é", "b"] * 50, 0.1, 0.3),
     ],
 )
 def test_a_file_gives_back_the_same(kept, tmp_path):
@@ -366,22 +343,19 @@ def test_a_file_keeps_groups_that_raise_no_alarm(tmp_path):
     assert again.rejects(np.array([1e9, 1e9]), [0, 7]).tolist() == [True, False]
 
 
+ASCENDING = torch.arange(40.0).double()
+
+
 def damaged(facts=None, scores=None, grouped=False, drop=()):
-    values = np.arange(40.0)
-    made = (
-        GroupedCalibration.of(values, ["a"] * 20 + ["b"] * 20)
-        if grouped
-        else Calibration.of(values)
-    )
+    """Tensors and facts of a file of forty scores, with others in their place, or without some."""
+    groups = ["a"] * 20 + ["b"] * 20
+    made = GroupedCalibration.of(ASCENDING, groups) if grouped else Calibration.of(ASCENDING)
     tensors, kept = made.to_tensors()
     kept |= facts or {}
-    tensors = {"calibration": tensors["calibration"] if scores is None else scores}
-    return {k: v for k, v in tensors.items() if k not in drop}, {
-        k: v for k, v in kept.items() if k not in drop
-    }
+    tensors = tensors if scores is None else {"calibration": scores}
+    return [{k: v for k, v in part.items() if k not in drop} for part in (tensors, kept)]
 
 
-ASCENDING = torch.arange(40.0).double()
 DAMAGE = {
     "no threshold": damaged(drop=["threshold"]),
     "no alpha": damaged(drop=["alpha"]),
@@ -430,7 +404,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_an_error(kind):
-    with pytest.raises(ValueError, match=r"^thinkback: "):
+    with refused(r"^thinkback: "):
         from_tensors(*DAMAGE[kind])
 
 
@@ -444,14 +418,14 @@ def test_scores_out_of_order_are_no_calibration():
         lambda: from_tensors(*damaged(scores=swapped)),
         lambda: from_tensors(tensors, facts),
     ):
-        with pytest.raises(ValueError, match="not ascending"):
+        with refused("not ascending"):
             make()
 
 
 def test_groups_take_one_promise():
     one, other = Calibration.of(np.arange(40.0), 0.1), Calibration.of(np.arange(40.0), 0.2)
     for parts in ({}, {0: one, 1: other}, {0: Calibration.by_hand(1.0)}):
-        with pytest.raises(ValueError, match="all at one alpha and delta"):
+        with refused("all at one alpha and delta"):
             GroupedCalibration(parts)
 
 
@@ -466,7 +440,7 @@ def grouped_draw(generator, n, rare=0.05):
 
 def test_the_promise_holds_in_every_group_where_one_threshold_rejects_a_group_whole(generator):
     rates = []
-    for _ in range(300):
+    for _ in range(100):
         scores, group = grouped_draw(generator, 800)
         new, of = grouped_draw(generator, 2000)
         by_group, plain = GroupedCalibration.of(scores, group, 0.1), Calibration.of(scores, 0.1)
@@ -485,7 +459,7 @@ def test_with_delta_few_sets_break_alpha_in_any_group(generator):
     for draw in generator.random((400, 120)):
         by_group = GroupedCalibration.of(draw, np.repeat([0, 1], [50, 70]), 0.2, delta=0.1)
         broken.append([1 - by_group.parts[g].threshold > 0.2 for g in (0, 1)])
-    assert (np.mean(broken, 0) < 0.1 + 4 * np.std(broken, 0) / math.sqrt(400)).all()
+    assert (np.mean(broken, 0) < 0.1 + 5 * np.std(broken, 0) / math.sqrt(400)).all()
 
 
 @pytest.mark.parametrize("kind", ["text", "integers", "tensor", "series", "list"])
@@ -513,28 +487,20 @@ def test_each_group_is_its_own_calibration(kind, generator):
 
 def test_groups_with_too_few_scores_are_named(generator):
     scores, group = generator.normal(size=63), np.repeat(["ant", "bee", "cat"], [40, 18, 5])
-    too_few = (
-        r"at least 19 calibration scores in each group; too few are in 'bee' \(18\), 'cat'"
-        r" \(5\)\. Add"
-    )
-    with pytest.raises(ValueError, match=too_few):
+    with refused(r"at least 19 .* in each group; too few are in 'bee' \(18\), 'cat' \(5\)\. Add"):
         GroupedCalibration.of(scores, group)
-    with pytest.warns(
-        UserWarning, match=r"'bee' \(18\), 'cat' \(5\), which raise no alarm"
-    ) as caught:
+    words = r"'bee' \(18\), 'cat' \(5\), which raise no alarm"
+    with pytest.warns(UserWarning, match=words) as caught:
         by_group = GroupedCalibration.of(scores, group, few="accept")
     assert caught[0].filename == __file__
     far = by_group.p_value(np.full(3, 1e9), ["ant", "bee", "cat"])
     np.testing.assert_array_equal(far, [1 / 41, 1 / 19, 1 / 6])
-    np.testing.assert_array_equal(
-        by_group.rejects(np.full(3, 1e9), ["ant", "bee", "cat"]), far <= 0.05
-    )
+    verdicts = by_group.rejects(np.full(3, 1e9), ["ant", "bee", "cat"])
+    np.testing.assert_array_equal(verdicts, far <= 0.05)
     with pytest.warns(UserWarning, match=r"at least 9 .* in 'cat' \(5\), which raise no alarm"):
         again = by_group.at(0.1, few="accept")
     assert again.rejects(np.full(2, 1e9), ["bee", "cat"]).tolist() == [True, False]
-    with pytest.raises(
-        ValueError, match=r"in 0 \(1\), 1 \(1\), 2 \(1\), 3 \(1\), 4 \(1\) and 5 more"
-    ):
+    with refused(r"in 0 \(1\), 1 \(1\), 2 \(1\), 3 \(1\), 4 \(1\) and 5 more"):
         GroupedCalibration.of(np.zeros(10), np.arange(10))
 
 
@@ -542,19 +508,19 @@ def test_groups_that_are_none_are_named(generator):
     scores = generator.normal(size=40)
     by_group = GroupedCalibration.of(scores, ["a"] * 20 + ["b"] * 20)
     for method in (by_group.p_value, by_group.rejects):
-        with pytest.raises(ValueError, match=r"has no group 'c', 'd'; it has groups 'a', 'b'"):
+        with refused(r"has no group 'c', 'd'; it has groups 'a', 'b'"):
             method(scores[:3], ["c", "a", "d"])
-        with pytest.raises(ValueError, match=r"has no group 1; it has groups 'a', 'b'"):
+        with refused(r"has no group 1; it has groups 'a', 'b'"):
             method(scores[:1], [1])
-        with pytest.raises(ValueError, match=r"groups \(2,\) and scores \(3,\) differ in shape"):
+        with refused(r"groups \(2,\) and scores \(3,\) differ in shape"):
             method(scores[:3], ["a", "b"])
-    with pytest.raises(ValueError, match="groups must be integers or strings, got dtype float64"):
+    with refused("groups must be integers or strings, got dtype float64"):
         GroupedCalibration.of(scores, scores)
-    with pytest.raises(ValueError, match="groups must be integers or strings, got dtype object"):
+    with refused("groups must be integers or strings, got dtype object"):
         GroupedCalibration.of(scores, [None] * 40)
-    with pytest.raises(ValueError, match="groups must be an array: "):
+    with refused("groups must be an array: "):
         GroupedCalibration.of(scores, [[1], [1, 2]])
-    with pytest.raises(ValueError, match="few must be 'error' or 'accept', got 'pool'"):
+    with refused("few must be 'error' or 'accept', got 'pool'"):
         GroupedCalibration.of(scores, [0] * 40, few="pool")
 
 
@@ -597,9 +563,8 @@ def test_classes_that_do_not_differ_are_rarely_named(ties, generator):
         scores = generator.normal(size=300)
         scores = scores.round(1) if ties else scores
         classes = generator.choice(30, 300, p=share / share.sum())
-        named.append(
-            bool(mostly_rejected(scores, classes, Calibration.of(scores).threshold, level=0.5))
-        )
+        threshold = Calibration.of(scores).threshold
+        named.append(bool(mostly_rejected(scores, classes, threshold, level=0.5)))
     assert np.mean(named) <= 0.5 + error(named)
 
 
@@ -619,9 +584,8 @@ def test_the_list_is_that_of_exact_fractions(generator):
         n, size = int(generator.choice([99, 199, 999])), int(generator.integers(1, 60))
         q = generator.choice([0.05, 0.1])
         counts = generator.integers(0, n // 4, size)
-        assert benjamini_hochberg((1 + counts) / (n + 1), float(q)).tolist() == exact_list(
-            counts, n, q
-        )
+        ours = benjamini_hochberg((1 + counts) / (n + 1), float(q))
+        assert ours.tolist() == exact_list(counts, n, q)
     assert isinstance(benjamini_hochberg(torch.tensor([0.01, 0.9])), torch.Tensor)
     assert benjamini_hochberg(np.empty(0)).shape == (0,)
 
@@ -644,7 +608,7 @@ def test_false_discoveries_are_at_most_q_times_the_share_of_inliers(kind, genera
     n, size, q = 599, 60, 0.2
     outliers = 0 if kind == "no outliers" else 15
     shares, power = [], []
-    for _ in range(500):
+    for _ in range(300):
         known, new = generator.normal(size=n), generator.normal(size=size)
         new[:outliers] += 4
         if kind == "ties":
@@ -666,12 +630,9 @@ def test_false_discoveries_are_at_most_q_times_the_share_of_inliers(kind, genera
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf])
 def test_p_values_outside_0_1_are_named(value):
-    with pytest.raises(
-        ValueError,
-        match=r"p_values (must lie in \[0, 1\], got|are not finite)|of 2 p_values are not",
-    ):
+    with refused(r"p_values (must lie in \[0, 1\], got|are not finite)|of 2 p_values are not"):
         benjamini_hochberg(np.array([0.5, value]))
-    with pytest.raises(ValueError, match=r"p_values must be a vector \(n,\), got shape \(1, 2\)"):
+    with refused(r"p_values must be a vector \(n,\), got shape \(1, 2\)"):
         benjamini_hochberg(np.zeros((1, 2)))
 
 
@@ -679,9 +640,8 @@ def test_p_values_outside_0_1_are_named(value):
 
 
 def ranks(alarm, stream):
-    return np.concatenate(
-        [alarm._p_values(part) for part in np.split(stream, range(CHUNK, len(stream), CHUNK))]
-    )
+    parts = np.split(stream, range(CHUNK, len(stream), CHUNK))
+    return np.concatenate([alarm._p_values(part) for part in parts])
 
 
 def test_ranks_are_counted_among_all_that_came_before(generator):
@@ -697,24 +657,26 @@ def test_ranks_are_counted_among_all_that_came_before(generator):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_ranks_are_independent_and_uniform_unlike_p_values_of_a_fixed_set(ties, generator):
-    """The mean of 50 p-values varies as that of 50 independent ones: 1 / (12 * 50)."""
+    """The mean of 50 p-values varies as that of 50 independent ones: 1 / (12 * 50).
+
+    Each bound is exceeded by chance less than once in a million runs; of 1225 correlations, too.
+    """
     own, fixed = [], []
     for seed in range(800):
         draw = generator.normal(size=70)
         draw = draw.round() if ties else draw
         own.append(ranks(DriftAlarm(draw[:20], seed=seed), draw[20:]))
         fixed.append(Calibration.by_hand(0.0, draw[:20]).p_value(draw[20:]).mean())
-    assert stats.kstest(np.ravel(own), "uniform").pvalue > 1e-3
-    assert abs(np.corrcoef(np.transpose(own))[np.triu_indices(50, 1)]).max() < 5 / math.sqrt(800)
-    assert np.var(np.mean(own, 1)) * 12 * 50 == pytest.approx(1, abs=4 * math.sqrt(2 / 800))
+    assert stats.kstest(np.ravel(own), "uniform").pvalue > 1e-6
+    assert abs(np.corrcoef(np.transpose(own))[np.triu_indices(50, 1)]).max() < 6.2 / math.sqrt(800)
+    assert np.var(np.mean(own, 1)) * 12 * 50 == pytest.approx(1, abs=5 * math.sqrt(2 / 800))
     assert np.var(fixed) * 12 * 50 > 2
 
 
 def test_bets_are_densities():
     for i in range(5):
-        assert quad(lambda p, i=i: _bets(np.array([p]))[0, i], 0, 1, limit=200)[0] == pytest.approx(
-            1, abs=1e-5
-        )
+        whole, _ = quad(lambda p, i=i: _bets(np.array([p]))[0, i], 0, 1, limit=200)
+        assert whole == pytest.approx(1, abs=1e-5)
     assert np.isfinite(_bets(np.array([0.0, 1.0]))).all()
 
 
@@ -744,9 +706,8 @@ def test_a_shifted_stream_alarms_soon(shift, quiet, generator):
     draw, limit = SHIFTS[shift]
     delays = []
     for seed in range(9):
-        alarm = DriftAlarm(generator.normal(size=1000), rate=0.01, seed=seed).update(
-            generator.normal(size=quiet)
-        )
+        alarm = DriftAlarm(generator.normal(size=1000), rate=0.01, seed=seed)
+        alarm.update(generator.normal(size=quiet))
         if alarm.alarm:
             continue  # one in a hundred may
         for part in np.split(draw(generator, 600), 60):

@@ -1,52 +1,40 @@
 """Programs: a wrong input is one line and a status; a fault of the program keeps its traceback."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments import reproduce
+from thinkback_utils import train
 from thinkback_utils.commands import Parser, run_main
 
 ROOT = Path(__file__).parents[1]
 
 
-def program(*arguments, **environment):
-    """Status and standard error of ``python -m …``."""
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1"}
-        | {name: str(value) for name, value in environment.items()},
-    )
-    return done.returncode, done.stderr
+def test_every_program_leaves_with_the_status_of_run_main():
+    """One of them is started as a process of its own in test_programs.py."""
+    end = 'if __name__ == "__main__":\n    sys.exit(run_main(main))\n'
+    for place in ("thinkback_utils", "experiments"):
+        for path in (ROOT / place).glob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert ("\ndef main(" in text) == text.endswith(end), path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("program", "arguments", "message"),
     [
-        (
-            ["thinkback_utils.train", "--out", "{}/run", "--peak-lr", "nan"],
-            "TrainConfig.peak_lr must be positive and finite, got nan",
-        ),
-        (["experiments.reproduce", "--results", "{}", "--sets", "moon"], "unknown set 'moon'"),
+        (train, "--out {}/run --peak-lr nan", "TrainConfig.peak_lr must be positive and finite"),
+        (reproduce, "--results {} --sets moon", "unknown set 'moon'"),
     ],
 )
-def test_wrong_inputs_are_one_line_and_status_1(tmp_path, arguments, message):
+def test_wrong_inputs_are_one_line(tmp_path, monkeypatch, capsys, program, arguments, message):
     for split in ("train", "test"):
-        np.savez(
-            tmp_path / f"cifar10-{split}.npz",
-            images=np.zeros((4, 32, 32, 3), np.uint8),
-            labels=np.arange(4),
-        )
-    module, *options = (argument.format(tmp_path) for argument in arguments)
-    status, said = program(module, *options, THINKBACK_DATA=tmp_path)
-    assert status == 1
+        images = np.zeros((4, 32, 32, 3), np.uint8)
+        np.savez(tmp_path / f"cifar10-{split}.npz", images=images, labels=np.arange(4))
+    monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
+    assert run_main(lambda: program.main(arguments.format(tmp_path).split())) == 1
+    said = capsys.readouterr().err
     assert said.startswith("thinkback: ")
     assert said.count("\n") == 1, said
     assert message in said
@@ -63,10 +51,9 @@ def test_errors_that_explain_themselves_are_one_line(tmp_path, capsys):
     for error in (ValueError, FileNotFoundError, FloatingPointError):
         assert run_main(fails(error("thinkback: a thing\n is wrong"))) == 1
         assert capsys.readouterr().err == "thinkback: a thing is wrong\n"
-    assert run_main(lambda: (tmp_path / "absent").read_text(encoding="utf-8")) == 1
-    assert (
-        capsys.readouterr().err == f"thinkback: {tmp_path / 'absent'}: No such file or directory\n"
-    )
+    absent = tmp_path / "absent"
+    assert run_main(lambda: absent.read_text(encoding="utf-8")) == 1
+    assert capsys.readouterr().err == f"thinkback: {absent}: No such file or directory\n"
     assert run_main(fails(OSError(28, "No space left on device"))) == 1
     assert capsys.readouterr().err == "thinkback: a file: No space left on device\n"
     assert run_main(lambda: None) == 0

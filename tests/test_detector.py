@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -50,7 +51,7 @@ def test_the_promise_holds_through_the_whole_detector(method):
         order = torch.randperm(4000, generator=torch.Generator().manual_seed(draw))
         detector.calibrate(population[order[:99]], alpha=0.1)
         rates.append(float(detector.predict(population[order[99:2000]]).double().mean()))
-    error = 4 * np.std(rates) / math.sqrt(len(rates))
+    error = 5 * np.std(rates) / math.sqrt(len(rates))
     assert 0.09 - error < np.mean(rates) < 0.1 + error
 
 
@@ -63,17 +64,13 @@ def oracle(method, x):
         return v.double() / v.double().norm(dim=1, keepdim=True)
 
     A, B = KroneckerFisher(3.0, bias=True).update(u(g), y).inverse_root(0.1)
+    labels = scores.label_distances(A), B
+    full, kronecker = (F(5.0).update(g, y).inverse_root() for F in (FullFisher, KroneckerFisher))
     return {
         "thinkback": lambda: scores.thinkback(h, z, DiagonalFisher(5.0).update(g, y).compute()),
-        "thinkback_full": lambda: scores.thinkback_full(
-            h, z, FullFisher(5.0).update(g, y).inverse_root()
-        ),
-        "thinkback_kronecker": lambda: scores.thinkback_kronecker(
-            h, z, KroneckerFisher(5.0).update(g, y).inverse_root()
-        ),
-        "thinkback_averaged": lambda: scores.thinkback_averaged(
-            u(h), z, (scores.label_distances(A), B), 3.0
-        ),
+        "thinkback_full": lambda: scores.thinkback_full(h, z, full),
+        "thinkback_kronecker": lambda: scores.thinkback_kronecker(h, z, kronecker),
+        "thinkback_averaged": lambda: scores.thinkback_averaged(u(h), z, labels, 3.0),
         "thinkback_eq5": lambda: scores.thinkback(h, z),
         "gradnorm": lambda: scores.gradnorm(h, z),
         "energy": lambda: scores.energy(z),
@@ -96,34 +93,23 @@ def test_fit_in_batches_is_the_plain_functions_on_all_data(method, tmp_path):
 
 
 def test_options_reach_the_score():
+    def fitted(method, **options):
+        detector = OODDetector(Net(), method=method, temperature=2.0, damping=0.1, **options)
+        return detector.fit(FIT).score(NEW)
+
     fisher = DiagonalFisher(2.0).update(FIT, FIT[:, :4]).compute()
-    ours = (
-        OODDetector(Net(), method="thinkback", temperature=2.0, eps=1e-3, damping=0.1)
-        .fit(FIT)
-        .score(NEW)
-    )
-    np.testing.assert_allclose(
-        ours, scores.thinkback(NEW, NEW[:, :4], fisher, 2.0, 1e-3, 0.1), rtol=1e-9
-    )
+    expected = scores.thinkback(NEW, NEW[:, :4], fisher, 2.0, 1e-3, 0.1)
+    np.testing.assert_allclose(fitted("thinkback", eps=1e-3), expected, rtol=1e-9)
     root = FullFisher(2.0).update(FIT, FIT[:, :4]).inverse_root(0.1)
-    ours = (
-        OODDetector(Net(), method="thinkback_full", temperature=2.0, damping=0.1)
-        .fit(FIT)
-        .score(NEW)
-    )
-    np.testing.assert_allclose(ours, scores.thinkback_full(NEW, NEW[:, :4], root, 2.0), rtol=1e-9)
+    expected = scores.thinkback_full(NEW, NEW[:, :4], root, 2.0)
+    np.testing.assert_allclose(fitted("thinkback_full"), expected, rtol=1e-9)
     assert OODDetector(Net(), temperature=None).options == OODDetector(Net()).options
 
 
 def test_every_form_of_images_gives_the_same():
-    dataset = TensorDataset(FIT, torch.zeros(200).long())
+    loader = DataLoader(TensorDataset(FIT, torch.zeros(200).long()), batch_size=64)
     expected = OODDetector(Net()).fit(FIT).score(NEW)
-    for images in (
-        FIT.numpy(),
-        DataLoader(dataset, batch_size=64),
-        (x for x in FIT.split(50)),
-        ImageSet(FIT, None),
-    ):
+    for images in (FIT.numpy(), loader, (x for x in FIT.split(50)), ImageSet(FIT, None)):
         torch.testing.assert_close(OODDetector(Net()).fit(images).score(NEW), expected)
 
 
@@ -144,16 +130,15 @@ def test_fit_keeps_no_batch():
 
 
 def test_head_is_found_once_and_then_hooked_alone():
-    net = nn.Sequential(
-        nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 5), nn.Linear(5, 3, bias=False)
-    )
+    last = nn.Linear(5, 3, bias=False)
+    net = nn.Sequential(nn.Linear(6, 5), nn.Softplus(), nn.Linear(5, 5), last)
     detector = OODDetector(net, method="msp")
     detector.score(NEW)
     assert detector.head == "3"
     assert not any(module._forward_hooks for module in net.modules())
     alone = OODDetector(nn.Linear(6, 3), method="msp")  # the model is its own head
     assert alone.calibrate(HELD).head == ""
-    with pytest.raises(ValueError, match=r"is returned by the model; name the head"):
+    with refused(r"is returned by the model; name the head"):
         OODDetector(nn.Sequential(nn.Linear(6, 3), nn.Tanh()), method="msp").score(NEW)
 
 
@@ -176,19 +161,15 @@ def test_half_precision_model_scores_in_float64(tmp_path):
     assert half.score(images[300:]).dtype == torch.float64
     np.testing.assert_allclose(half.score(images[300:]), exact.score(images[300:]), rtol=0.05)
     exact.save(tmp_path / "detector")
-    np.testing.assert_allclose(
-        OODDetector.load(tmp_path / "detector", Net().bfloat16()).score(images),
-        exact.score(images),
-        rtol=0.05,
-    )
+    again = OODDetector.load(tmp_path / "detector", Net().bfloat16())
+    np.testing.assert_allclose(again.score(images), exact.score(images), rtol=0.05)
 
 
 def test_a_class_never_predicted_is_a_warning_and_its_inputs_score_far_out():
     few = FIT.clone()
     few[:, 3] *= 0.01
-    with pytest.warns(
-        UserWarning, match=r"never predicted on the fit data: 3; .*Fit on data of every class"
-    ) as caught:
+    words = "never predicted on the fit data: 3; .*Fit on data of every class"
+    with pytest.warns(UserWarning, match=words) as caught:
         detector = OODDetector(Net(), temperature=0.2).fit(few)
     assert caught[0].filename == __file__
     new = X[200:].clone()
@@ -207,9 +188,8 @@ def test_a_silent_feature_is_a_warning_that_damping_answers():
     with pytest.warns(UserWarning, match=r"features that are 0 in all fit data: 5; .*Set damping"):
         detector = OODDetector(Net(), method="thinkback").fit(silent)
     assert detector.score(NEW).median() > 1e6 * detector.score(silent).median()
-    assert (
-        OODDetector(Net(), method="thinkback", damping=1e-3).fit(silent).score(NEW).median() < 1e4
-    )
+    damped = OODDetector(Net(), method="thinkback", damping=1e-3).fit(silent)
+    assert damped.score(NEW).median() < 1e4
     with pytest.warns(UserWarning, match=r"on the fit data: 1, 2, 3, 4, 5 and 2 more; "):
         OODDetector(eye(8), damping=1e-3).fit(torch.eye(8)[:1] + 0.1)
 
@@ -223,7 +203,7 @@ def eye(size):
 def test_fitting_again_voids_the_calibration():
     detector = calibrated()
     detector.fit(FIT[:150])
-    with pytest.raises(ValueError, match="not calibrated"):
+    with refused("not calibrated"):
         detector.predict(NEW)
 
 
@@ -234,76 +214,69 @@ def test_file_round_trip_is_exact(tmp_path):
     again = OODDetector.load(path, Net())
     for name in ("score", "p_value", "predict"):
         assert torch.equal(getattr(again, name)(NEW), getattr(detector, name)(NEW))
-    assert (again.threshold, again.options, again.head) == (
-        detector.threshold,
-        detector.options,
-        "fc",
-    )
+    assert (again.threshold, again.options) == (detector.threshold, detector.options)
+    assert again.head == "fc"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     first = path.read_bytes()
     again.save(path)
     assert path.read_bytes() == first
     OODDetector(Net()).fit(FIT).save(path)
-    with pytest.raises(ValueError, match="not calibrated"):
+    with refused("not calibrated"):
         OODDetector.load(path, Net()).predict(NEW)
 
 
 def test_files_and_models_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "detector"
-    with pytest.raises(FileNotFoundError, match="no detector at"):
+    with refused("no detector at", FileNotFoundError):
         OODDetector.load(path, Net())
     path.write_bytes(b"text")
-    with pytest.raises(ValueError, match="is cut short or no safetensors file"):
+    with refused("is cut short or no safetensors file"):
         OODDetector.load(path, Net())
     save_file({"w": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="has format of something else, this version reads 3"):
+    with refused("has format of something else, this version reads 3"):
         OODDetector.load(path, Net())
     save_file({"w": torch.ones(1)}, path, {"thinkback_detector": json.dumps({"format": 2})})
-    with pytest.raises(ValueError, match="has format 2, this version reads 3; fit again"):
+    with refused("has format 2, this version reads 3; fit again"):
         OODDetector.load(path, Net())
     calibrated().save(path)
     for other, got in ((Net(classes=5), [5, 6]), (Net(width=7), [4, 7])):
-        with pytest.raises(ValueError, match=re.escape(f"'weight' has shape {got}, not [4, 6]")):
+        with refused(re.escape(f"'weight' has shape {got}, not [4, 6]")):
             OODDetector.load(path, other)
-    with pytest.raises(
-        ValueError, match="1 of its tensors are not in both, 'bias' is in the given model"
-    ):
+    with refused("1 of its tensors are not in both, 'bias' is in the given model"):
         OODDetector.load(path, nn.Linear(6, 4))
     retrained = Net()
     nn.init.normal_(retrained.fc.weight)
-    with pytest.raises(ValueError, match=r"'weight' has other values; load that one, or fit again"):
+    with refused(r"'weight' has other values; load that one, or fit again"):
         OODDetector.load(path, retrained)
-    with pytest.raises(
-        ValueError, match=r"detector: the detector was fitted on a model; load\(path, model\)"
-    ):
+    with refused(r"detector: the detector was fitted on a model; load\(path, model\)"):
         OODDetector.load(path)
 
 
 def test_wrong_use_is_named():
-    with pytest.raises(ValueError, match="not fitted; call fit"):
+    with refused("not fitted; call fit"):
         OODDetector(Net()).score(NEW)
-    with pytest.raises(ValueError, match="not fitted; call fit"):
+    with refused("not fitted; call fit"):
         OODDetector(Net()).calibrate(HELD)
-    with pytest.raises(ValueError, match="not calibrated; call calibrate"):
+    with refused("not calibrated; call calibrate"):
         OODDetector(Net()).fit(FIT).p_value(NEW)
-    with pytest.raises(ValueError, match="not fitted; call fit"):
+    with refused("not fitted; call fit"):
         OODDetector(Net()).save("nowhere")
     used = iter(FIT.split(100))
     detector = OODDetector(Net()).fit(used)
     for read in (OODDetector(Net()).fit, detector.score, detector.calibrate):
         for empty in (used, [], torch.zeros(0, 6)):
-            with pytest.raises(ValueError, match="images is empty; was a generator read before"):
+            with refused("images is empty; was a generator read before"):
                 read(empty)
-    with pytest.raises(ValueError, match=r"images holds nan at \(0, 0\) of a batch"):
+    with refused(r"images holds nan at \(0, 0\) of a batch"):
         detector.score(NEW[:1] * math.nan)
-    with pytest.raises(ValueError, match="2 of 30 calibration scores are not finite"):
+    with refused("2 of 30 calibration scores are not finite"):
         conformal_threshold(torch.tensor([0.0] * 28 + [math.nan, math.inf]).double())
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 5, math.nan])
 def test_alpha_and_delta_are_fractions(value):
     for fractions in ({"alpha": value}, {"alpha": 0.1, "delta": value}):
-        with pytest.raises(ValueError, match=f"must lie between 0 and 1, got {value}"):
+        with refused(f"must lie between 0 and 1, got {value}"):
             # before any image is read
             OODDetector(Net(), method="msp").calibrate(iter([]), **fractions)
 
@@ -312,20 +285,14 @@ def test_alpha_and_delta_are_fractions(value):
     ("arguments", "message"),
     [
         ({"method": "softmax"}, r"method must be one of \['energy', .*got 'softmax'"),
-        (
-            {"method": "energy", "damping": 0.1},
-            r"'energy' has the options \['temperature'\], not 'damping'",
-        ),
-        (
-            {"temperature": 0},
-            "temperature must be finite and not negative, a temperature positive; got 0",
-        ),
+        ({"method": "energy", "damping": 0.1}, r"options \['temperature'\], not 'damping'"),
+        ({"temperature": 0}, "finite and not negative, a temperature positive; got 0"),
         ({"damping": -1.0}, "damping must be finite .* got -1.0"),
         ({"method": "thinkback", "eps": math.nan}, "eps must be finite .* got nan"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with refused(message):
         OODDetector(Net(), **arguments)
 
 
@@ -334,10 +301,8 @@ def test_bad_arguments_are_named(arguments, message):
 def test_ten_lines_from_nothing(tmp_path):
     images = torch.randint(256, (120, 3, 32, 32), generator=GENERATOR).byte()
     model = import_torchvision().models.resnet18(num_classes=10)
-    detector = (
-        OODDetector(model, damping=1e-3).fit(images[:60]).calibrate(images[60:100], alpha=0.1)
-    )
-    detector.save(tmp_path / "detector.safetensors")
+    detector = OODDetector(model, damping=1e-3).fit(images[:60])
+    detector.calibrate(images[60:100], alpha=0.1).save(tmp_path / "detector.safetensors")
     served = OODDetector.load(tmp_path / "detector.safetensors", model)
     alarms = served.predict(images[100:])
     assert alarms.shape == (20,)

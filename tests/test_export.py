@@ -2,10 +2,12 @@
 
 import json
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from torch import nn
 
 from thinkback_utils.detector import OODDetector
@@ -61,29 +63,41 @@ def agree(out, said, images, tolerance=1e-4):
     assert 0 < out["rejected"].sum() < len(images) or len(images) < 100
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function that exports a detector of a method, once: the detector and its file."""
+
+    @cache
+    def made(method):
+        options = {"damping": 1e-3} if method == "thinkback" else {}
+        said, path = detector(method, **options), tmp_path_factory.mktemp(method) / "model.onnx"
+        said.export(path, X[:1])
+        return said, path
+
+    return made
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_in_onnxruntime_at_any_batch_size(method, tmp_path):
-    said = detector(method)
-    said.export(tmp_path / "model.onnx", X[:1])
+def test_every_method_in_onnxruntime_at_any_batch_size(method, exported):
+    said, path = exported(method)
     assert said.model.training
     for size in (1, 7, 1100):
         images = 2 * torch.rand(size, 3, 2, 2, generator=GENERATOR)
-        agree(answers(tmp_path / "model.onnx", images), said, images)
+        agree(answers(path, images), said, images)
 
 
-def test_metadata_say_what_the_file_is(tmp_path):
-    said = detector(damping=1e-3)
-    said.export(tmp_path / "model.onnx", X)
-    model = onnx.load(tmp_path / "model.onnx")
+def test_metadata_say_what_the_file_is(exported):
+    said, path = exported("thinkback")
+    model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
-    facts = json.loads(
-        next(entry.value for entry in model.metadata_props if entry.key == "thinkback_detector")
-    )
+    (facts,) = (p.value for p in model.metadata_props if p.key == "thinkback_detector")
+    facts = json.loads(facts)
     assert facts == {
         "format": 3,
         "head": "4",
         "method": "thinkback",
         "options": {"temperature": 5.0, "eps": 1e-16, "damping": 1e-3},
+        "precision": "float32",
         "mean": None,
         "std": None,
         "threshold": said.threshold,
@@ -96,7 +110,7 @@ def test_metadata_say_what_the_file_is(tmp_path):
     (images,) = model.graph.input
     assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == ["N", 3, 2, 2]
     assert [output.name for output in model.graph.output] == list(OUTPUTS)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
 
 
 def test_without_calibration_there_is_no_verdict(tmp_path):
@@ -125,13 +139,13 @@ def test_graph_is_of_the_detector_as_it_was():
 
 
 def test_wrong_use_is_named(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="a fitted detector; call fit"):
+    with refused("a fitted detector; call fit"):
         OODDetector(net()).exported(X)
-    with pytest.raises(ValueError, match=r"float images; got torch\.uint8"):
+    with refused(r"float images; got torch\.uint8"):
         detector().exported((255 * X).byte())
     pixels = OODDetector(nn.Conv2d(3, 4, 1), method="energy")
-    with pytest.raises(ValueError, match=r"a graph scores whole images, .* tokens or pixels"):
+    with refused(r"a graph scores whole images, .* tokens or pixels"):
         pixels.exported(X)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r"pip install 'thinkback-utils\[export\]'"):
+    with refused(r"pip install 'thinkback-utils\[export\]'", ImportError):
         detector().export(tmp_path / "model.onnx", X)

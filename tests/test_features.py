@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from torch import nn
 
 from thinkback_utils.data import ImageSet
@@ -53,28 +54,23 @@ def test_head_is_found_by_what_the_model_returns(returns):
 
 def test_ambiguous_head_lists_candidates_and_a_name_settles_it():
     net = Net("both")
-    with pytest.raises(ValueError, match=r"'first' \(6 -> 4\), 'second' \(6 -> 2\)"):
+    with refused(r"'first' \(6 -> 4\), 'second' \(6 -> 2\)"):
         extract(net, IMAGES)
     assert extract(net, IMAGES, head="second").logits.shape == (10, 2)
-    with pytest.raises(ValueError, match=r"no layer named 'third' .*'first'"):
+    with refused(r"no layer named 'third' .*'first'"):
         extract(net, IMAGES, head="third")
 
 
 def test_a_named_head_that_the_model_does_not_return_is_refused():
-    with pytest.raises(
-        ValueError, match=r"does not return what its head 'second' computes; .*'first' \(6 -> 4\)"
-    ):
+    with refused(r"does not return what its head 'second' computes; .*'first' \(6 -> 4\)"):
         extract(Net(), IMAGES, head="second")
 
 
 @pytest.mark.parametrize("returns", ["first", "tuple", "dict"])
 def test_find_head_leaves_the_model_as_it_was(returns):
     net = Net(returns).bfloat16().train()
-    assert (
-        find_head(net, IMAGES[:1])
-        == find_head(net, IMAGES[:2] / torch.tensor(255).bfloat16())
-        == "first"
-    )
+    low = IMAGES[:2] / torch.tensor(255).bfloat16()
+    assert find_head(net, IMAGES[:1]) == find_head(net, low) == "first"
     assert find_head(nn.Linear(192, 4), IMAGES.flatten(1)) == ""  # the model is its own head
     assert net.training
     assert net.trunk[3].training
@@ -82,40 +78,10 @@ def test_find_head_leaves_the_model_as_it_was(returns):
         find_head(net, IMAGES[:, :1])
     assert net.training
     assert not any(module._forward_hooks for module in net.modules())
-    with pytest.raises(
-        ValueError,
-        match=r"no layer's output is returned by the model; .*'first' \(6 -> 4\), 'second'",
-    ):
+    with refused(r"no layer's output is returned by the model; .*'first' \(6 -> 4\), 'second'"):
         find_head(Net("tanh"), IMAGES)
-    with pytest.raises(
-        ValueError,
-        match=r"the only one returned by the model; .*among 'first' \(6 -> 4\), 'second'",
-    ):
+    with refused(r"the only one returned by the model; .*among 'first' \(6 -> 4\), 'second'"):
         find_head(Net("both"), IMAGES)
-
-
-def test_every_form_of_images_gives_the_same():
-    net, labels = Net(), torch.arange(10)
-    whole = extract(net, IMAGES)
-    floats = IMAGES.float() / 255
-    unlabelled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(floats), batch_size=3)
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(floats, labels), batch_size=3
-    )
-    for images in (
-        IMAGES.numpy(),
-        floats,
-        [IMAGES[:6], IMAGES[6:]],
-        unlabelled,
-        loader,
-        ImageSet(IMAGES, labels),
-    ):
-        out = extract(net, images)
-        torch.testing.assert_close(out.logits, whole.logits)
-        if isinstance(images, ImageSet) or images is loader:
-            assert torch.equal(out.labels, labels)
-        else:
-            assert out.labels is None
 
 
 def test_model_is_given_back_in_training_mode_without_hooks():
@@ -127,18 +93,18 @@ def test_model_is_given_back_in_training_mode_without_hooks():
     extract(net, IMAGES)
     assert net.training
     assert not net.trunk.training
-    with pytest.raises(ValueError, match=r"no layer named"):
+    with refused(r"no layer named"):
         extract(net, IMAGES, head="third")
     assert net.training
     assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_unusable_models_and_images_are_named():
-    with pytest.raises(ValueError, match=r"none: the model has no linear layer"):
+    with refused(r"none: the model has no linear layer"):
         extract(nn.Flatten(), IMAGES)
-    with pytest.raises(ValueError, match="images is empty"):
+    with refused("images is empty"):
         extract(Net(), [])
-    with pytest.raises(ValueError, match=re.escape("expected one row for each of 10 images")):
+    with refused(re.escape("expected one row for each of 10 images")):
         extract(nn.Sequential(nn.Flatten(0, 1), nn.Flatten(), nn.Linear(64, 2)), IMAGES)
 
 
@@ -157,11 +123,8 @@ def test_wide_resnet_split_is_its_forward_pass():
 
 def test_bundle_round_trip_is_exact_but_for_float16(tmp_path):
     net = Net()
-    bundle = Bundle(
-        {"a": extract(net, ImageSet(IMAGES, torch.arange(10))), "b": extract(net, IMAGES)},
-        net.first.weight.detach(),
-        net.first.bias.detach(),
-    )
+    sets = {"a": extract(net, ImageSet(IMAGES, torch.arange(10))), "b": extract(net, IMAGES)}
+    bundle = Bundle(sets, net.first.weight.detach(), net.first.bias.detach())
     bundle.save(tmp_path / "bundle.npz")
     again = Bundle.load(tmp_path / "bundle.npz")
     assert list(again.sets) == ["a", "b"]
@@ -179,9 +142,7 @@ def test_bundle_round_trip_is_exact_but_for_float16(tmp_path):
 
 
 def test_missing_bundle_says_how_to_make_one(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"no feature bundle at .*python -m experiments.reproduce"
-    ):
+    with refused(r"no feature bundle at .*python -m experiments.reproduce", FileNotFoundError):
         Bundle.load(tmp_path / "bundle.npz")
 
 
@@ -193,22 +154,12 @@ def test_a_damaged_bundle_is_named(tmp_path):
     path = tmp_path / "bundle.npz"
     for content in (b"junk", b""):
         path.write_bytes(content)
-        with pytest.raises(
-            ValueError, match=r"^thinkback: .*bundle\.npz cannot be read .*reproduce"
-        ):
+        with refused(r"bundle\.npz cannot be read .*reproduce"):
             Bundle.load(path)
     np.savez(path, a=np.zeros(3))
-    with pytest.raises(
-        ValueError, match=r"bundle\.npz is no feature bundle, it lacks head\.bias, head\.weight"
-    ):
+    with refused(r"bundle\.npz is no feature bundle, it lacks head\.bias, head\.weight"):
         Bundle.load(path)
-    np.savez(
-        path,
-        **{
-            "head.weight": np.zeros((2, 3)),
-            "head.bias": np.zeros(2),
-            "svhn.logits": np.zeros((4, 2)),
-        },
-    )
-    with pytest.raises(ValueError, match=r"lacks svhn\.features"):
+    head = {"head.weight": np.zeros((2, 3)), "head.bias": np.zeros(2)}
+    np.savez(path, **head | {"svhn.logits": np.zeros((4, 2))})
+    with refused(r"lacks svhn\.features"):
         Bundle.load(path)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from refusals import refused
 from torch import nn
 
 from thinkback_utils import scores
@@ -21,20 +22,15 @@ from thinkback_utils.models import WideResNet
 from thinkback_utils.reference import network_gradients
 
 
-def trained(net, size=16):
+def trained(net):
     """That network with running statistics, scales and shifts that are no longer 0 and 1."""
     generator = torch.Generator().manual_seed(3)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in (
-                (module.running_mean, -0.5),
-                (module.bias.data, -0.5),
-                (module.weight.data, 0.5),
-            ):
-                tensor.copy_(low + torch.rand(tensor.shape, generator=generator))
-            module.running_var.copy_(
-                0.5 + torch.rand(module.running_var.shape, generator=generator)
-            )
+            for tensor in (module.weight, module.running_var):
+                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            for tensor in (module.bias, module.running_mean):
+                tensor.data.copy_(torch.rand(tensor.shape, generator=generator) - 0.5)
     return net.double().eval()
 
 
@@ -54,24 +50,25 @@ def assert_close(ours, oracle, rtol=1e-9):
     assert error.max() <= rtol
 
 
-@pytest.mark.parametrize("temperature", [0.5, 5.0, 100.0])
-@pytest.mark.parametrize(
-    "conv", ["found", "stem", "stages.0.conv2", "stages.1.conv1", "stages.2.shortcut"]
-)
-def test_equals_autograd_sample_by_sample(network, images, temperature, conv):
+@pytest.mark.parametrize("conv", ["stem", "stages.0.conv2", "stages.1.conv1", "stages.2.shortcut"])
+def test_any_named_convolution_equals_autograd(network, images, conv):
     """Kernels of 3 and 1, strides of 1 and 2, first and last layers."""
-    layers = {} if conv == "found" else {"E": conv}
-    ours = gradients(network, images, ("C", "D", "E", "all"), layers, temperature)
-    name = find_layers(network, images[:2], layers)["E"]
-    oracle = network_gradients(network, images, [network.get_submodule(name).weight], temperature)
-    assert_close(ours["E"], oracle)
-    assert_close(
-        ours["D"],
-        network_gradients(network, images, [network.bn.weight, network.bn.bias], temperature),
-    )
-    assert_close(
-        ours["all"], network_gradients(network, images, list(network.parameters()), temperature)
-    )
+    ours = gradients(network, images, ("E",), {"E": conv})["E"]
+    weight = network.get_submodule(conv).weight
+    assert_close(ours, network_gradients(network, images, [weight], 5.0))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 5.0, 100.0])
+def test_every_reading_equals_autograd_sample_by_sample(network, images, temperature):
+    ours = gradients(network, images, ("C", "D", "E", "all"), {}, temperature)
+    last = network.get_submodule(find_layers(network, images[:2])["E"])
+    for reading, parameters in (
+        ("D", [network.bn.weight, network.bn.bias]),
+        ("E", [last.weight]),
+        ("all", list(network.parameters())),
+    ):
+        oracle = network_gradients(network, images, parameters, temperature)
+        assert_close(ours[reading], oracle)
     h = network.forward_features(images).detach()
     rows = [
         network_gradients(network.fc, row[None], [row], temperature) for row in h.requires_grad_()
@@ -80,12 +77,8 @@ def test_equals_autograd_sample_by_sample(network, images, temperature, conv):
 
 
 def test_closed_form_of_the_activations(network, images):
-    out = network(images).detach()
-    assert_close(
-        activation_gradients(out, network.fc.weight.detach()),
-        gradients(network, images, ["C"])["C"],
-        1e-14,
-    )
+    ours = activation_gradients(network(images).detach(), network.fc.weight.detach())
+    assert_close(ours, gradients(network, images, ["C"])["C"], 1e-14)
 
 
 def test_last_layers_are_found_in_the_order_of_the_forward_pass(network, images):
@@ -117,18 +110,11 @@ def test_last_layers_are_found_in_the_order_of_the_forward_pass(network, images)
 )
 def test_any_plain_convolution(images, options):
     torch.manual_seed(0)
-    net = trained(
-        nn.Sequential(
-            nn.Conv2d(3, 5, (3, 2), **options),
-            nn.ReLU(inplace=True),
-            nn.Flatten(),
-            nn.LazyLinear(4),
-        )
-    )
+    conv, ends = nn.Conv2d(3, 5, (3, 2), **options), (nn.Flatten(), nn.LazyLinear(4))
+    net = trained(nn.Sequential(conv, nn.ReLU(inplace=True), *ends))
     net(images)
-    assert_close(
-        gradients(net, images, ["E"])["E"], network_gradients(net, images, [net[0].weight], 5.0)
-    )
+    oracle = network_gradients(net, images, [conv.weight], 5.0)
+    assert_close(gradients(net, images, ["E"])["E"], oracle)
 
 
 def test_the_head_read_in_this_way_is_the_closed_form(network, images):
@@ -139,9 +125,8 @@ def test_the_head_read_in_this_way_is_the_closed_form(network, images):
     for bias, squares in ((False, head[:, :640]), (True, head)):
         expected = DiagonalFisher(bias=bias).update(h, z).compute()
         columns = torch.cat([expected[:, :64].flatten(), expected[:, 64:].flatten()])
-        np.testing.assert_allclose(
-            MeanSquare().update(squares).compute(), columns, rtol=1e-9, atol=1e-300
-        )
+        mean = MeanSquare().update(squares).compute()
+        np.testing.assert_allclose(mean, columns, rtol=1e-9, atol=1e-300)
         for damping in (0.0, 1e-3):
             oracle = scores.thinkback(h, z, expected, damping=damping)
             np.testing.assert_allclose(score(squares, columns, damping=damping), oracle, rtol=1e-9)
@@ -205,11 +190,7 @@ class Twice(nn.Module):
     [
         (["A"], {}, r"readings are some of \['C', 'D', 'E', 'all'\], got \['A'\]"),
         ([], {}, "readings are some of"),
-        (
-            ["D"],
-            {},
-            r"needs an nn.BatchNorm2d, but its layer is not in the model; name one in layers=\{'D'",
-        ),
+        (["D"], {}, r"BatchNorm2d, but its layer is not in the model; name one in layers=\{'D'"),
         (["E"], {"E": "nowhere"}, "needs an nn.Conv2d, but its layer is 'nowhere'"),
         (["E"], {"E": "fc"}, "needs an nn.Conv2d, but its layer is 'fc'"),
         (["E"], {"E": "conv"}, "the layer of reading E ran 2 times"),
@@ -217,7 +198,7 @@ class Twice(nn.Module):
     ],
 )
 def test_errors_name_the_reading_and_the_remedy(readings, layers, message):
-    with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+    with refused(f"{message}"):
         gradients(Twice(), torch.rand(2, 3, 4, 4), readings, layers)
 
 
@@ -227,24 +208,19 @@ def test_errors_name_the_reading_and_the_remedy(readings, layers, message):
 def test_other_convolutions_are_refused(options):
     net = nn.Sequential(nn.Conv2d(3, 3, 3, **options), nn.Flatten(), nn.LazyLinear(2))
     net(torch.rand(2, 3, 4, 4))
-    with pytest.raises(ValueError, match="needs groups=1 and zero padding"):
+    with refused("needs groups=1 and zero padding"):
         gradients(net, torch.rand(2, 3, 4, 4), ["E"])
 
 
 def test_errors_of_sums_and_scores():
-    with pytest.raises(ValueError, match="has seen no data"):
+    with refused("has seen no data"):
         MeanSquare().compute()
-    with pytest.raises(ValueError, match="holds 3 weights, the batch has 4"):
+    with refused("holds 3 weights, the batch has 4"):
         MeanSquare().update(torch.ones(2, 3)).update(torch.ones(2, 4))
-    with pytest.raises(ValueError, match="disagree on P"):
+    with refused("disagree on P"):
         score(torch.ones(2, 3), torch.ones(4))
-    with pytest.raises(ValueError, match="set one of them"):
+    with refused("set one of them"):
         score(torch.ones(2, 3), torch.zeros(3), eps=0.0)
-    with pytest.raises(
-        ValueError, match="needs a BatchNorm with scale, shift and running statistics"
-    ):
-        gradients(
-            nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Flatten(), nn.Linear(48, 2)),
-            torch.rand(2, 3, 4, 4),
-            ["D"],
-        )
+    plain = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Flatten(), nn.Linear(48, 2))
+    with refused("needs a BatchNorm with scale, shift and running statistics"):
+        gradients(plain, torch.rand(2, 3, 4, 4), ["D"])

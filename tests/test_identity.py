@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -53,13 +54,13 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("fitted", WRAPPERS)
-@pytest.mark.parametrize("loaded", WRAPPERS)
-def test_wrappers_do_not_matter(fitted, loaded, tmp_path):
+def test_wrappers_do_not_matter(fitted, tmp_path):
     said = OODDetector(WRAPPERS[fitted](net())).fit(X).calibrate(X, alpha=0.1)
     said.save(tmp_path / "d")
-    again = OODDetector.load(tmp_path / "d", WRAPPERS[loaded](net()))
-    assert torch.equal(again.score(X), said.score(X))
-    assert torch.equal(again.predict(X), said.predict(X))
+    for wrapper in WRAPPERS.values():
+        again = OODDetector.load(tmp_path / "d", wrapper(net()))
+        assert torch.equal(again.score(X), said.score(X))
+        assert torch.equal(again.predict(X), said.predict(X))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -87,9 +88,7 @@ def test_any_other_weight_is_refused(name, path):
     other = net()
     with torch.no_grad():
         other.state_dict()[name].view(-1)[0].add_(0.01)
-    with pytest.raises(
-        ValueError, match=rf"d.safetensors: the model is not the one .*: '{name}' has other values"
-    ):
+    with refused(rf"d.safetensors: the model is not the one .*: '{name}' has other values"):
         OODDetector.load(path, other)
 
 
@@ -103,9 +102,7 @@ def test_a_trunk_trained_on_under_a_frozen_head_is_refused(path):
         nn.functional.cross_entropy(other(X), torch.arange(200) % 4).backward()
         optimizer.step()
     assert torch.equal(other[3].weight, net()[3].weight)
-    with pytest.raises(
-        ValueError, match=r"the model is not the one it was fitted on: '0\.weight' has other values"
-    ):
+    with refused(r"the model is not the one it was fitted on: '0\.weight' has other values"):
         OODDetector.load(path, other.eval())
 
 
@@ -122,65 +119,55 @@ def parts(path):
         return tensors, json.loads(file.metadata()["thinkback_detector"])
 
 
+def lost(name):
+    """A fact or a tensor of that name is no longer there."""
+    return lambda t, f: [{k: v for k, v in part.items() if k != name} for part in (t, f)]
+
+
+def facts(**change):
+    """Facts have other values."""
+    return lambda t, f: (t, f | change)
+
+
+def tensor(name, change):
+    """A tensor has other values."""
+    return lambda t, f: (t | {name: change(t[name])}, f)
+
+
+def text(content):
+    """In the place of all facts is that text, or none."""
+    return lambda t, f: (t, content)
+
+
 DAMAGE = {  # what happened to tensors and facts, and what is said
-    "threshold lost": (
-        lambda t, f: (t, {k: v for k, v in f.items() if k != "threshold"}),
-        "lacks 'threshold'",
-    ),
-    "threshold NaN": (lambda t, f: (t, f | {"threshold": float("nan")}), "threshold"),
-    "threshold moved": (
-        lambda t, f: (t, f | {"threshold": f["threshold"] + 1}),
-        "does not follow from",
-    ),
-    "threshold text": (lambda t, f: (t, f | {"threshold": "high"}), "threshold"),
-    "alpha lost": (lambda t, f: (t, {k: v for k, v in f.items() if k != "alpha"}), "lacks 'alpha'"),
-    "scores unsorted": (
-        lambda t, f: (t | {"calibration": t["calibration"].flip(0)}, f),
-        "not ascending",
-    ),
-    "scores NaN": (
-        lambda t, f: (t | {"calibration": t["calibration"] * torch.nan}, f),
-        "not finite",
-    ),
-    "scores lost": (
-        lambda t, f: ({k: v for k, v in t.items() if k != "calibration"}, f),
-        "lacks 'calibration'",
-    ),
-    "state lost": (lambda t, f: ({k: v for k, v in t.items() if k != "state.B"}, f), "state.B"),
-    "state NaN": (
-        lambda t, f: (t | {"state.B": t["state.B"] * torch.nan}, f),
-        "state.B is no finite matrix",
-    ),
-    "state a vector": (
-        lambda t, f: (t | {"state.B": t["state.B"][0]}, f),
-        "state.B is no finite matrix",
-    ),
+    "threshold lost": (lost("threshold"), "lacks 'threshold'"),
+    "threshold NaN": (facts(threshold=float("nan")), "threshold"),
+    "threshold moved": (facts(threshold=1e6), "does not follow from"),
+    "threshold text": (facts(threshold="high"), "threshold"),
+    "alpha lost": (lost("alpha"), "lacks 'alpha'"),
+    "scores unsorted": (tensor("calibration", lambda x: x.flip(0)), "not ascending"),
+    "scores NaN": (tensor("calibration", lambda x: x * torch.nan), "not finite"),
+    "scores lost": (lost("calibration"), "lacks 'calibration'"),
+    "state lost": (lost("state.B"), "state.B"),
+    "state NaN": (tensor("state.B", lambda x: x * torch.nan), "state.B is no finite matrix"),
+    "state a vector": (tensor("state.B", lambda x: x[0]), "state.B is no finite matrix"),
     "more tensors": (lambda t, f: (t | {"strange": torch.ones(1)}, f), "strange"),
-    "head lost": (lambda t, f: (t, {k: v for k, v in f.items() if k != "head"}), "'head'"),
-    "head of the wrong kind": (lambda t, f: (t, f | {"head": 3}), "damaged"),
-    "head elsewhere": (lambda t, f: (t, f | {"head": "7"}), "7"),
-    "method lost": (lambda t, f: (t, {k: v for k, v in f.items() if k != "method"}), "'method'"),
-    "method unknown": (lambda t, f: (t, f | {"method": "magic"}), "method must be one of"),
-    "method of another state": (lambda t, f: (t, f | {"method": "thinkback"}), "state.inverse"),
-    "options a list": (lambda t, f: (t, f | {"options": [1]}), "damaged"),
-    "options wrong": (
-        lambda t, f: (t, f | {"options": {"temperature": -1}}),
-        "temperature must be",
-    ),
-    "model lost": (
-        lambda t, f: (t, {k: v for k, v in f.items() if k != "model"}),
-        "fitted on arrays",
-    ),
-    "model no mapping": (lambda t, f: (t, f | {"model": [1]}), "damaged"),
-    "model cut": (
-        lambda t, f: (t, f | {"model": {"0.weight": ["[8, 6]"]}}),
-        "of its tensors are not in both",
-    ),
-    "no JSON": (lambda t, f: (t, "{x"), "no JSON"),
-    "null": (lambda t, f: (t, "null"), "format unknown"),
-    "a list": (lambda t, f: (t, "[3]"), "format unknown"),
-    "deep JSON": (lambda t, f: (t, "[" * 200_000), "no JSON"),
-    "no facts": (lambda t, f: (t, None), "something else"),
+    "head lost": (lost("head"), "'head'"),
+    "head of the wrong kind": (facts(head=3), "damaged"),
+    "head elsewhere": (facts(head="7"), "7"),
+    "method lost": (lost("method"), "'method'"),
+    "method unknown": (facts(method="magic"), "method must be one of"),
+    "method of another state": (facts(method="thinkback"), "state.inverse"),
+    "options a list": (facts(options=[1]), "damaged"),
+    "options wrong": (facts(options={"temperature": -1}), "temperature must be"),
+    "model lost": (lost("model"), "fitted on arrays"),
+    "model no mapping": (facts(model=[1]), "damaged"),
+    "model cut": (facts(model={"0.weight": ["[8, 6]"]}), "of its tensors are not in both"),
+    "no JSON": (text("{x"), "no JSON"),
+    "null": (text("null"), "format unknown"),
+    "a list": (text("[3]"), "format unknown"),
+    "deep JSON": (text("[" * 200_000), "no JSON"),
+    "no facts": (text(None), "something else"),
 }
 
 
@@ -188,17 +175,17 @@ DAMAGE = {  # what happened to tensors and facts, and what is said
 def test_a_damaged_file_is_one_error_that_names_it(damage, path):
     change, message = DAMAGE[damage]
     tensors, facts = change(*parts(path))
-    text = facts if isinstance(facts, str | None) else json.dumps(facts)
+    said = facts if isinstance(facts, str | None) else json.dumps(facts)
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(whole, path, None if text is None else {"thinkback_detector": text})
-    with pytest.raises(ValueError, match=r"^thinkback: .*d\.safetensors") as error:
+    save_file(whole, path, None if said is None else {"thinkback_detector": said})
+    with refused(r"d\.safetensors") as error:
         OODDetector.load(path, net()).score(X)
     assert message in str(error.value)
 
 
 def test_a_file_cut_short_is_named(path):
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"d\.safetensors is cut short or no safetensors file"):
+    with refused(r"d\.safetensors is cut short or no safetensors file"):
         OODDetector.load(path, net())
 
 
@@ -208,20 +195,17 @@ def test_everything_else_survives_a_file(tmp_path):
     model = WideResNet(10, 1).eval()
     groups = ["a", "b"] * 30
     for by in (None, "predicted", groups):  # groups of which few are predicted raise no alarm
-        said = OODDetector(model, method="energy", **way).calibrate(
-            images, 0.2, by=by, few="accept"
-        )
+        said = OODDetector(model, method="energy", **way)
+        said.calibrate(images, 0.2, by=by, few="accept")
         said.save(tmp_path / "d")
         again = OODDetector.load(tmp_path / "d", model)
         asked = groups if by is groups else None
         assert torch.equal(again.predict(images, asked), said.predict(images, asked))
         assert torch.equal(again.p_value(images, asked), said.p_value(images, asked))
         assert again.pixels == said.pixels
-    with pytest.raises(ValueError, match="calibrated by group; pass the groups of these images"):
+    with refused("calibrated by group; pass the groups of these images"):
         again.predict(images)
-    with pytest.raises(
-        ValueError, match=r"not calibrated by group; calibrate\(images, by=groups\) does"
-    ):
+    with refused(r"not calibrated by group; calibrate\(images, by=groups\) does"):
         OODDetector(model, method="energy").calibrate(images, 0.2).predict(images, groups)
 
 
@@ -235,17 +219,13 @@ def test_arrays_without_a_model(tmp_path):
         assert torch.equal(plain.predict(pair), said.predict(X))
     plain.save(tmp_path / "d")
     assert torch.equal(OODDetector.load(tmp_path / "d").score((h, z)), plain.score((h, z)))
-    with pytest.raises(ValueError, match="fitted on arrays, without a model"):
+    with refused("fitted on arrays, without a model"):
         OODDetector.load(tmp_path / "d", model)
-    with pytest.raises(
-        ValueError, match=r"without a model, give a pair \(features, logits\), got Tensor"
-    ):
+    with refused(r"without a model, give a pair \(features, logits\), got Tensor"):
         plain.score(h)
-    with pytest.raises(
-        ValueError, match=r"features \(200, 8\) and logits \(100, 4\) disagree on N"
-    ):
+    with refused(r"features \(200, 8\) and logits \(100, 4\) disagree on N"):
         plain.score((h, z[:100]))
-    with pytest.raises(ValueError, match="a graph holds the model"):
+    with refused("a graph holds the model"):
         plain.exported(X)
 
 
@@ -253,7 +233,7 @@ def test_thresholds_of_ones_own_and_other_promises(tmp_path):
     detector = OODDetector(net(), method="energy")
     detector.threshold = -3.0
     assert torch.equal(detector.predict(X), detector.score(X) >= -3)
-    with pytest.raises(ValueError, match="set by hand and there are no calibration scores"):
+    with refused("set by hand and there are no calibration scores"):
         detector.p_value(X)
     assert detector.assess(X).p_value is None
     detector.save(tmp_path / "d")
@@ -272,7 +252,5 @@ def test_thresholds_of_ones_own_and_other_promises(tmp_path):
 
 @pytest.mark.parametrize("alpha", [torch.zeros(3), [0.1], "0.1", None])
 def test_labels_in_the_place_of_alpha_are_named(alpha):
-    with pytest.raises(
-        ValueError, match=r"alpha is a rate of false alarms, got .* by=labels calibrates by group"
-    ):
+    with refused(r"alpha is a rate of false alarms, got .* by=labels calibrates by group"):
         OODDetector(net(), method="msp").calibrate(X, alpha)

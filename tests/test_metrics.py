@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import (
     auc,
@@ -19,10 +20,7 @@ from thinkback_utils import data, metrics
 GENERATOR = np.random.default_rng(0)
 CASES = {
     "continuous": (GENERATOR.normal(0, 1, 1000), GENERATOR.normal(1, 1, 200)),
-    "ties": (
-        GENERATOR.integers(0, 6, 500).astype(float),
-        GENERATOR.integers(2, 8, 200).astype(float),
-    ),
+    "ties": (1.0 * GENERATOR.integers(0, 6, 500), 1.0 * GENERATOR.integers(2, 8, 200)),
     "constant": (np.ones(300), np.ones(200)),
     "perfect": (np.arange(100.0), np.arange(200.0) + 100),
     "reversed": (np.arange(100.0) + 200, np.arange(200.0)),
@@ -48,21 +46,17 @@ def counted(ids, oods):
 def test_against_counting_and_scikit_learn(case):
     ids, oods = CASES[case]
     labels, values = np.r_[np.zeros(len(ids)), np.ones(len(oods))], np.r_[ids, oods]
+    sizes = len(ids), len(oods)
     for prevalence in (1 / 6, 0.5):
         ours = metrics.ood_metrics(ids, oods, prevalence)
-        np.testing.assert_allclose(
-            [ours["tpr10"], ours["fpr95"], ours["auroc"]], counted(ids, oods), atol=1e-12
-        )
+        found = [ours["tpr10"], ours["fpr95"], ours["auroc"]]
+        np.testing.assert_allclose(found, counted(ids, oods), atol=1e-12)
         np.testing.assert_allclose(ours["auroc"], roc_auc_score(labels, values), atol=1e-12)
-        weight = np.r_[
-            np.full(len(ids), (1 - prevalence) / len(ids)),
-            np.full(len(oods), prevalence / len(oods)),
-        ]
+        weight = np.repeat([(1 - prevalence) / len(ids), prevalence / len(oods)], sizes)
         oracle = average_precision_score(labels, values, sample_weight=weight)
         np.testing.assert_allclose(ours["aupr"], oracle, atol=1e-12)
-    np.testing.assert_allclose(
-        ours["auroc"], mannwhitneyu(oods, ids).statistic / len(ids) / len(oods), atol=1e-12
-    )
+    pairs = mannwhitneyu(oods, ids).statistic / len(ids) / len(oods)
+    np.testing.assert_allclose(ours["auroc"], pairs, atol=1e-12)
 
 
 def test_rates_are_exact_at_200_ood():
@@ -98,9 +92,8 @@ def test_bootstrap_interval_covers_the_truth():
     for seed in range(20):
         generator = np.random.default_rng(seed)
         ids, oods = generator.normal(0, 1, 300), generator.normal(1, 1, 300)
-        low, high = metrics.interval95(metrics.resampled(ids, oods, resamples=100, seed=seed))[
-            "auroc"
-        ]
+        resampled = metrics.resampled(ids, oods, resamples=100, seed=seed)
+        low, high = metrics.interval95(resampled)["auroc"]
         assert 0.02 < high - low < 0.15
         covered += low <= 0.7602 <= high
     assert covered >= 16
@@ -154,9 +147,8 @@ def test_mean_auroc_and_its_interval():
 
 def test_tensors_of_any_precision_are_scores():
     ids, oods = torch.arange(8.0, requires_grad=True), torch.arange(4, 12).bfloat16()
-    assert metrics.ood_metrics(ids, oods) == metrics.ood_metrics(
-        np.arange(8.0), np.arange(4.0, 12.0)
-    )
+    plain = metrics.ood_metrics(np.arange(8.0), np.arange(4.0, 12.0))
+    assert metrics.ood_metrics(ids, oods) == plain
 
 
 @pytest.mark.parametrize(
@@ -170,30 +162,31 @@ def test_tensors_of_any_precision_are_scores():
         (([1.0], [1.0], "half"), r"prevalence is a fraction between 0 and 1, got 'half'"),
         ((["0.1"], [1.0]), r"id_scores must be a vector of numbers; its type is <U3"),
         (([0.1], [1j]), r"ood_scores must be a vector of numbers; its type is complex128"),
-        (
-            ([0.1], torch.tensor([1j])),
-            r"ood_scores must be a vector of numbers; its type is complex64",
-        ),
+        (([0.1], torch.tensor([1j])), "ood_scores must be a vector .*; its type is complex64"),
         (([0.1], [{}]), r"ood_scores must be a vector of numbers"),
         (([0.1], [None]), r"ood_scores holds nan at position 0"),
         (([0.1], [[1.0], [1.0, 2.0]]), r"ood_scores must be a vector of numbers"),
     ],
 )
 def test_bad_scores_are_named(arguments, message):
-    with pytest.raises(ValueError, match=f"thinkback: {message}"):
+    with refused(f"^thinkback: {message}"):
         metrics.ood_metrics(*arguments)
 
 
 CURVE = metrics.roc([0.1, 0.2, 0.3], [0.15, 0.3])
 
 
+ENDS = r"runs from \(0, 0\) to \(1, 1\)"
+
+
+def cut(first=0, last=None):
+    return metrics.Roc(*(part[first:last] for part in CURVE))
+
+
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (
-            lambda: metrics.fpr_at_tpr(CURVE, rule="neareast"),
-            r"rule is one of \('first', 'nearest'\), got 'neareast'",
-        ),
+        (lambda: metrics.fpr_at_tpr(CURVE, rule="neareast"), r"one of .*, got 'neareast'"),
         (lambda: metrics.fpr_at_tpr(CURVE, 2), r"tpr is a rate in \[0, 1\], got 2"),
         (lambda: metrics.fpr_at_tpr(CURVE, 95, "nearest"), r"tpr is a rate in \[0, 1\], got 95"),
         (lambda: metrics.fpr_at_tpr(CURVE, -0.1), r"tpr is a rate in \[0, 1\], got -0.1"),
@@ -201,70 +194,37 @@ CURVE = metrics.roc([0.1, 0.2, 0.3], [0.15, 0.3])
         (lambda: metrics.fpr_at_tpr(CURVE, None), r"tpr is a rate in \[0, 1\], got None"),
         (lambda: metrics.tpr_at_fpr(CURVE, 10), r"fpr is a rate in \[0, 1\], got 10"),
         (lambda: metrics.tpr_at_fpr(CURVE, np.nan), r"fpr is a rate in \[0, 1\], got nan"),
-        (
-            lambda: metrics.average_precision(CURVE, 0),
-            r"prevalence is a fraction between 0 and 1, got 0",
-        ),
-        (lambda: metrics.average_precision(CURVE, np.nan), r"prevalence .* got nan"),
-        (lambda: metrics.summary(CURVE, 1.5), r"prevalence .* got 1.5"),
-        (
-            lambda: metrics.fpr_at_tpr(metrics.Roc(*(part[:-1] for part in CURVE))),
-            r"runs from \(0, 0\) to \(1, 1\)",
-        ),
-        (
-            lambda: metrics.tpr_at_fpr(metrics.Roc(*(part[1:] for part in CURVE))),
-            r"runs from \(0, 0\) to \(1, 1\)",
-        ),
-        (
-            lambda: metrics.average_precision(metrics.Roc(*[np.zeros(0)] * 3), 0.5),
-            r"runs from \(0, 0\) to \(1, 1\)",
-        ),
-        (lambda: metrics.draws([1.0, 2.0], size=0), r"size is a whole number from 1 on, got 0"),
-        (lambda: metrics.draws([1.0, 2.0], size=1.5), r"size is a whole number from 1 on, got 1.5"),
-        (lambda: metrics.draws([1.0, 2.0], count=0), r"count is a whole number from 1 on, got 0"),
-        (lambda: metrics.draws([1.0, 2.0], seed=-1), r"seed is a whole number from 0 on, got -1"),
-        (lambda: metrics.draws([]), r"ood_scores must be a non-empty vector"),
-        (
-            lambda: metrics.resampled([1.0], [2.0], resamples=0),
-            r"resamples is a whole number from 1 on, got 0",
-        ),
-        (
-            lambda: metrics.resampled([1.0], [2.0], resamples=True),
-            r"resamples is a whole number from 1 on, got True",
-        ),
-        (
-            lambda: metrics.resampled([1.0], [2.0], seed=-3),
-            r"seed is a whole number from 0 on, got -3",
-        ),
-        (lambda: metrics.resampled([1.0], [2.0], np.nan), r"prevalence .* got nan"),
-        (
-            lambda: metrics.interval95(np.zeros((0, 4))),
-            r"shape \(resamples, 4\).*got shape \(0, 4\)",
-        ),
+        (lambda: metrics.average_precision(CURVE, 0), "a fraction between 0 and 1, got 0"),
+        (lambda: metrics.average_precision(CURVE, np.nan), "prevalence .* got nan"),
+        (lambda: metrics.summary(CURVE, 1.5), "prevalence .* got 1.5"),
+        (lambda: metrics.fpr_at_tpr(cut(last=-1)), ENDS),
+        (lambda: metrics.tpr_at_fpr(cut(first=1)), ENDS),
+        (lambda: metrics.average_precision(cut(last=0), 0.5), ENDS),
+        (lambda: metrics.draws([1.0, 2.0], size=0), "size is a whole number from 1 on, got 0"),
+        (lambda: metrics.draws([1.0, 2.0], size=1.5), "size is a whole number from 1 on, got 1.5"),
+        (lambda: metrics.draws([1.0, 2.0], count=0), "count is a whole number from 1 on, got 0"),
+        (lambda: metrics.draws([1.0, 2.0], seed=-1), "seed is a whole number from 0 on, got -1"),
+        (lambda: metrics.draws([]), "ood_scores must be a non-empty vector"),
+        (lambda: metrics.resampled([1.0], [2.0], resamples=0), "number from 1 on, got 0"),
+        (lambda: metrics.resampled([1.0], [2.0], resamples=True), "number from 1 on, got True"),
+        (lambda: metrics.resampled([1.0], [2.0], seed=-3), "seed is .* from 0 on, got -3"),
+        (lambda: metrics.resampled([1.0], [2.0], np.nan), "prevalence .* got nan"),
+        (lambda: metrics.interval95(np.zeros((0, 4))), r"\(resamples, 4\).*got shape \(0, 4\)"),
         (lambda: metrics.interval95(np.zeros((5, 3))), r"got shape \(5, 3\)"),
         (lambda: metrics.interval95(np.zeros(4)), r"got shape \(4,\)"),
-        (lambda: metrics.interval95(np.full((5, 4), np.nan)), r"finite"),
-        (lambda: metrics.mean_auroc([0.1, 0.2], []), r"ood_scores holds no OOD set"),
-        (
-            lambda: metrics.mean_auroc([0.1, 0.2], [0.3, 0.4]),
-            r"a set of ood_scores must be a non-empty vector",
-        ),
-        (lambda: metrics.mean_auroc([0.1], [[0.3, 0.4]]), r"two scores a side or more, got 1"),
-        (
-            lambda: metrics.mean_auroc([0.1, 0.2], [[0.3, 0.4], [0.5]]),
-            r"two scores a side or more, got 1",
-        ),
-        (lambda: metrics.conventions([0.1], [0.2], prevalence=1), r"prevalence .* got 1"),
-        (
-            lambda: metrics.conventions([0.1], [0.2], area="steps"),
-            r"area is one of .*, got 'steps'",
-        ),
-        (lambda: metrics.conventions([], [0.2]), r"id_scores must be a non-empty vector"),
+        (lambda: metrics.interval95(np.full((5, 4), np.nan)), "finite"),
+        (lambda: metrics.mean_auroc([0.1, 0.2], []), "ood_scores holds no OOD set"),
+        (lambda: metrics.mean_auroc([0.1, 0.2], [0.3, 0.4]), "a set of .* a non-empty vector"),
+        (lambda: metrics.mean_auroc([0.1], [[0.3, 0.4]]), "two scores a side or more, got 1"),
+        (lambda: metrics.mean_auroc([0.1, 0.2], [[0.3, 0.4], [0.5]]), "a side or more, got 1"),
+        (lambda: metrics.conventions([0.1], [0.2], prevalence=1), "prevalence .* got 1"),
+        (lambda: metrics.conventions([0.1], [0.2], area="steps"), "area is one of .*, got 'steps'"),
+        (lambda: metrics.conventions([], [0.2]), "id_scores must be a non-empty vector"),
     ],
 )
 def test_arguments_out_of_range_are_named(action, message):
     """Each of these gave a number, the best one even, or an error of NumPy's."""
-    with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+    with refused(f"{message}"):
         action()
 
 
@@ -326,10 +286,8 @@ def test_the_mix_of_other_conventions_is_a_weight():
 
 def test_confidences_given_as_scores_are_noticed():
     ids, oods = GENERATOR.normal(0, 1, 200), GENERATOR.normal(2, 1, 100)
-    with pytest.warns(
-        UserWarning,
-        match=r"AUROC is far below 0\.5; scores must be higher = more OOD: was the sign",
-    ):
+    words = r"AUROC is far below 0\.5; scores must be higher = more OOD: was the sign"
+    with pytest.warns(UserWarning, match=words):
         metrics.ood_metrics(-ids, -oods)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -342,9 +300,6 @@ def test_few_images_never_look_reversed():
     """Under chance the rule speaks less often than it claims, at any size."""
     generator = np.random.default_rng(0)
     for n_id, n_ood in ((2, 2), (3, 20), (30, 30)):
-        aurocs = mannwhitneyu(
-            generator.normal(size=(n_ood, 2000)), generator.normal(size=(n_id, 2000))
-        ).statistic
-        assert (
-            np.mean([metrics.looks_reversed(u / n_id / n_ood, n_id, n_ood) for u in aurocs]) <= 0.03
-        )
+        oods, ids = generator.normal(size=(n_ood, 2000)), generator.normal(size=(n_id, 2000))
+        aurocs = mannwhitneyu(oods, ids).statistic / n_id / n_ood
+        assert np.mean([metrics.looks_reversed(a, n_id, n_ood) for a in aurocs]) <= 0.03

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from thinkback_utils.models import WideResNet
@@ -24,7 +25,7 @@ def test_depth_counts_convolutions():
 
 @pytest.mark.parametrize("depth", [4, 12, 41])
 def test_impossible_depth_is_named(depth):
-    with pytest.raises(ValueError, match=f"got {depth}"):
+    with refused(f"got {depth}"):
         WideResNet(depth)
 
 
@@ -41,10 +42,10 @@ def test_weights_round_trip(tmp_path):
 
 
 def test_bad_weights_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no weights at"):
+    with refused("no weights at", FileNotFoundError):
         WideResNet.load(tmp_path / "absent.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="does not name its network"):
+    with refused("does not name its network"):
         WideResNet.load(tmp_path / "other.safetensors")
 
 
@@ -64,7 +65,7 @@ def test_bad_weights_files_are_named(tmp_path):
     ],
 )
 def test_impossible_networks_are_named(change, message):
-    with pytest.raises(ValueError, match=f"thinkback: WideResNet {message}"):
+    with refused(f"^thinkback: WideResNet {message}"):
         WideResNet(**{"depth": 10, "width": 1} | change)
 
 
@@ -81,23 +82,15 @@ def tensors(tmp_path_factory):
 @pytest.mark.parametrize(
     "metadata",
     [
-        "no JSON",
-        "null",
-        "[10, 1]",
-        "{}",
-        '{"depth": "10"}',
-        *(
-            json.dumps(CONFIG | change)
-            for change in ({"extra": 1}, {"width": 2}, {"num_classes": 0})
-        ),
+        *("no JSON", "null", "[10, 1]", "{}", '{"depth": "10"}'),
+        json.dumps(CONFIG | {"extra": 1}),
+        json.dumps(CONFIG | {"width": 2}),
+        json.dumps(CONFIG | {"num_classes": 0}),
     ],
 )
 def test_weights_of_an_impossible_network_are_named(tensors, metadata, tmp_path):
     save_file(tensors, tmp_path / "w", {"config": metadata})
-    with pytest.raises(
-        ValueError,
-        match=r"thinkback: .*/w holds no weights of the network.*train the network again",
-    ):
+    with refused(r"/w holds no weights of the network.*train the network again"):
         WideResNet.load(tmp_path / "w")
 
 
@@ -113,7 +106,7 @@ def test_weights_of_an_impossible_network_are_named(tensors, metadata, tmp_path)
 def test_weights_that_do_not_fit_are_named(tensors, change, cause, tmp_path):
     kept = {name: value for name, value in (tensors | change).items() if value is not None}
     save_file(kept, tmp_path / "w", {"config": json.dumps(CONFIG)})
-    with pytest.raises(ValueError, match=rf"thinkback: .*/w holds no weights .*{cause}") as error:
+    with refused(rf"/w holds no weights .*{cause}") as error:
         WideResNet.load(tmp_path / "w")
     assert "\n" not in str(error.value)
     assert error.value.__cause__ is not None
@@ -124,11 +117,9 @@ def test_weights_cut_short_are_named(tensors, tmp_path):
     content = (tmp_path / "whole").read_bytes()
     for size in (0, 5, 8, 100, len(content) // 2, len(content) - 1):
         (tmp_path / "w").write_bytes(content[:size])
-        with pytest.raises(
-            ValueError, match=r"thinkback: .*/w is cut short or no safetensors file .*fetch it anew"
-        ):
+        with refused(r"/w is cut short or no safetensors file .*fetch it anew"):
             WideResNet.load(tmp_path / "w")
-    with pytest.raises(ValueError, match=r"thinkback: .* is cut short or no safetensors file"):
+    with refused(r" is cut short or no safetensors file"):
         WideResNet.load(tmp_path)  # a folder
 
 
@@ -136,9 +127,6 @@ def test_weights_beyond_float16_are_not_written(tmp_path):
     net = WideResNet(**CONFIG)
     with torch.no_grad():
         net.fc.bias[1] = 1e6
-    with pytest.raises(
-        ValueError,
-        match=r"thinkback: fc.bias holds values that float16 cannot; .*/w is not written",
-    ):
+    with refused(r"^thinkback: fc.bias holds values that float16 cannot; .*/w is not written"):
         net.save(tmp_path / "w")
     assert not list(tmp_path.iterdir())

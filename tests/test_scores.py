@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import PROBLEMS, N
+from refusals import refused
 from scipy.special import logsumexp, softmax
 
 from thinkback_utils import arrays, fisher, reference, scores
@@ -72,6 +73,10 @@ def vmap_of_grad(case):
 
 def explicit_inverses(case):
     h, z, T = case.features, case.logits, case.temperature
+    drawn = [
+        (chance, reference.head_gradients(*case.layer, y, T)[:, :, -1])
+        for y, chance in reference.labels_of_kind("model", z, T)
+    ]
     for with_bias in (False, True):
         g = (case.gradients if with_bias else case.gradients[:, :, :-1]).flatten(1)
         r, x = case.gradients[:, :, -1], case.inputs(with_bias)
@@ -81,10 +86,7 @@ def explicit_inverses(case):
             yield full(T, h, z, **options), reference.quadratic(g, F, damping), 1e-6
             first, second = (reference.quadratic(v, M, damping) for v, M in ((r, A), (x, B)))
             yield kronecker(T, h, z, **options), first * second, 1e-6
-            mean = 0.0
-            for y, chance in reference.labels_of_kind("model", z, T):
-                r_y = reference.head_gradients(*case.layer, y, T)[:, :, -1]
-                mean = mean + chance * reference.quadratic(r_y, A, damping)
+            mean = sum(chance * reference.quadratic(r_y, A, damping) for chance, r_y in drawn)
             yield averaged(T, h, z, **options), mean * second, 1e-6
 
 
@@ -101,11 +103,8 @@ def diagonal_is_full_under_a_diagonal_fisher(case):
     h, z, T = case.features, case.logits, case.temperature
     for with_bias in (False, True):
         E = fisher.DiagonalFisher(T, bias=with_bias).update(h, z).compute()
-        root = scores.inverse_root(torch.diag(E.flatten()), 0.1)
-        yield (
-            scores.thinkback_full(h, z, root, T),
-            scores.thinkback(h, z, E, T, eps=0.0, damping=0.1),
-        )
+        ours = scores.thinkback_full(h, z, scores.inverse_root(torch.diag(E.flatten()), 0.1), T)
+        yield ours, scores.thinkback(h, z, E, T, eps=0.0, damping=0.1)
 
 
 def kronecker_is_full_if_residuals_and_features_are_independent(case):
@@ -223,20 +222,17 @@ def test_a_feature_silent_on_the_fit_data_explodes_without_damping_only():
     ("change", "message"),
     [
         (
-            {"features": torch.full((3, D), float("nan"))},
-            r"features has 21 values that are not finite.*row 0, column 0",
+            {"features": torch.full((3, D), torch.nan)},
+            "features has 21 values that are not finite.*row 0, column 0",
         ),
-        ({"logits": torch.full((3, K), float("inf"))}, r"logits has 15 values that are not finite"),
+        ({"logits": torch.full((3, K), torch.inf)}, "logits has 15 values that are not finite"),
         ({"features": torch.zeros(0, D)}, r"features must be a non-empty matrix.*\(0, 7\)"),
+        ({"features": torch.zeros(D)}, "features must be a non-empty matrix"),
         (
-            {"features": torch.zeros(3, D, dtype=torch.int64)},
-            r"features must be floating point, got torch.int64",
+            {"features": torch.zeros(3, D).long()},
+            "features must be floating point, got torch.int64",
         ),
-        (
-            {"logits": np.zeros((3, K), dtype=np.int32)},
-            r"logits must be floating point, got torch.int32",
-        ),
-        ({"features": torch.zeros(D)}, r"features must be a non-empty matrix"),
+        ({"logits": np.zeros((3, K), np.int32)}, "logits must be floating point, got torch.int32"),
         ({"features": torch.zeros(4, D)}, r"features \(4, 7\) and logits \(3, 5\) disagree on N"),
         (
             {"fisher": torch.ones(K, D + 2)},
@@ -246,20 +242,20 @@ def test_a_feature_silent_on_the_fit_data_explodes_without_damping_only():
             {"fisher": torch.ones(K + 1, D)},
             r"logits \(3, 5\) and inverse fisher \(6, 7\) disagree on K",
         ),
-        ({"fisher": -torch.ones(K, D)}, r"must not be negative.*smallest fisher entry -1"),
-        ({"fisher": torch.zeros(K, D), "eps": 0.0}, r"fisher has entries that are 0"),
-        ({"logits": torch.zeros(3, 1)}, r"K = 1 class"),
-        ({"temperature": -1.0}, r"temperature must be positive and finite, got -1.0"),
-        ({"temperature": 0.0}, r"temperature must be positive"),
-        ({"temperature": float("nan")}, r"temperature must be positive"),
+        ({"fisher": -torch.ones(K, D)}, "must not be negative.*smallest fisher entry -1"),
+        ({"fisher": torch.zeros(K, D), "eps": 0.0}, "fisher has entries that are 0"),
+        ({"logits": torch.zeros(3, 1)}, "K = 1 class"),
+        ({"temperature": -1.0}, "temperature must be positive and finite, got -1.0"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": torch.nan}, "temperature must be positive"),
         (
             {"fisher": torch.ones(K, D), "damping": -0.1},
-            r"must not be negative, got eps=1e-16, damping=-0.1",
+            "must not be negative, got eps=1e-16, damping=-0.1",
         ),
     ],
 )
 def test_bad_input_names_what_and_where(change, message):
-    with pytest.raises(ValueError, match=message):
+    with refused(message):
         scores.thinkback(**({"features": torch.rand(3, D), "logits": torch.rand(3, K)} | change))
 
 
@@ -293,6 +289,9 @@ def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind():
     assert isinstance(scores.thinkback_kronecker(*given, pair), np.ndarray)
 
 
+ROOT = torch.ones(K * D, 3)
+
+
 @pytest.mark.parametrize(
     ("action", "message"),
     [
@@ -304,11 +303,8 @@ def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind():
             lambda h, z: scores.thinkback_full(h, z, torch.ones(K * D + 1, 3)),
             r"root \(36, 3\) disagree",
         ),
-        (lambda h, z: scores.thinkback_full(h, z[:2], torch.ones(K * D, 3)), "disagree on N"),
-        (
-            lambda h, z: scores.thinkback_full(h, z, torch.ones(K * D, 3), 0.0),
-            "temperature must be positive",
-        ),
+        (lambda h, z: scores.thinkback_full(h, z[:2], ROOT), "disagree on N"),
+        (lambda h, z: scores.thinkback_full(h, z, ROOT, 0.0), "temperature must be positive"),
         (
             lambda h, z: scores.thinkback_kronecker(h, z, (torch.ones(K + 1, 2), torch.ones(D, 2))),
             r"logits \(3, 5\) and the root of A \(6, 2\) disagree on K",
@@ -317,29 +313,27 @@ def test_long_arrays_are_scored_in_parts_and_come_back_as_their_kind():
             lambda h, z: scores.thinkback_kronecker(h, z, (torch.ones(K, 2), torch.ones(D + 2, 2))),
             r"features \(3, 7\), logits \(3, 5\) and root \(9, 2\) disagree",
         ),
-        (lambda h, z: scores.inverse_root(h), r"matrix \(3, 7\) must be square and symmetric"),
-        (
-            lambda h, z: scores.inverse_root(torch.tensor([[1.0, 0.5], [0.0, 1.0]])),
-            "square and symmetric",
-        ),
-        (
-            lambda h, z: scores.inverse_root(torch.diag(torch.tensor([1.0, -1.0]))),
-            r"eigenvalues from -1 to 1",
-        ),
-        (lambda h, z: scores.inverse_root(torch.zeros(2, 2)), "matrix is zero"),
-        (
-            lambda h, z: scores.inverse_root(torch.eye(2), -0.1),
-            "damping must be finite and not negative, got -0.1",
-        ),
-        (
-            lambda h, z: scores.inverse_root(torch.full((2, 2), float("nan"))),
-            "matrix has 4 values that are not finite",
-        ),
     ],
 )
-def test_bad_roots_and_matrices_are_named(action, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_roots_are_named(action, message):
+    with refused(message):
         action(torch.rand(3, D), torch.rand(3, K))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "damping", "message"),
+    [
+        (torch.rand(3, D), 0.0, r"matrix \(3, 7\) must be square and symmetric"),
+        (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), 0.0, "square and symmetric"),
+        (torch.diag(torch.tensor([1.0, -1.0])), 0.0, "eigenvalues from -1 to 1"),
+        (torch.zeros(2, 2), 0.0, "matrix is zero"),
+        (torch.eye(2), -0.1, "damping must be finite and not negative, got -0.1"),
+        (torch.full((2, 2), torch.nan), 0.0, "matrix has 4 values that are not finite"),
+    ],
+)
+def test_bad_matrices_are_named(matrix, damping, message):
+    with refused(message):
+        scores.inverse_root(matrix, damping)
 
 
 class OnMps:
@@ -370,7 +364,7 @@ def test_finite_but_huge_inputs_are_an_error_not_an_infinite_score(huge):
         lambda: scores.thinkback(h, sure),
         lambda: scores.gradnorm(np.full((2, 3), 1e308), sure),
     ):
-        with pytest.raises(ValueError, match="overflow float64, from finite but huge numbers"):
+        with refused("overflow float64, from finite but huge numbers"):
             score()
     assert np.isfinite(scores.energy(z)).all()
 
@@ -379,5 +373,5 @@ def test_what_is_no_array_of_numbers_is_named():
     frame = pd.DataFrame(np.eye(3))
     assert np.array_equal(scores.msp(frame), scores.msp(np.eye(3)))
     for wrong in (pd.DataFrame({"a": ["x"]}), [["x"]], object()):
-        with pytest.raises(ValueError, match="logits must be an array of numbers"):
+        with refused("logits must be an array of numbers"):
             scores.msp(wrong)

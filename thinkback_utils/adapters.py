@@ -94,7 +94,7 @@ class ThinkbackDetector(FeaturesDetector):  # type: ignore[misc]
         else:
             raise ValueError(
                 "thinkback: without its head, a whole classifier is needed, an nn.Module; got"
-                f" {encoder!r}. Pass the layer that makes logits of its features, too"
+                f" {type(encoder).__name__}. Pass the layer that makes logits of its features, too"
             )
         self.detector = self._new()
         self.requires_fit = self.detector.state is None
