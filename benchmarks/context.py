@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 import thinkback_utils as tb
+from experiments.run import Run
 
 from .rounds import Call, Record, alternate, summarize
-
-NETWORK = "wrn40-2-cifar10/seed0"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Context:
 
     def network(self) -> tb.models.WideResNet:
         """The book's WRN-40-2, in evaluation mode; without its file, with random weights."""
-        weights = self.results / NETWORK / "weights.safetensors"
+        weights = Run.at(self.results).weights
         model = tb.models.WideResNet.load(weights) if weights.exists() else tb.models.WideResNet()
         return model.eval().to(self.device)
 
@@ -68,8 +67,8 @@ class Context:
 
     def bundle(self) -> tb.features.Bundle | None:
         """Features and logits of all sets, or None where the file is not there."""
-        path = self.results / NETWORK / "bundle.npz"
-        return tb.features.Bundle.load(path) if path.exists() else None
+        here = Run.at(self.results)
+        return here.bundle() if (here.folder / "bundle.npz").exists() else None
 
 
 def skipped(what: str, reason: str, **facts: Any) -> Record:

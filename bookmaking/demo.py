@@ -16,21 +16,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from experiments.run import Run, program_parser
 from thinkback_utils import data, plots
 from thinkback_utils.calibration import conformal_threshold
-from thinkback_utils.commands import Parser, run_main
+from thinkback_utils.commands import run_main
 from thinkback_utils.detector import OODDetector
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
-from thinkback_utils.features import Bundle, extract
+from thinkback_utils.features import extract
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
-from thinkback_utils.models import WideResNet
 from thinkback_utils.provenance import describe, label
 
 from .gallery_page import CLASSES, percent
 from .markup import fill
 
-RUN = Path("wrn40-2-cifar10", "seed0")
 N_CALIBRATION = 5000  # test images, the first; the pictures are of the others
 ALPHA = 0.05
 ALPHAS = tuple(i / 200 for i in range(1, 41))  # places of the slider
@@ -43,8 +42,8 @@ RUNTIME = "book/vendor/onnxruntime/ort-wasm-simd.wasm.gz"
 
 def detector(results: Path) -> OODDetector:
     """The committed network with the default score, fitted and calibrated on its bundle."""
-    model = WideResNet.load(results / RUN / "weights.safetensors")
-    sets = Bundle.load(results / RUN / "bundle.npz").sets
+    here = Run.at(results)
+    model, sets = here.model("cpu"), here.bundle().sets
     said = OODDetector(model.fc, "")  # to the last layer alone, features are the images
     said.fit(sets[ID_TRAIN].features).calibrate(sets[ID_TEST].features[:N_CALIBRATION], ALPHA)
     said.model, said.head = model, "fc"
@@ -120,8 +119,9 @@ def _facts(said: OODDetector, results: Path) -> str:
         f"{name} = {value:g}" for name, value in said.options.items() if value is not None
     )
     score = METHODS[said.method].title + (f" ({options})" if options else "")
+    network = label(Run.at(results).folder)
     return (
-        f"The classifier is {label(results / RUN)}. The score is {score}, fitted on all training"
+        f"The classifier is {network}. The score is {score}, fitted on all training"
         f" images. Its p-values compare with the scores of the first {N_CALIBRATION:,} test images"
         f" of CIFAR-10. The pictures of CIFAR-10 that can be chosen are the next {COUNT} test"
         f" images, those of other sets the first {COUNT} in the book's copy: no picture was chosen"
@@ -179,8 +179,7 @@ def _png(tile: Tensor) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Take the pictures of the demo from the image sets; the build of the book makes the rest."""
-    parser = Parser(prog="python -m bookmaking.demo", description=main.__doc__)
-    parser.add_argument("--results", type=Path, default="results", help="folder of full runs")
+    parser = program_parser("bookmaking.demo", main.__doc__, "results")
     save_pictures(parser.parse_args(arguments).results)
 
 

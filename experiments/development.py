@@ -272,7 +272,7 @@ def suite(
 
 def main(arguments: list[str] | None = None) -> None:
     """Train the development networks, score all candidates and choose; or run the suite."""
-    parser = program_parser("development", main.__doc__, "results", "device")
+    parser = program_parser("experiments.development", main.__doc__, "results", "device")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument(
         "--suite",

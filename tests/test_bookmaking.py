@@ -20,6 +20,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from bookmaking import __main__ as command
 from bookmaking import chapters, demo, gallery, opening, profiles, site, sources
+from experiments.run import Run
 from thinkback_utils.commands import run_main
 
 ROOT = Path(__file__).parents[1]
@@ -287,7 +288,7 @@ def test_pages_that_cannot_be_made_are_refused_in_one_line(
     (book / "book" / "other.md").unlink()
     assert "01_one.ipynb changed or failed since its execution" in refusal("build", capsys=capsys)
     (book / "book" / "demo.md").touch()
-    assert f"there is no {Path('results', site.demo.RUN)}" in refusal("build", capsys=capsys)
+    assert f"there is no {Run.at('results').folder}" in refusal("build", capsys=capsys)
     (book / "_config.yml").write_text("title: [", encoding="utf-8")
     assert "_config.yml cannot be read as YAML" in refusal("build", capsys=capsys)
 

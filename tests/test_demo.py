@@ -16,14 +16,11 @@ import pytest
 import torch
 
 from bookmaking import demo
+from experiments.run import Run
 from thinkback_utils.features import extract
 
 ROOT = Path(__file__).parents[1]
 RESULTS, RUNTIME = ROOT / "results", (ROOT / demo.RUNTIME).parent
-pytestmark = pytest.mark.skipif(
-    not (RESULTS / demo.RUN / "bundle.npz").is_file(),
-    reason=f"no network of a full run in results/{demo.RUN}",
-)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +140,7 @@ def test_runtime_is_the_released_one():
 
 def test_pictures_and_detector_are_those_of_the_full_run(said, images):
     """The features kept at a picture's index are the picture's; calibration has others."""
-    sets = demo.Bundle.load(RESULTS / demo.RUN / "bundle.npz").sets
+    sets = Run.at(RESULTS).bundle().sets
     pictures = demo.load_pictures(RESULTS)[1]
     assert len(images) == len(pictures) == demo.COUNT * len(demo.FIRST)
     kept = torch.stack([sets[picture["set"]].features[picture["index"]] for picture in pictures])

@@ -1,7 +1,6 @@
 """Picks, statistics and texts of a toy against oracles; the committed gallery from its bundle."""
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -13,13 +12,15 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from bookmaking import gallery, gallery_page
+from experiments.run import Run
 from thinkback_utils import data
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
 from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-RUN = RESULTS / "wrn40-2-cifar10" / "seed0"
+RUN = Run.at(RESULTS)
 N = 900  # images a set
 OUTLIERS = {"svhn": 10, "cifar100": 100, "textures10": 10}  # classes
 
@@ -170,43 +171,37 @@ def test_one_command_makes_everything(toy, gathered, tmp_path, monkeypatch, caps
         np.savez(tmp_path / f"{name}.npz", images=images[name])
         hashes[name] = hashlib.sha256(images[name].transpose(0, 3, 1, 2).tobytes()).hexdigest()
     monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
-    folder = tmp_path / "results" / "net" / "seed0"
-    toy.save(folder / "bundle.npz")
-    (folder / "weights.safetensors").write_bytes(b"weights")
-    facts = {"images_sha256": hashes, "recipe": "toy", "accuracy": {ID_TEST: 0.1}}
-    (folder / "provenance.json").write_text(json.dumps(facts), encoding="utf-8")
-    (tmp_path / "results" / "table1.json").write_text(
-        '[{"network": "net", "seed": 0}]', encoding="utf-8"
-    )
-    command = ["--results", str(tmp_path / "results"), "--network", "net"]
+    here = Run.at(tmp_path / "results", "net")
+    toy.save(here.folder / "bundle.npz")
+    here.weights.write_bytes(b"weights")
+    facts = {"images_sha256": hashes, "float16_metric_error": 0.0}
+    facts |= {"recipe": "toy", "accuracy": {ID_TEST: 0.1}}
+    here.save_record(facts)
+    write_json(here.results / "table1.json", [here.label])
+    command = ["--results", str(here.results), "--network", "net"]
     gallery.main(command)
     assert "wrote" in capsys.readouterr().out
-    out = tmp_path / "results" / "gallery"
-    browsed = json.loads((out / "examples.json").read_text(encoding="utf-8"))
+    out = here.results / "gallery"
+    browsed = read_json(out / "examples.json")
     picture = np.asarray(Image.open(out / "sprite.png"))
     shown = list(tiles_of(picture, 300))
     for row in browsed["images"]:
         assert np.array_equal(shown[row["tile"]], images[row["set"]][row["index"]])
-    text = (tmp_path / "results" / "gallery.md").read_text(encoding="utf-8")
+    text = (here.results / "gallery.md").read_text(encoding="utf-8")
     assert text.count("<!-- end -->") == 8
     assert "the only training run" in text
-    assert "96 of CIFAR-10, 48 of SVHN, 48 of CIFAR-100" in (
-        tmp_path / "results" / "examples.md"
-    ).read_text(encoding="utf-8")
+    examples = (here.results / "examples.md").read_text(encoding="utf-8")
+    assert "96 of CIFAR-10, 48 of SVHN, 48 of CIFAR-100" in examples
     assert {path.name for path in out.glob("*.svg")} == {"examples.svg", "louder.svg", "shared.svg"}
-    (folder / "provenance.json").write_text(
-        json.dumps(facts | {"images_sha256": dict.fromkeys(hashes, "0")}), encoding="utf-8"
-    )
+    here.save_record(facts | {"images_sha256": dict.fromkeys(hashes, "0")})
     with pytest.raises(ValueError, match="is not the set that the bundle was made from"):
         gallery.main(command)
 
 
 @pytest.fixture(scope="module")
 def committed():
-    return {
-        name: json.loads((RESULTS / "gallery" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("limits", "examples")
-    }
+    folder = RESULTS / "gallery"
+    return {name: read_json(folder / f"{name}.json") for name in ("limits", "examples")}
 
 
 def alike(kept, fresh, where=""):
@@ -225,7 +220,7 @@ def alike(kept, fresh, where=""):
 
 
 def test_committed_picks_follow_from_the_committed_bundle(committed):
-    bundle = Bundle.load(RUN / "bundle.npz")
+    bundle = RUN.bundle()
     facts, browsed, scored = gallery.gather(bundle)
     tiles = gallery.number(facts, browsed)
     alike(committed["limits"], facts)
@@ -273,12 +268,8 @@ def test_committed_text_follows_from_the_committed_numbers(committed):
     assert (RESULTS / "examples.md").read_text(encoding="utf-8") == gallery_page.browser(
         committed["examples"]
     ), command
-    runs = {
-        r["seed"]
-        for r in json.loads((RESULTS / "table1.json").read_text(encoding="utf-8"))
-        if r["network"] == RUN.parent.name
-    }
-    assert set(committed["limits"]["runs"]) == runs, command
+    rows = [row for row in read_json(RESULTS / "table1.json") if row["network"] == RUN.network]
+    assert set(committed["limits"]["runs"]) == {row["seed"] for row in rows}, command
 
 
 @pytest.mark.parametrize(("page", "source"), [("limits", "gallery"), ("examples", "examples")])

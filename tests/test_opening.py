@@ -12,25 +12,25 @@ import torch
 from PIL import Image
 
 from bookmaking import opening
+from experiments.run import Run
 from thinkback_utils import data
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, load_scores
-from thinkback_utils.features import Bundle
+from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
 from thinkback_utils.files import read_json
 from thinkback_utils.scores import head_gradients
 
 RESULTS = Path(__file__).parents[1] / "results"
-RUN = RESULTS / "wrn40-2-cifar10" / "seed0"
+RUN = Run.at(RESULTS)
 T, DAMPING = 3.0, 0.1
 
 
 @pytest.fixture(scope="module")
 def story():
-    return opening.tell(RESULTS)
+    return opening.tell(RUN)
 
 
 @pytest.fixture(scope="module")
 def bundle():
-    return Bundle.load(RUN / "bundle.npz")
+    return RUN.bundle()
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_cells_are_squared_gradients_of_autograd_against_training(story, bundle)
 
 
 def test_the_images_follow_the_rule(story):
-    kept = load_scores(RUN)
+    kept = RUN.scores()
     for row in story.rows:
         scores = kept[row.name][opening.METHOD]
         shown = [
@@ -180,9 +180,9 @@ def test_the_drawing_rests_complete_within_five_seconds(drawing):
 
 
 def test_one_command_writes_it(story, tmp_path, monkeypatch, capsys):
-    run = tmp_path / "wrn40-2-cifar10" / "seed0"
-    run.mkdir(parents=True)
-    (run / "weights.safetensors").write_bytes(b"weights")
+    here = Run.at(tmp_path)
+    here.folder.mkdir(parents=True)
+    here.weights.write_bytes(b"weights")
     monkeypatch.setattr(opening, "tell", lambda *_: story)
     opening.main(["--results", str(tmp_path)])
     assert "opening.svg" in capsys.readouterr().out

@@ -54,7 +54,7 @@ def test_augmentation_follows_its_seed_and_needs_labels(digits):
 
 
 def test_bfloat16_features_are_rounded_and_close(network, digits):
-    exact, rounded = extract(network, digits), variants.in_bfloat16(network, digits, batch_size=16)
+    exact, rounded = extract(network, digits), extract(network, digits, precision="bfloat16")
     assert rounded.features.dtype == rounded.logits.dtype == torch.float32
     assert torch.equal(rounded.features, rounded.features.bfloat16().float())
     assert not torch.equal(rounded.features, exact.features)
