@@ -41,10 +41,9 @@ def by_hand(candidate, damping):
         return torch.cat([h, torch.ones(len(h), 1).double()], 1) if candidate.bias else h
 
     fit, new = (inputs(FIT.features), FIT.logits), (inputs(NEW.features), NEW.logits)
-    damping = 1 / N if damping is None else damping
     if candidate.form == "diagonal":
         fisher = DiagonalFisher(T, labels).update(*fit).compute()
-        return scores.thinkback(*new, fisher, T, eps=0.0, damping=damping)
+        return scores.thinkback(*new, fisher, T, eps=0.0, damping=damping or 1 / N)
     if candidate.form == "full":
         root = FullFisher(T, labels).update(*fit).inverse_root(damping)
         return scores.thinkback_full(*new, root, T)
@@ -124,15 +123,11 @@ def test_the_whole_chain_on_digits(tmp_path, monkeypatch):
     digits = data.load("digits", "train")
     monkeypatch.setattr(development.data, "load", lambda name, split: digits)
     recipe = RECIPES["smoke"].override(epochs=2)
-    networks = {
-        n: development.DevelopmentNetwork(h, recipe) for n, h in (("all", ()), ("some", (8, 9)))
-    }
+    hidden = {"all": (), "some": (8, 9)}
+    networks = {n: development.DevelopmentNetwork(h, recipe) for n, h in hidden.items()}
     monkeypatch.setattr(development, "NETWORKS", networks)
-    few = [
-        c
-        for c in family.candidates()
-        if c.temperature == 5.0 and c.form in ("diagonal", "kronecker")
-    ]
+    forms = ("diagonal", "kronecker")
+    few = [c for c in family.candidates() if c.temperature == 5.0 and c.form in forms]
     monkeypatch.setattr(development, "candidates", lambda: iter(few))
     monkeypatch.setattr(development, "COUNT", 50)
     development.main(["--results", str(tmp_path), "--networks", "all", "some", "--device", "cpu"])
