@@ -41,9 +41,7 @@ class Context:
         **facts: Any,
     ) -> list[Record]:
         """Time the calls by turns, about ``budget`` seconds; the facts go into every record."""
-        wrapped = {
-            name: call if isinstance(call, Call) else Call(call) for name, call in calls.items()
-        }
+        wrapped = {k: call if isinstance(call, Call) else Call(call) for k, call in calls.items()}
         least, most = (min(least, 2), 2) if self.quick else (least, 101)
         records = summarize(alternate(wrapped, budget, least, most, self.clock), reference, **facts)
         return [record | {"share": wrapped[record["what"]].share} for record in records]
@@ -80,8 +78,7 @@ def pytorch_ood() -> Any:
     """The library, its detectors and metrics loaded; or the reason why it is not to be had."""
     try:
         tb.data.import_torchvision()  # which it imports, and which may not fit the installed torch
-        return [
-            importlib.import_module(f"pytorch_ood{part}") for part in (".detector", ".metrics", "")
-        ][-1]
+        parts = ("pytorch_ood.detector", "pytorch_ood.metrics", "pytorch_ood")
+        return [importlib.import_module(part) for part in parts][-1]
     except ImportError as error:
         return f"pytorch-ood cannot be imported: {error}"

@@ -59,9 +59,8 @@ def save_pictures(results: Path) -> None:
         for index in range(first, first + COUNT):
             what = "" if images.labels is None else CLASSES[name][int(images.labels[index])]
             tiles.append(images.images[index].permute(1, 2, 0).numpy())
-            pictures.append(
-                {"set": name, "index": index, "title": data.TITLES[known], "class": what}
-            )
+            place = {"set": name, "index": index}
+            pictures.append(place | {"title": data.TITLES[known], "class": what})
     with replacing(results / "demo" / "pictures.png") as temporary:
         Image.fromarray(np.concatenate(tiles, 1)).save(temporary, "PNG", optimize=True)
     write_json(results / "demo" / "pictures.json", {**describe(), "pictures": pictures})
@@ -71,10 +70,8 @@ def load_pictures(results: Path) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images uint8 (N, 3, 32, 32), and of each its set and index, and the names of both."""
     with Image.open(results / "demo" / "pictures.png") as sprite:
         tiles = torch.from_numpy(np.array(sprite.convert("RGB"))).permute(2, 0, 1)
-    return (
-        torch.stack(tiles.split(tiles.shape[1], 2)),
-        read_json(results / "demo" / "pictures.json")["pictures"],
-    )
+    pictures = read_json(results / "demo" / "pictures.json")["pictures"]
+    return torch.stack(tiles.split(tiles.shape[1], 2)), pictures
 
 
 def assets(folder: Path, root: Path = Path()) -> None:
@@ -97,10 +94,8 @@ def assets(folder: Path, root: Path = Path()) -> None:
     size = (len(packed) + (root / RUNTIME).stat().st_size) / 1e6
     parts = {"facts": _facts(said, results), "widget": _widget(said, pictures, size)}
     with replacing(folder / "results" / "demo.md") as temporary:
-        text = "\n".join(
-            f"<!-- {name} -->\n\n{part}\n\n<!-- end -->\n" for name, part in parts.items()
-        )
-        temporary.write_text(text, encoding="utf-8")
+        texts = [f"<!-- {name} -->\n\n{part}\n\n<!-- end -->\n" for name, part in parts.items()]
+        temporary.write_text("\n".join(texts), encoding="utf-8")
 
 
 def _answers(said: OODDetector, images: Tensor) -> list[dict[str, Any]]:
@@ -115,9 +110,8 @@ def _answers(said: OODDetector, images: Tensor) -> list[dict[str, Any]]:
 
 
 def _facts(said: OODDetector, results: Path) -> str:
-    options = ", ".join(
-        f"{name} = {value:g}" for name, value in said.options.items() if value is not None
-    )
+    given = {name: value for name, value in said.options.items() if value is not None}
+    options = ", ".join(f"{name} = {value:g}" for name, value in given.items())
     score = METHODS[said.method].title + (f" ({options})" if options else "")
     network = label(Run.at(results).folder)
     return (

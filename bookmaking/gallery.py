@@ -83,13 +83,8 @@ def described(bundle: Bundle, scored: Scores, method: str, name: str, index: int
     true = CLASSES[name][int(item.labels[index])] if known else None  # type: ignore[index]
     answer = CLASSES[ID_TEST][int(item.logits[index].argmax())]
     place = percentiles(scored[ID_TEST][method], scored[name][method][[index]])[0]
-    return {
-        "set": name,
-        "index": index,
-        "predicted": answer,
-        "true": true,
-        "percentile": _short(place),
-    }
+    facts = {"set": name, "index": index, "predicted": answer, "true": true}
+    return facts | {"percentile": _short(place)}
 
 
 def extremes(bundle: Bundle, scored: Scores, method: str) -> Facts:
@@ -206,14 +201,13 @@ def shared(bundle: Bundle, scored: Scores, statistics: Statistics, method: str) 
         }
         item, classes = bundle.sets[name], len(CLASSES[ID_TEST])
         answers = item.logits.argmax(1).numpy()
-        here, there = (
-            np.bincount(answers[side], minlength=classes) / side.sum() for side in (wrong, ~wrong)
-        )
+        sides = (wrong, ~wrong)
+        here, there = (np.bincount(answers[s], minlength=classes) / s.sum() for s in sides)
         top = int((here - there).argmax())
         out[name]["answer"] = [CLASSES[ID_TEST][top], _short(here[top]), _short(there[top])]
         if name == ID_TEST and item.labels is not None:
             errors = answers != item.labels.numpy()
-            out[name]["errors"] = [_short(errors[side].mean()) for side in (wrong, ~wrong)]
+            out[name]["errors"] = [_short(errors[side].mean()) for side in sides]
     return out
 
 
@@ -245,16 +239,10 @@ def lengths(bundle: Bundle, scored: Scores) -> Facts:
     for name in scored:
         seen = network_statistics(bundle.sets[name])
         h, r = seen["norm2"], seen["residual2"]
-        columns[name] = {
-            "norm2": h,
-            "residual2": r,
-            "product": h * r,
-            "thinkback": scored[name]["thinkback"],
-        }
-    return {
-        name: {key: _auroc(columns, name, key) for key in columns[name]}
-        for name in outliers(scored)
-    }
+        columns[name] = {"norm2": h, "residual2": r, "product": h * r}
+        columns[name]["thinkback"] = scored[name]["thinkback"]
+    far = outliers(scored)
+    return {name: {key: _auroc(columns, name, key) for key in columns[name]} for name in far}
 
 
 def rates(bundle: Bundle, scored: Scores, loud: Scores, method: str) -> Facts:
@@ -287,11 +275,7 @@ def gather(bundle: Bundle) -> tuple[Facts, Facts, Scores]:
     extra = louder(bundle, far)
     scored = score_sets({**bundle.sets, **extra}, METHODS)
     loud = {name: scored.pop(name) for name in extra}
-    facts: Facts = {
-        "alpha": ALPHA,
-        "sure": SURE,
-        "loudness": [_short(factor) for factor in LOUDNESS],
-    }
+    facts: Facts = {"alpha": ALPHA, "sure": SURE, "loudness": [_short(c) for c in LOUDNESS]}
     facts |= {"confident": confident(bundle, scored), "lengths": lengths(bundle, scored)}
     facts["methods"] = {
         m: rates(bundle, scored, loud, m) | extremes(bundle, scored, m) for m in METHODS

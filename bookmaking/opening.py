@@ -139,9 +139,8 @@ def tell(here: Run) -> Story:
         own = scored[name][METHOD]
         shown = [row for row in browsed["images"] if row["set"] == name]
         pick = shown[int(np.abs(own[[row["index"] for row in shown]] - np.median(own)).argmin())]
-        h, z = (
-            part[pick["index"]] for part in (bundle.sets[name].features, bundle.sets[name].logits)
-        )
+        item = bundle.sets[name]
+        h, z = item.features[pick["index"]], item.logits[pick["index"]]
         y, x = (SIDE * place for place in divmod(pick["tile"], browsed["columns"]))
         pixels, p = sprite.crop((x, y, x + SIDE, y + SIDE)), z.double().softmax(0).numpy()
         r, weighed = residual(z[None], T)[0].numpy(), cells(method.inputs(h[None])[0], z, roots, T)

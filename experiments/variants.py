@@ -37,9 +37,9 @@ def variants(
         model: the network; its device is used.
         train: labelled training images, of which ``augmented``, spread evenly, are cropped and
             flipped at random as in training and then run in evaluation mode.
-        sets: images by name, of which ``bfloat16`` each, spread evenly, run in bfloat16 but
-            for the last layer. The same rows of the bundle (see :func:`evaluation.evenly`)
-            are their float32 counterparts.
+        sets: images by name, of which ``bfloat16`` each, spread evenly, run in bfloat16 but for the
+            last layer. The same rows of the bundle (see :func:`evaluation.evenly`) are their
+            float32 counterparts.
         seed: of crops and flips.
 
     Returns: ``cifar10-train-augmented`` (in the order in which that epoch would show them) and

@@ -151,6 +151,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 import torch
+import torch._dynamo  # an optimizer imports it, which takes seconds: once here, not in each child
 from experiments import reproduce
 from thinkback_utils.train import RECIPES
 
