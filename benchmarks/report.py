@@ -1,10 +1,15 @@
-"""From the JSON files to the tables of the chapter on cost, in Markdown."""
+"""From the JSON files to the tables of the chapter on cost.
+
+Cells are numbers, or text with its unit. A function whose table needs a sentence returns both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 import thinkback_utils as tb
 
@@ -60,6 +65,13 @@ class Runs:
         """The same by what was measured."""
         return {record["what"]: record for record in self.records(group, **facts)}
 
+    def left_out(self, group: str, **facts: Any) -> str:
+        """What was not measured, by its reason: "ViM, KNN (too slow)"."""
+        reasons: dict[str, dict[str, None]] = {}
+        for record in self.records(group, skipped=True, **facts):
+            reasons.setdefault(record["skipped"], {})[record["what"]] = None
+        return "; ".join(f"{', '.join(left)} ({reason})" for reason, left in reasons.items())
+
     def where(self) -> str:
         """Machines and versions, and a warning where a run was quick."""
         runs = self.groups.values()
@@ -114,12 +126,6 @@ def span(record: Mapping[str, Any], key: str = "ratio", scale: float = 1.0) -> s
     return f"{middle} ({low} to {high})"
 
 
-def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, all but the first column aligned to the right."""
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def milliseconds(record: Mapping[str, Any], of: int = 1) -> str:
     """Its median in milliseconds, shared by so many."""
     return f"{number(1e3 * record['seconds'] / of)} ms"
@@ -143,38 +149,19 @@ def goals(runs: Runs) -> list[tuple[str, str, str, str]]:
     (small, large), lines = runs.batches(), []
     for batch, limit in ((large, COST), (small, SMALL)):
         at = runs.named("score", place="network", batch=batch)
-        lines.append(
-            goal(f"adds to f(x), batch {batch}", 100 * at["thinkback"]["ratio"], limit, "%")
-        )
+        share = 100 * at["thinkback"]["ratio"]
+        lines.append(goal(f"adds to f(x), batch {batch}", share, limit, "%"))
     faster = at_ratio(runs.named("score", place="network", batch=large), "backward, batch 1")
-    lines.append(
-        goal(
-            f"faster than full backward passes one by one, batch {large}",
-            faster,
-            SPEED,
-            "times",
-            True,
-        )
-    )
+    text = f"faster than full backward passes one by one, batch {large}"
+    lines.append(goal(text, faster, SPEED, "times", True))
     largest = {(K, D): batch for K, D, batch in runs.heads() if batch <= large}
     for (K, D), batch in largest.items():
-        at, text = (
-            runs.named("score", place="head", K=K, D=D, batch=batch),
-            f"K = {K:,}, D = {D:,}, batch {batch}",
-        )
-        lines.append(
-            goal(f"last layer and score, {text}", at["thinkback"]["ratio"], UNITS, "times Energy's")
-        )
-        faster = at_ratio(at, "autograd, head")
-        lines.append(
-            goal(
-                f"faster than autograd on the last layer one by one, {text}",
-                faster,
-                SPEED,
-                "times",
-                True,
-            )
-        )
+        at = runs.named("score", place="head", K=K, D=D, batch=batch)
+        where = f"K = {K:,}, D = {D:,}, batch {batch}"
+        text = f"last layer and score, {where}"
+        lines.append(goal(text, at["thinkback"]["ratio"], UNITS, "times Energy's"))
+        text = f"faster than autograd on the last layer one by one, {where}"
+        lines.append(goal(text, at_ratio(at, "autograd, head"), SPEED, "times", True))
     share = 100 * runs.named("fit")["update, diagonal"]["ratio"]
     return [*lines, goal("the fit's update adds to the forward pass", share, FIT, "%")]
 
@@ -184,56 +171,40 @@ def at_ratio(records: Mapping[str, Record], slower: str) -> float:
     return float(records[slower]["ratio"] / records["thinkback"]["ratio"])
 
 
-def heads(runs: Runs) -> str:
+def heads(runs: Runs) -> tuple[pd.DataFrame, str]:
     """Times from the features on, in units of Energy's: smallest and largest batch of each head."""
-    shapes = {
-        (K, D): [b for k, d, b in runs.heads() if (k, d) == (K, D)] for K, D, _ in runs.heads()
-    }
-    chosen = [
-        (K, D, b) for (K, D), found in shapes.items() for b in dict.fromkeys((found[0], found[-1]))
-    ]
-    columns = {
-        f"K = {K:,}, batch {b}": runs.named("score", place="head", K=K, D=D, batch=b)
-        for K, D, b in chosen
-    }
-    names = dict.fromkeys(what for found in columns.values() for what in found)
-    cells = [
-        (
-            TITLES.get(name, name),
-            *(number(c[name]["ratio"]) if name in c else "–" for c in columns.values()),
-        )
-        for name in names
-    ]
-    reasons: dict[str, dict[str, None]] = {}
-    for record in runs.records("score", skipped=True, place="head"):
-        reasons.setdefault(record["skipped"], {})[record["what"]] = None
-    text = "".join(
-        f" Not timed everywhere: {', '.join(left)} ({reason})." for reason, left in reasons.items()
-    )
-    everything = runs.records("score", place="head")
-    parts, banks = [r for r in everything if r["share"] < 1], {f"{r['bank']:,}" for r in everything}
-    text += (
-        f" {len(parts)} of {len(everything)} measurements timed a part of the batch and were"
-        " scaled up."
-    )
-    return (
-        table(("method", *columns), cells)
-        + f"\n\nKNN searches {', '.join(banks)} features here.{text}"
-    )
+    batches: dict[tuple[int, int], list[int]] = {}
+    for K, D, batch in runs.heads():
+        batches.setdefault((K, D), []).append(batch)
+    columns = {}
+    for (K, D), found in batches.items():
+        for batch in dict.fromkeys((found[0], found[-1])):
+            at = runs.named("score", place="head", K=K, D=D, batch=batch)
+            ratios = {TITLES.get(what, what): r["ratio"] for what, r in at.items()}
+            columns[f"K = {K:,}, batch {batch}"] = ratios
+    timed = runs.records("score", place="head")
+    banks = ", ".join(sorted({f"{r['bank']:,}" for r in timed}))
+    text = f"KNN searches {banks} features here. "
+    if left := runs.left_out("score", place="head"):
+        text += f"Not timed everywhere: {left}. "
+    parts = sum(r["share"] < 1 for r in timed)
+    text += f"{parts} of {len(timed)} measurements timed a part of the batch and were scaled up."
+    return pd.DataFrame(columns).rename_axis("method"), text
 
 
-def model_check(runs: Runs, machine: Machine) -> str:
+def model_check(runs: Runs, machine: Machine) -> pd.DataFrame:
     """The model of the cost against the measured heads."""
-    lines = []
+    rows = []
     for K, D, batch in runs.heads():
         found = runs.named("score", place="head", K=K, D=D, batch=batch)["thinkback"]["seconds"]
         model = machine.score(batch, K, D) + machine.head(batch, K, D)
-        limit = "memory" if batch < machine.crossing() else "arithmetic"
-        numbers = f"{number(1e3 * model)} ms", f"{number(1e3 * found)} ms", number(found / model)
-        lines.append((f"K = {K:,}, D = {D:,}, batch {batch}", limit, *numbers))
-    return table(
-        ("last layer and score", "waits for", "model", "measured", "measured / model"), lines
-    )
+        row = {"last layer and score": f"K = {K:,}, D = {D:,}, batch {batch}"}
+        row["waits for"] = "memory" if batch < machine.crossing() else "arithmetic"
+        row["model"] = f"{number(1e3 * model)} ms"
+        row["measured"] = f"{number(1e3 * found)} ms"
+        row["measured / model"] = number(found / model)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def scale(
@@ -241,8 +212,8 @@ def scale(
     machine: Machine,
     rates: Mapping[str, float],
     workers: int,
-) -> str:
-    """Costs at other sizes, by arithmetic.
+) -> pd.DataFrame:
+    """Costs at other sizes, by arithmetic: one column a size.
 
     Args:
         sizes: N, K, D and the operations of one f(x), by name.
@@ -250,215 +221,153 @@ def scale(
         rates: operations a second of f(x), by who runs the fit.
         workers: that share one fit.
     """
-    lines: dict[str, list[str]] = {}
-    for N, K, D, F in sizes.values():
-        column = {
+    columns = {}
+    for title, (N, K, D, F) in sizes.items():
+        share = machine.score(200, K, D) / (2 * F / machine.network)  # in %, of 200 passes
+        whole = N * (F + 2 * K * D * machine.network / machine.float64)  # in operations of f(x)
+        columns[title] = {
             "images $N$": f"{N:,}",
             "$K$ and $D$": f"{K:,} and {D:,}",
             "operations of f(x)": f"{F / 1e9:.3g} G",
             "score: % of these": f"{200 * K * D / F:.2g}",
-            "score: % of f(x)'s time, batch 200": (
-                f"{machine.score(200, K, D) / (2 * F / machine.network):.2g}"
-            ),
+            "score: % of f(x)'s time, batch 200": f"{share:.2g}",
             "kept: diagonal": size(kept_bytes("diagonal", N, K, D)),
             "kept: Kronecker": size(kept_bytes("Kronecker", N, K, D)),
             "kept: KNN": size(kept_bytes("KNN", N, K, D)),
             f"sent, once, by each of {workers}": size(sent_bytes(workers, K, D)),
-        }
-        whole = N * (F + 2 * K * D * machine.network / machine.float64)  # in operations of f(x)
-        column |= {f"**fit: {who}**": duration(whole / rate) for who, rate in rates.items()}
-        for name, cell in column.items():
-            lines.setdefault(name, []).append(cell)
-    return table(("", *sizes), [(name, *cells) for name, cells in lines.items()])
+        } | {f"**fit: {who}**": duration(whole / rate) for who, rate in rates.items()}
+    return pd.DataFrame(columns)
 
 
-def fit(runs: Runs) -> str:
+def fit(runs: Runs) -> pd.DataFrame:
     """What an update, a closing step and a whole fit take."""
-    lines = []
-    for what, record in runs.named("fit").items():
+    rows = []
+    for what, r in runs.named("fit").items():
         kind, _, name = what.partition(", ")
         if kind == "update":
-            lines.append(
-                (
-                    f"{name}: a batch of {record['batch']}",
-                    milliseconds(record),
-                    f"{span(record, scale=100)} %",
-                )
-            )
+            share = f"{span(r, scale=100)} %"
+            rows.append((f"{name}: a batch of {r['batch']}", milliseconds(r), share))
         elif kind == "finish":
-            lines.append((f"{name}: closing step, once", milliseconds(record), ""))
+            rows.append((f"{name}: closing step, once", milliseconds(r), ""))
         elif kind == "fit":
-            lines.append((f"{name}: {record['samples']:,} kept features", milliseconds(record), ""))
-    return table(("fit", "time", "of f(x) of the batch"), lines)
+            rows.append((f"{name}: {r['samples']:,} kept features", milliseconds(r), ""))
+    return pd.DataFrame(rows, columns=["fit", "time", "of f(x) of the batch"])
 
 
-def job(runs: Runs) -> str:
+def job(runs: Runs) -> tuple[pd.DataFrame, str]:
     """Images in, scores out: by library and method, images a second and memory."""
-    found, lines = runs.named("job"), []
-    for what, record in found.items():
-        if "seconds" in record:
-            rate = number(2 * record["images"] / record["seconds"])
-            lines.append((what, rate, span(record), size(found[f"memory, {what}"]["peak_bytes"])))
-    left = "".join(f" {r['what']}: {r['skipped']}." for r in runs.records("job", skipped=True))
-    first = next(iter(found.values()))
-    head = (
-        "fit and score",
-        "images a second",
-        f"time, of {first['reference']}",
-        "memory at the peak",
-    )
-    return (
-        f"{table(head, lines)}\n\n{first['images']:,} images to fit on and as many to score.{left}"
-    )
-
-
-def layers(runs: Runs) -> str:
-    """Eq. 6 by reading, in forward passes, and its memory."""
-    found, lines = runs.named("layers"), []
-    for what, record in found.items():
-        if "seconds" in record:
-            grown = found.get(f"memory, {what}")
-            lines.append(
-                (TITLES.get(what, what), span(record), size(grown["peak_bytes"]) if grown else "–")
-            )
-    return table(("reading", "forward passes", "memory at the peak"), lines)
-
-
-def inference(runs: Runs) -> str:
-    """Set-ups of the forward pass."""
-    found = runs.named("inference")
-    lines = []
+    found, rows = runs.named("job"), []
     for what, r in found.items():
-        moved = f"{r['score_change']:.0e}", f"{r['decisions_changed']:.1%}"
-        lines.append((what, milliseconds(r, r["images"]), span(r), *moved))
-    left = [f"{r['what']}: {r['skipped']}" for r in runs.records("inference", skipped=True)]
-    usual = found.get("channels last, batch 64")
-    best = min(found.values(), key=lambda r: r["ratio"])
-    text = (
-        f"Fastest: {best['what']}, {1 / best['ratio']:.2f} times as fast as plain float32 at batch"
-        " 128. "
-    )
-    single, graph = (
-        found.get(f"{what}, batch 1") for what in ("plain float32", "ONNX graph, score included")
-    )
-    if single and graph:
-        text += (
-            "For one image at a time, f(x) and g(x) in one exported graph (`OODDetector.export`)"
-            " take "
-        )
-        text += f"{graph['ratio'] / single['ratio']:.2f} times what f(x) alone takes in PyTorch. "
-    if usual and runs.device == "cpu":
-        text += (
-            f"`extract` and `OODDetector` run {usual['what']}: {1 / usual['ratio']:.2f} times as"
-            " fast. "
-        )
-    text += f"Left out: {'; '.join(left)}." if left else ""
-    head = (
-        "f(x)",
-        "an image",
-        "of plain float32, batch 128",
-        "scores move by",
-        "decisions that change",
-    )
-    return f"{table(head, lines)}\n\n{text}"
+        if "seconds" in r:
+            rate = number(2 * r["images"] / r["seconds"])
+            rows.append((what, rate, span(r), size(found[f"memory, {what}"]["peak_bytes"])))
+    first = next(iter(found.values()))
+    head = ["fit and score", "images a second", f"time, of {first['reference']}"]
+    text = f"{first['images']:,} images to fit on and as many to score."
+    if left := runs.left_out("job"):
+        text += f" Left out: {left}."
+    return pd.DataFrame(rows, columns=[*head, "memory at the peak"]), text
 
 
-def precision(exact: tb.evaluation.Scores, low: tb.evaluation.Scores, resamples: int = 200) -> str:
+def layers(runs: Runs) -> pd.DataFrame:
+    """Eq. 6 by reading, in forward passes, and its memory."""
+    found, rows = runs.named("layers"), []
+    for what, r in found.items():
+        if "seconds" in r:
+            grown = found.get(f"memory, {what}")
+            peak = size(grown["peak_bytes"]) if grown else None
+            rows.append((TITLES.get(what, what), span(r), peak))
+    return pd.DataFrame(rows, columns=["reading", "forward passes", "memory at the peak"])
+
+
+def inference(runs: Runs) -> tuple[pd.DataFrame, str]:
+    """Set-ups of the forward pass."""
+    found, rows = runs.named("inference"), []
+    for what, r in found.items():
+        row = {"f(x)": what, "an image": milliseconds(r, r["images"])}
+        row["of plain float32, batch 128"] = span(r)
+        row["scores move by"] = f"{r['score_change']:.0e}"
+        row["decisions that change"] = f"{r['decisions_changed']:.1%}"
+        rows.append(row)
+    times = {what: 1 / r["ratio"] for what, r in found.items()}  # as fast as plain float32
+    best = max(times, key=times.__getitem__)
+    text = f"Fastest: {best}, {times[best]:.2f} times as fast as plain float32 at batch 128. "
+    single, graph = "plain float32, batch 1", "ONNX graph, score included, batch 1"
+    if {single, graph} <= set(times):
+        text += "For one image at a time, f(x) and g(x) in one exported graph "
+        text += f"(`OODDetector.export`) take {times[single] / times[graph]:.2f} times what f(x) "
+        text += "alone takes in PyTorch. "
+    usual = "channels last, batch 64"
+    if usual in times and runs.device == "cpu":
+        text += f"`extract` and `OODDetector` run {usual}: {times[usual]:.2f} times as fast. "
+    if left := runs.left_out("inference"):
+        text += f"Left out: {left}."
+    return pd.DataFrame(rows), text
+
+
+def precision(
+    exact: tb.evaluation.Scores, low: tb.evaluation.Scores, resamples: int = 200
+) -> pd.DataFrame:
     """What reduced precision does to each metric, beside its 95 % bootstrap interval.
 
     Args:
         exact, low: set -> method -> scores (N,) of the same images; the in-distribution set is one
             of them.
     """
-    names, ID = [name for name in exact if name != tb.evaluation.ID_TEST], tb.evaluation.ID_TEST
-    lines = []
+    ID, rows = tb.evaluation.ID_TEST, []
     for method in exact[ID]:
         inside, moved = [], []
-        for name in names:
-            sampled = tb.metrics.resampled(
-                exact[ID][method], exact[name][method], resamples=resamples
-            )
+        for name in [name for name in exact if name != ID]:
+            ids, oods = exact[ID][method], exact[name][method]
+            sampled = tb.metrics.resampled(ids, oods, resamples=resamples)
             limits = tb.metrics.interval95(sampled)
-            one, two = (
-                tb.metrics.ood_metrics(s[ID][method], s[name][method]) for s in (exact, low)
-            )
-            moved += [abs(one[metric] - two[metric]) for metric in tb.metrics.METRICS]
-            inside += [
-                limits[metric][0] <= two[metric] <= limits[metric][1]
-                for metric in tb.metrics.METRICS
-            ]
-        lines.append(
-            (
-                TITLES.get(method, method),
-                f"{100 * max(moved):.2f}",
-                f"{sum(inside)} of {len(inside)}",
-            )
-        )
-    head = (
-        "bfloat16 backbone",
-        "largest change of a metric (points)",
-        "metrics inside their interval in float32",
-    )
-    return table(head, lines)
+            before = tb.metrics.ood_metrics(ids, oods)
+            after = tb.metrics.ood_metrics(low[ID][method], low[name][method])
+            for metric, (least, most) in limits.items():
+                moved.append(abs(before[metric] - after[metric]))
+                inside.append(least <= after[metric] <= most)
+        kept = f"{sum(inside)} of {len(inside)}"
+        rows.append((TITLES.get(method, method), 100 * max(moved), kept))
+    head = ["bfloat16 backbone", "largest change of a metric (points)"]
+    return pd.DataFrame(rows, columns=[*head, "metrics inside their interval in float32"])
 
 
-def training(runs: Runs) -> str:
+def training(runs: Runs) -> tuple[pd.DataFrame, str]:
     """An epoch of the usual loop and of ours, lower bounds, and where the time goes."""
     found = runs.named("training")
     loops = {what: r for what, r in found.items() if what.startswith(("usual", "ours"))}
-    lines = [(what, milliseconds(r, r["images"]), span(r)) for what, r in loops.items()]
+    rows = [(what, milliseconds(r, r["images"]), span(r)) for what, r in loops.items()]
+    full, product, copy = (found[what] for what in ("ours, 32 px", "product float32", "copy"))
     mean = sum(r["share_of_recipe"] * r["ratio"] for r in loops.values() if "share_of_recipe" in r)
-    full = found["ours, 32 px"]
-    usual = min(r["ratio"] for what, r in loops.items() if what.startswith("usual"))
-    more = {"ours, mean over the recipe": mean}
-    for name, unit, count in (
-        ("a dense product", "product float32", "operations"),
-        ("a copy", "copy", "bytes"),
-    ):
-        more[f"floor: at the speed of {name}"] = (
-            full[count] * found[unit]["ratio"] / found[unit][count]
-        )
+    arithmetic = full["operations"] * product["ratio"] / product["operations"]
+    memory = full["bytes"] * copy["ratio"] / copy["bytes"]
     each = found[full["reference"]]["seconds"] / full["images"]
-    lines += [
-        (f"*{what}*", f"{1e3 * ratio * each:,.3g} ms", f"{ratio:.3g}")
-        for what, ratio in more.items()
-    ]
-    text = (
-        f"Ours is {usual / full['ratio']:.2f} times as fast as the better usual loop at full size"
-        " and "
-    )
-    text += f"{usual / mean:.2f} times over the recipe. At full size an image takes "
+    for what, ratio in (
+        ("ours, mean over the recipe", mean),
+        ("floor: at the speed of a dense product", arithmetic),
+        ("floor: at the speed of a copy", memory),
+    ):
+        rows.append((f"*{what}*", f"{1e3 * ratio * each:,.3g} ms", f"{ratio:.3g}"))
+    usual = min(r["ratio"] for what, r in loops.items() if what.startswith("usual"))
+    text = f"Ours is {usual / full['ratio']:.2f} times as fast as the better usual loop at full "
+    text += f"size and {usual / mean:.2f} times over the recipe. At full size an image takes "
     operations, moved = (full[count] / full["images"] for count in ("operations", "bytes"))
-    text += f"{operations / 1e9:.2f} G operations and moves {size(moved)}; "
-    arithmetic, memory = list(more.values())[1:]
-    both = arithmetic + memory
-    text += f"the step takes {full['ratio'] / both:.2f} times both floors together. "
-    parts = ", ".join(
-        f"`{name.removeprefix('aten::')}` {share:.0%}" for name, share in full["profile"].items()
-    )
-    text += f"Where its time goes: {parts}."
-    return (
-        table(("training, an epoch", "an image", f"of the {full['reference']}"), lines)
-        + f"\n\n{text}"
-    )
+    text += f"{operations / 1e9:.2f} G operations and moves {size(moved)}; the step takes "
+    text += f"{full['ratio'] / (arithmetic + memory):.2f} times both floors together. "
+    shares = {name.removeprefix("aten::"): share for name, share in full["profile"].items()}
+    parts = ", ".join(f"`{name}` {share:.0%}" for name, share in shares.items())
+    head = ["training, an epoch", "an image", f"of the {full['reference']}"]
+    return pd.DataFrame(rows, columns=head), f"{text}Where its time goes: {parts}."
 
 
-def evaluation(runs: Runs) -> str:
+def evaluation(runs: Runs) -> tuple[pd.DataFrame, str]:
     """From the bundle to the table."""
-    found = runs.named("evaluation")
-    lines = [
-        (what, f"{r['seconds']:.3g} s", span(r) if r["reference"] == "shared methods" else "")
-        for what, r in found.items()
-    ]
-    left = "".join(
-        f" {r['what']}: {r['skipped']}." for r in runs.records("evaluation", skipped=True)
-    )
-    facts = next(
-        (
-            f"{r['sets']} sets, {r['images']:,} images, up to {r['draws']} draws."
-            for r in found.values()
-        ),
-        "",
-    )
-    head = ("evaluation of kept features", "time", "of ours, shared methods")
-    return f"{table(head, lines)}\n\n{facts}{left}"
+    rows, text = [], ""
+    for what, r in runs.named("evaluation").items():
+        ratio = span(r) if r["reference"] == "shared methods" else ""
+        rows.append((what, f"{r['seconds']:.3g} s", ratio))
+        text = f"{r['sets']} sets, {r['images']:,} images, up to {r['draws']} draws."
+    if left := runs.left_out("evaluation"):
+        text += f" Left out: {left}."
+    head = ["evaluation of kept features", "time", "of ours, shared methods"]
+    return pd.DataFrame(rows, columns=head), text

@@ -127,9 +127,9 @@ def test_a_job_is_reported_with_its_rate_and_memory(tmp_path):
     found = [record("Energy", 1.0, seconds=4.0, images=100)]
     found.append({"what": "memory, Energy", "images": 100, "peak_bytes": 5e6})
     found.append(context.skipped("KNN, pytorch-ood", "not there", images=100))
-    text = report.job(runs(tmp_path, job=found))
-    assert "| Energy | 50 | 1 (1 to 1) | 5 MB |" in text
-    assert "KNN, pytorch-ood: not there." in text
+    table, text = report.job(runs(tmp_path, job=found))
+    assert table.to_numpy().tolist() == [["Energy", "50", "1 (1 to 1)", "5 MB"]]
+    assert "KNN, pytorch-ood (not there)." in text
 
 
 def test_a_missing_library_is_said(monkeypatch):
@@ -367,8 +367,9 @@ def test_goals_are_judged_by_the_medians(tmp_path):
 
 def test_what_was_left_out_is_said_with_its_reason(tmp_path):
     found = runs(tmp_path, score=score_records(1, 1, 2.5, 4))
-    assert "ViM (too slow)" in report.heads(found)
-    assert "| Thinkback | 2.5 |" in report.heads(found)
+    table, text = report.heads(found)
+    assert "ViM (too slow)" in text
+    assert table.loc["Thinkback", "K = 7, batch 200"] == 2.5
     assert "quick" in found.where()
     assert found.batches() == (1, 200)
     assert found.curves()["forward"] == [(1, 500.0), (200, 500.0), (1000, 500.0)]
@@ -392,12 +393,13 @@ def test_the_model_takes_the_slower_of_memory_and_arithmetic(tmp_path):
     assert machine.score(200, 7, 5) == 2 * 200 * 7 * 5 / 100
     assert machine.score(at, 7, 5) == pytest.approx(8 * 7 * 5 / 50)
     expected = 2 * 200 * 35 / 100 + 2 * 200 * 35 / 200
-    assert f"{0.5 / expected:,.3g} |" in report.model_check(found, machine)
+    checked = report.model_check(found, machine)
+    assert list(checked["measured / model"]) == [f"{0.5 / expected:,.3g}"]
     table = report.scale({"here": (10**6, 7, 5, 1e3)}, machine, {"one": 1e9, "two": 2e9}, workers=2)
-    assert "| kept: KNN | 20 MB |" in table
+    assert table.loc["kept: KNN", "here"] == "20 MB"
     seconds = 10**6 * (1e3 / 1e9 + 2 * 35 * machine.network / machine.float64 / 1e9)
-    assert f"| **fit: one** | {seconds:.3g} s |" in table
-    assert f"| **fit: two** | {seconds / 2:.3g} s |" in table
+    assert table.loc["**fit: one**", "here"] == f"{seconds:.3g} s"
+    assert table.loc["**fit: two**", "here"] == f"{seconds / 2:.3g} s"
 
 
 def test_reduced_precision_is_held_against_the_interval():
@@ -405,8 +407,10 @@ def test_reduced_precision_is_held_against_the_interval():
     exact = {ID: {"msp": rng.normal(0, 1, 300)}, "svhn": {"msp": rng.normal(1, 1, 300)}}
     near = {name: {"msp": row["msp"] + 1e-9} for name, row in exact.items()}
     far = {ID: exact[ID], "svhn": {"msp": exact["svhn"]["msp"] + 2}}
-    assert "| Softmax | 0.00 | 4 of 4 |" in report.precision(exact, near, resamples=50)
-    assert "| 0 of 4 |" in report.precision(exact, far, resamples=50)
+    title, moved, kept = report.precision(exact, near, resamples=50).iloc[0]
+    assert (title, kept) == ("Softmax", "4 of 4")
+    assert moved < 0.005  # shown as 0.00
+    assert report.precision(exact, far, resamples=50).iloc[0, 2] == "0 of 4"
 
 
 def test_an_epoch_is_held_against_its_floors(tmp_path):
@@ -421,10 +425,12 @@ def test_an_epoch_is_held_against_its_floors(tmp_path):
     units = [record("product float32", 0.01, operations=1e9), record("copy", 0.02, bytes=1e8)]
     for one in (*usual, *ours, *units):
         one["reference"] = "usual loop, 0 workers"
-    text = report.training(runs(tmp_path, training=[*usual, *ours, *units]))
+    table, text = report.training(runs(tmp_path, training=[*usual, *ours, *units]))
+    assert list(table.iloc[-3:, 2]) == ["0.25", "0.06", "0.04"]  # the recipe's mean, both floors
     assert "2.00 times as fast as the better usual loop at full size" in text
     assert "3.20 times over the recipe" in text
-    assert "0.06 G operations and moves 2 MB; the step takes 4.00 times both floors" in text
+    said = "0.06 G operations and moves 2 MB; the step takes 4.00 times both floors together"
+    assert said in text
     assert "`mm` 75%, `add` 20%" in text
 
 

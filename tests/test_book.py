@@ -175,4 +175,7 @@ def test_book_reads_offline() -> None:
 
 def test_conda_users_get_the_same_list_of_packages() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    assert environment["dependencies"][1:] == ["pip", {"pip": ["-e .[book]"]}]
+    assert environment["dependencies"][1:] == [
+        "pip",
+        {"pip": ["-c constraints.txt", "-e .[book]"]},
+    ]
