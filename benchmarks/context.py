@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 import thinkback_utils as tb
+from experiments.run import Run
 
 from .rounds import Call, Record, alternate, summarize
-
-NETWORK = "wrn40-2-cifar10/seed0"
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,7 @@ class Context:
         **facts: Any,
     ) -> list[Record]:
         """Time the calls by turns, about ``budget`` seconds; the facts go into every record."""
-        wrapped = {
-            name: call if isinstance(call, Call) else Call(call) for name, call in calls.items()
-        }
+        wrapped = {k: call if isinstance(call, Call) else Call(call) for k, call in calls.items()}
         least, most = (min(least, 2), 2) if self.quick else (least, 101)
         records = summarize(alternate(wrapped, budget, least, most, self.clock), reference, **facts)
         return [record | {"share": wrapped[record["what"]].share} for record in records]
@@ -57,7 +54,7 @@ class Context:
 
     def network(self) -> tb.models.WideResNet:
         """The book's WRN-40-2, in evaluation mode; without its file, with random weights."""
-        weights = self.results / NETWORK / "weights.safetensors"
+        weights = Run.at(self.results).weights
         model = tb.models.WideResNet.load(weights) if weights.exists() else tb.models.WideResNet()
         return model.eval().to(self.device)
 
@@ -68,8 +65,8 @@ class Context:
 
     def bundle(self) -> tb.features.Bundle | None:
         """Features and logits of all sets, or None where the file is not there."""
-        path = self.results / NETWORK / "bundle.npz"
-        return tb.features.Bundle.load(path) if path.exists() else None
+        here = Run.at(self.results)
+        return here.bundle() if (here.folder / "bundle.npz").exists() else None
 
 
 def skipped(what: str, reason: str, **facts: Any) -> Record:
@@ -81,8 +78,7 @@ def pytorch_ood() -> Any:
     """The library, its detectors and metrics loaded; or the reason why it is not to be had."""
     try:
         tb.data.import_torchvision()  # which it imports, and which may not fit the installed torch
-        return [
-            importlib.import_module(f"pytorch_ood{part}") for part in (".detector", ".metrics", "")
-        ][-1]
+        parts = ("pytorch_ood.detector", "pytorch_ood.metrics", "pytorch_ood")
+        return [importlib.import_module(part) for part in parts][-1]
     except ImportError as error:
         return f"pytorch-ood cannot be imported: {error}"

@@ -47,9 +47,8 @@ def alone(build: Path) -> Iterator[None]:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    own = argparse.ArgumentParser(
-        prog="python -m bookmaking", description=__doc__.partition("\n")[0]
-    )
+    about = __doc__.partition("\n")[0]
+    own = argparse.ArgumentParser(prog="python -m bookmaking", description=about)
     add = own.add_argument
     actions = ("all", "execute", "build", "run")
     add("action", nargs="?", default="all", choices=actions)

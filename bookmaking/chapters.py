@@ -77,8 +77,7 @@ def run(path: Path, output: Path, values: Mapping[str, Any], timeout: int | None
         reached.append(cell_index)
 
     def executed_cell(cell_index: int, execute_reply: Mapping[str, Any], **_: Any) -> None:
-        payload = execute_reply["content"].get("payload", [])
-        if any(sent.get("source") == "ask_exit" for sent in payload):  # the kernel lives on a while
+        if ends_kernel(execute_reply):
             raise failed(cell_index, "exit() or quit() stops the kernel")
 
     hooks = {"on_cell_start": started_cell, "on_cell_executed": executed_cell}
@@ -99,6 +98,11 @@ def run(path: Path, output: Path, values: Mapping[str, Any], timeout: int | None
     for index, said in errors(done):  # SystemExit: papermill raises for all others
         raise failed(index, f"{said} ended it early")
     print(f"{path.name}: {time.perf_counter() - started:.1f} s", flush=True)
+
+
+def ends_kernel(reply: Mapping[str, Any]) -> bool:
+    """Whether a cell asked that its kernel ends; until it does, other cells may still run."""
+    return any(sent.get("source") == "ask_exit" for sent in reply["content"].get("payload", []))
 
 
 def unrun(executed: Any) -> Iterator[int]:

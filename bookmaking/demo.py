@@ -16,21 +16,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from experiments.run import Run, program_parser
 from thinkback_utils import data, plots
 from thinkback_utils.calibration import conformal_threshold
-from thinkback_utils.commands import Parser, run_main
+from thinkback_utils.commands import run_main
 from thinkback_utils.detector import OODDetector
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
-from thinkback_utils.features import Bundle, extract
+from thinkback_utils.features import extract
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
-from thinkback_utils.models import WideResNet
 from thinkback_utils.provenance import describe, label
 
 from .gallery_page import CLASSES, percent
 from .markup import fill
 
-RUN = Path("wrn40-2-cifar10", "seed0")
 N_CALIBRATION = 5000  # test images, the first; the pictures are of the others
 ALPHA = 0.05
 ALPHAS = tuple(i / 200 for i in range(1, 41))  # places of the slider
@@ -43,8 +42,8 @@ RUNTIME = "book/vendor/onnxruntime/ort-wasm-simd.wasm.gz"
 
 def detector(results: Path) -> OODDetector:
     """The committed network with the default score, fitted and calibrated on its bundle."""
-    model = WideResNet.load(results / RUN / "weights.safetensors")
-    sets = Bundle.load(results / RUN / "bundle.npz").sets
+    here = Run.at(results)
+    model, sets = here.model("cpu"), here.bundle().sets
     said = OODDetector(model.fc, "")  # to the last layer alone, features are the images
     said.fit(sets[ID_TRAIN].features).calibrate(sets[ID_TEST].features[:N_CALIBRATION], ALPHA)
     said.model, said.head = model, "fc"
@@ -60,9 +59,8 @@ def save_pictures(results: Path) -> None:
         for index in range(first, first + COUNT):
             what = "" if images.labels is None else CLASSES[name][int(images.labels[index])]
             tiles.append(images.images[index].permute(1, 2, 0).numpy())
-            pictures.append(
-                {"set": name, "index": index, "title": data.TITLES[known], "class": what}
-            )
+            place = {"set": name, "index": index}
+            pictures.append(place | {"title": data.TITLES[known], "class": what})
     with replacing(results / "demo" / "pictures.png") as temporary:
         Image.fromarray(np.concatenate(tiles, 1)).save(temporary, "PNG", optimize=True)
     write_json(results / "demo" / "pictures.json", {**describe(), "pictures": pictures})
@@ -72,10 +70,8 @@ def load_pictures(results: Path) -> tuple[Tensor, list[dict[str, Any]]]:
     """Images uint8 (N, 3, 32, 32), and of each its set and index, and the names of both."""
     with Image.open(results / "demo" / "pictures.png") as sprite:
         tiles = torch.from_numpy(np.array(sprite.convert("RGB"))).permute(2, 0, 1)
-    return (
-        torch.stack(tiles.split(tiles.shape[1], 2)),
-        read_json(results / "demo" / "pictures.json")["pictures"],
-    )
+    pictures = read_json(results / "demo" / "pictures.json")["pictures"]
+    return torch.stack(tiles.split(tiles.shape[1], 2)), pictures
 
 
 def assets(folder: Path, root: Path = Path()) -> None:
@@ -98,10 +94,8 @@ def assets(folder: Path, root: Path = Path()) -> None:
     size = (len(packed) + (root / RUNTIME).stat().st_size) / 1e6
     parts = {"facts": _facts(said, results), "widget": _widget(said, pictures, size)}
     with replacing(folder / "results" / "demo.md") as temporary:
-        text = "\n".join(
-            f"<!-- {name} -->\n\n{part}\n\n<!-- end -->\n" for name, part in parts.items()
-        )
-        temporary.write_text(text, encoding="utf-8")
+        texts = [f"<!-- {name} -->\n\n{part}\n\n<!-- end -->\n" for name, part in parts.items()]
+        temporary.write_text("\n".join(texts), encoding="utf-8")
 
 
 def _answers(said: OODDetector, images: Tensor) -> list[dict[str, Any]]:
@@ -116,12 +110,12 @@ def _answers(said: OODDetector, images: Tensor) -> list[dict[str, Any]]:
 
 
 def _facts(said: OODDetector, results: Path) -> str:
-    options = ", ".join(
-        f"{name} = {value:g}" for name, value in said.options.items() if value is not None
-    )
+    given = {name: value for name, value in said.options.items() if value is not None}
+    options = ", ".join(f"{name} = {value:g}" for name, value in given.items())
     score = METHODS[said.method].title + (f" ({options})" if options else "")
+    network = label(Run.at(results).folder)
     return (
-        f"The classifier is {label(results / RUN)}. The score is {score}, fitted on all training"
+        f"The classifier is {network}. The score is {score}, fitted on all training"
         f" images. Its p-values compare with the scores of the first {N_CALIBRATION:,} test images"
         f" of CIFAR-10. The pictures of CIFAR-10 that can be chosen are the next {COUNT} test"
         f" images, those of other sets the first {COUNT} in the book's copy: no picture was chosen"
@@ -179,8 +173,7 @@ def _png(tile: Tensor) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Take the pictures of the demo from the image sets; the build of the book makes the rest."""
-    parser = Parser(prog="python -m bookmaking.demo", description=main.__doc__)
-    parser.add_argument("--results", type=Path, default="results", help="folder of full runs")
+    parser = program_parser("bookmaking.demo", main.__doc__, "results")
     save_pictures(parser.parse_args(arguments).results)
 
 

@@ -22,23 +22,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from experiments.run import Run, program_parser
 from thinkback_utils import plots, scores
 from thinkback_utils.calibration import Calibration
-from thinkback_utils.commands import Parser, run_main
-from thinkback_utils.evaluation import (
-    ID_TEST,
-    ID_TRAIN,
-    NEAR,
-    Scores,
-    evenly,
-    load_verified,
-    score_sets,
-)
+from thinkback_utils.commands import run_main
+from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
 from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import TITLES
 from thinkback_utils.metrics import mean_auroc
-from thinkback_utils.provenance import describe, digest
+from thinkback_utils.provenance import describe
 
 from . import gallery_page
 from .gallery_page import CLASSES, Facts
@@ -90,13 +83,8 @@ def described(bundle: Bundle, scored: Scores, method: str, name: str, index: int
     true = CLASSES[name][int(item.labels[index])] if known else None  # type: ignore[index]
     answer = CLASSES[ID_TEST][int(item.logits[index].argmax())]
     place = percentiles(scored[ID_TEST][method], scored[name][method][[index]])[0]
-    return {
-        "set": name,
-        "index": index,
-        "predicted": answer,
-        "true": true,
-        "percentile": _short(place),
-    }
+    facts = {"set": name, "index": index, "predicted": answer, "true": true}
+    return facts | {"percentile": _short(place)}
 
 
 def extremes(bundle: Bundle, scored: Scores, method: str) -> Facts:
@@ -213,14 +201,13 @@ def shared(bundle: Bundle, scored: Scores, statistics: Statistics, method: str) 
         }
         item, classes = bundle.sets[name], len(CLASSES[ID_TEST])
         answers = item.logits.argmax(1).numpy()
-        here, there = (
-            np.bincount(answers[side], minlength=classes) / side.sum() for side in (wrong, ~wrong)
-        )
+        sides = (wrong, ~wrong)
+        here, there = (np.bincount(answers[s], minlength=classes) / s.sum() for s in sides)
         top = int((here - there).argmax())
         out[name]["answer"] = [CLASSES[ID_TEST][top], _short(here[top]), _short(there[top])]
         if name == ID_TEST and item.labels is not None:
             errors = answers != item.labels.numpy()
-            out[name]["errors"] = [_short(errors[side].mean()) for side in (wrong, ~wrong)]
+            out[name]["errors"] = [_short(errors[side].mean()) for side in sides]
     return out
 
 
@@ -252,16 +239,10 @@ def lengths(bundle: Bundle, scored: Scores) -> Facts:
     for name in scored:
         seen = network_statistics(bundle.sets[name])
         h, r = seen["norm2"], seen["residual2"]
-        columns[name] = {
-            "norm2": h,
-            "residual2": r,
-            "product": h * r,
-            "thinkback": scored[name]["thinkback"],
-        }
-    return {
-        name: {key: _auroc(columns, name, key) for key in columns[name]}
-        for name in outliers(scored)
-    }
+        columns[name] = {"norm2": h, "residual2": r, "product": h * r}
+        columns[name]["thinkback"] = scored[name]["thinkback"]
+    far = outliers(scored)
+    return {name: {key: _auroc(columns, name, key) for key in columns[name]} for name in far}
 
 
 def rates(bundle: Bundle, scored: Scores, loud: Scores, method: str) -> Facts:
@@ -294,11 +275,7 @@ def gather(bundle: Bundle) -> tuple[Facts, Facts, Scores]:
     extra = louder(bundle, far)
     scored = score_sets({**bundle.sets, **extra}, METHODS)
     loud = {name: scored.pop(name) for name in extra}
-    facts: Facts = {
-        "alpha": ALPHA,
-        "sure": SURE,
-        "loudness": [_short(factor) for factor in LOUDNESS],
-    }
+    facts: Facts = {"alpha": ALPHA, "sure": SURE, "loudness": [_short(c) for c in LOUDNESS]}
     facts |= {"confident": confident(bundle, scored), "lengths": lengths(bundle, scored)}
     facts["methods"] = {
         m: rates(bundle, scored, loud, m) | extremes(bundle, scored, m) for m in METHODS
@@ -341,37 +318,34 @@ def _short(value: Any) -> float:
     return float(f"{float(value):.6g}")
 
 
-def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
+def run(here: Run) -> Path:
     """Write ``gallery/``, ``gallery.md`` and ``examples.md`` of one run; returns the folder.
 
     Raises:
         ValueError: if an image set is not the one that the bundle was made of.
     """
-    provenance = describe()
-    out = results / "gallery"
-    folder = results / network / f"seed{seed}"
-    bundle = Bundle.load(folder / "bundle.npz")
-    made_of = read_json(folder / "provenance.json")
+    provenance, record, bundle = describe(), here.record, here.bundle()
+    out = here.results / "gallery"
     facts, browsed, scored = gather(bundle)
-    sets = load_verified({name: made_of["images_sha256"][name] for name in scored})
+    sets = here.images(scored)
     images, statistics = {}, {}
     for name in scored:
         images[name] = sets[name].images
         statistics[name] = network_statistics(bundle.sets[name]) | pixel_statistics(images[name])
     for method, own in facts["methods"].items():
         own["shared"] = shared(bundle, scored, statistics, method)
-    records = read_json(results / "table1.json")
-    facts["runs"] = sorted({record["seed"] for record in records if record["network"] == network})
-    accuracy = made_of["accuracy"][ID_TEST]
-    facts["network"] = {"recipe": made_of["recipe"], "seed": seed, "accuracy": accuracy}
+    rows = read_json(here.results / "table1.json")
+    facts["runs"] = sorted({row["seed"] for row in rows if row["network"] == here.network})
+    accuracy = record["accuracy"][ID_TEST]
+    facts["network"] = {"recipe": record["recipe"], "seed": here.seed, "accuracy": accuracy}
     tiles = number(facts, browsed)
     browsed |= {"network": facts["network"], "columns": gallery_page.COLUMNS}
     save(out, facts, browsed, gallery_page.sprite(tiles, images))
-    provenance |= {"weights_sha256": digest(folder), "pictures": len(tiles)}
+    provenance |= {"weights_sha256": here.digest(), "pictures": len(tiles)}
     write_json(out / "provenance.json", provenance)
     texts = {"gallery": gallery_page.limits(facts), "examples": gallery_page.browser(browsed)}
     for name, text in texts.items():
-        with replacing(results / f"{name}.md") as temporary:
+        with replacing(here.results / f"{name}.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
     return out
 
@@ -396,12 +370,8 @@ def save(folder: Path, facts: Facts, browsed: Facts, pictures: Image.Image) -> N
 
 def main(arguments: list[str] | None = None) -> None:
     """Write what the page on limits and the example browser show: numbers, pictures, figures."""
-    parser = Parser(prog="python -m bookmaking.gallery", description=main.__doc__)
-    parser.add_argument("--results", type=Path, default="results", help="folder of finished runs")
-    parser.add_argument("--network", default="wrn40-2-cifar10", help="folder of it in the results")
-    parser.add_argument("--seed", type=int, default=0, help="which training run")
-    options = parser.parse_args(arguments)
-    print(f"wrote {run(options.results, options.network, options.seed)}")
+    parser = program_parser("bookmaking.gallery", main.__doc__, "results", "network", "seed")
+    print(f"wrote {run(Run.at(**vars(parser.parse_args(arguments))))}")
 
 
 if __name__ == "__main__":

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from torch import Tensor
 
+from experiments.run import Run, program_parser
 from thinkback_utils.calibration import conformal_threshold
-from thinkback_utils.commands import Parser, run_main
+from thinkback_utils.commands import run_main
 from thinkback_utils.data import SIDE
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
-from thinkback_utils.features import Bundle
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.fisher import KroneckerFisher
 from thinkback_utils.methods import METHODS, TITLES
 from thinkback_utils.plots import ID_COLOR, INK, OOD_COLOR
-from thinkback_utils.provenance import describe, digest
+from thinkback_utils.provenance import describe
 from thinkback_utils.scores import residual
 
 from .gallery import ALPHA, alarms, percentiles
@@ -120,13 +120,13 @@ def cells(
     return torch.outer(p @ (r @ A).square(), (h @ B).square()).numpy()
 
 
-def tell(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Story:
+def tell(here: Run) -> Story:
     """Compute what is drawn.
 
     Of each set the picture of the example browser is taken whose score is nearest to the median.
     """
-    bundle = Bundle.load(results / network / f"seed{seed}" / "bundle.npz")
-    browsed = read_json(results / "gallery" / "examples.json")
+    bundle, gallery = here.bundle(), here.results / "gallery"
+    browsed = read_json(gallery / "examples.json")
     method = METHODS[METHOD]
     rows = []
     scored = score_sets(bundle.sets, (METHOD, *COMPARED), ROWS)
@@ -134,14 +134,13 @@ def tell(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Stor
     T = method.options["temperature"]
     fisher = KroneckerFisher(T, bias=True).update(method.inputs(train.features), train.logits)
     roots = fisher.inverse_root(method.options["damping"])
-    sprite = Image.open(results / "gallery" / "sprite.png")
+    sprite = Image.open(gallery / "sprite.png")
     for name in ROWS:
         own = scored[name][METHOD]
         shown = [row for row in browsed["images"] if row["set"] == name]
         pick = shown[int(np.abs(own[[row["index"] for row in shown]] - np.median(own)).argmin())]
-        h, z = (
-            part[pick["index"]] for part in (bundle.sets[name].features, bundle.sets[name].logits)
-        )
+        item = bundle.sets[name]
+        h, z = item.features[pick["index"]], item.logits[pick["index"]]
         y, x = (SIDE * place for place in divmod(pick["tile"], browsed["columns"]))
         pixels, p = sprite.crop((x, y, x + SIDE, y + SIDE)), z.double().softmax(0).numpy()
         r, weighed = residual(z[None], T)[0].numpy(), cells(method.inputs(h[None])[0], z, roots, T)
@@ -294,31 +293,25 @@ def as_markdown(story: Story) -> str:
     return f"```{{figure}} /book/_static/gallery/opening.svg\n{options}\n\n{caption}\n```\n"
 
 
-def run(results: Path, network: str = "wrn40-2-cifar10", seed: int = 0) -> Path:
+def run(here: Run) -> Path:
     """Write ``opening.md`` and ``gallery/opening.svg`` with its provenance; returns its path."""
-    provenance = describe()
-    story = tell(results, network, seed)
-    path = results / "gallery" / "opening.svg"
+    provenance, story = describe(), tell(here)
+    path = here.results / "gallery" / "opening.svg"
     picks: dict[str, Any] = {
         row.name: {"index": row.place, "score": round(row.score, 2)} for row in story.rows
     }
-    for file, text in ((path, draw(story)), (results / "opening.md", as_markdown(story))):
+    for file, text in ((path, draw(story)), (here.results / "opening.md", as_markdown(story))):
         with replacing(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    facts = {
-        "weights_sha256": digest(results / network / f"seed{seed}"),
-        "method": METHOD,
-        "images": picks,
-    }
+    facts = {"weights_sha256": here.digest(), "method": METHOD, "images": picks}
     write_json(path.with_suffix(".json"), provenance | facts)
     return path
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Draw the opening figure of the book from one run's features and the gallery's pictures."""
-    parser = Parser(prog="python -m bookmaking.opening", description=main.__doc__)
-    parser.add_argument("--results", type=Path, default="results", help="folder of finished runs")
-    print(f"wrote {run(parser.parse_args(arguments).results)}")
+    parser = program_parser("bookmaking.opening", main.__doc__, "results")
+    print(f"wrote {run(Run.at(parser.parse_args(arguments).results))}")
 
 
 if __name__ == "__main__":

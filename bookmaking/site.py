@@ -13,6 +13,8 @@ from typing import Any
 import nbformat
 from bs4 import BeautifulSoup
 
+from experiments.run import Run
+
 from . import demo
 from .chapters import contents, errors, modules, renew, surroundings, unrun
 from .profiles import declared
@@ -103,7 +105,7 @@ def stage(root: Path, build: Path) -> None:
 
 def add_demo(root: Path, build: Path) -> None:
     """Put what the demo's page needs into ``src/``, made anew if its network or code changed."""
-    network = root / "results" / demo.RUN
+    network = Run.at(root / "results").folder
     if not network.is_dir():
         raise BookError(
             f"thinkback: there is no {network}, of which the demo is made; restore it, as git does"

@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,47 +77,57 @@ def score_readings(
     start = time.perf_counter()
     chosen = {n: x[evenly(len(x), config.size(n, readings))] for n, x in images.items()}
     layers = find_layers(model, chosen[ID_TRAIN][:2].to(next(model.parameters()).device) / 255)
-    total = sum(map(len, chosen.values()))
-    bar = tqdm(total=total, desc="readings " + ", ".join(readings), unit=" images")
+    arrays: dict[str, NDArray[np.float32]] = {}
+    total, names = sum(map(len, chosen.values())), ", ".join(readings)
+    with tqdm(total=total, desc=f"readings {names}", unit=" images") as bar:
 
-    def stream(name: str) -> Iterator[dict[str, Tensor]]:
-        batch = config.batch(readings)
-        for squares in squared_gradients(
-            model, chosen[name], readings, layers, config.temperature, batch
-        ):
-            yield squares
-            bar.update(len(squares[readings[0]]))
+        def stream(x: Tensor) -> Iterator[dict[str, Tensor]]:
+            rest = (layers, config.temperature, config.batch(readings))
+            for squares in squared_gradients(model, x, readings, *rest):
+                yield squares
+                bar.update(len(squares[readings[0]]))
 
-    means = {reading: MeanSquare() for reading in readings}
-    for squares in stream(ID_TRAIN):
-        for reading in readings:
-            means[reading].update(squares[reading])
-    expected = {reading: mean.compute() for reading, mean in means.items()}
-    parts: dict[str, list[Tensor]] = {}
-    for name in [name for name in chosen if name != ID_TRAIN]:
-        for squares in stream(name):
-            for reading in readings:
-                for form, values in _forms(squares[reading], expected[reading], config).items():
-                    parts.setdefault(f"{name}.{reading}_{form}", []).append(values)
-    bar.close()
+        expected = _means(stream(chosen[ID_TRAIN]), readings)
+        for name in [name for name in chosen if name != ID_TRAIN]:
+            made = _scores(stream(chosen[name]), expected, config)
+            arrays |= {f"{name}.{key}": values for key, values in made.items()}
     shared = {
         "n_fit": len(chosen.pop(ID_TRAIN)),
         "images": {name: len(x) for name, x in chosen.items()},
         "together_with": list(readings),
         "seconds": round(time.perf_counter() - start, 1),
     }
-    facts = {
+    return arrays, {
         reading: {"layer": layers.get(reading)} | _facts(expected[reading], config) | shared
         for reading in readings
     }
-    return {
-        key: torch.cat(values).cpu().numpy().astype(np.float32) for key, values in parts.items()
-    }, facts
 
 
-def _forms(squares: Tensor, expected: Tensor, config: AblationConfig) -> dict[str, Tensor]:
-    damped = score(squares, expected, config.eps, config.damping)
-    return {"eq5": score(squares), "eq6": score(squares, expected, config.eps), "eq6damped": damped}
+def _means(stream: Iterable[dict[str, Tensor]], readings: Sequence[str]) -> dict[str, Tensor]:
+    """E of each reading."""
+    means = {reading: MeanSquare() for reading in readings}
+    for squares in stream:
+        for reading, mean in means.items():
+            mean.update(squares[reading])
+    return {reading: mean.compute() for reading, mean in means.items()}
+
+
+def _scores(
+    stream: Iterable[dict[str, Tensor]], expected: Mapping[str, Tensor], config: AblationConfig
+) -> dict[str, NDArray[np.float32]]:
+    """Scores by ``<reading>_<form>``, (n,)."""
+    parts: dict[str, list[Tensor]] = {}
+    for squares in stream:
+        for reading, mean in expected.items():
+            own = squares[reading]
+            forms = {
+                "eq5": score(own),
+                "eq6": score(own, mean, config.eps),
+                "eq6damped": score(own, mean, config.eps, config.damping),
+            }
+            for form, values in forms.items():
+                parts.setdefault(f"{reading}_{form}", []).append(values)
+    return {k: torch.cat(values).cpu().numpy().astype(np.float32) for k, values in parts.items()}
 
 
 def _facts(expected: Tensor, config: AblationConfig) -> dict[str, int]:
@@ -143,24 +153,20 @@ def measure_costs(model: WideResNet, x: Tensor, config: AblationConfig) -> dict[
         scores.thinkback(out.features, out.logits, ones.cpu(), config.temperature)
 
     def reading(name: str) -> Callable[[], None]:
+        rest = (layers, config.temperature, config.batch([name]))
+
         def run() -> None:
-            for squares in squared_gradients(
-                model, x, [name], layers, config.temperature, config.batch([name])
-            ):
+            for squares in squared_gradients(model, x, [name], *rest):
                 score(squares[name], torch.ones_like(squares[name][0]))
 
         return run
 
-    calls = {"forward": forward, "A": closed_form} | {
-        name: reading(name) for group in PASSES for name in group
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(config.rounds + 1):
-        for name, call in calls.items():
-            seconds[name].append(_seconds(call, x.device))
-    forwards = seconds.pop("forward")[1:]  # the first round warmed up
+    names = [name for group in PASSES for name in group]
+    calls = {"forward": forward, "A": closed_form} | {name: reading(name) for name in names}
+    seconds = _by_turns(calls, config.rounds, x.device)
+    forwards = seconds.pop("forward")
     ratio = {
-        name: [a / b for a, b in zip(values[1:], forwards, strict=True)]
+        name: [a / b for a, b in zip(values, forwards, strict=True)]
         for name, values in seconds.items()
     }
     return {
@@ -172,12 +178,19 @@ def measure_costs(model: WideResNet, x: Tensor, config: AblationConfig) -> dict[
     }
 
 
-def _seconds(call: Callable[[], None], device: torch.device) -> float:
-    start = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+def _by_turns(
+    calls: Mapping[str, Callable[[], None]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round, after one that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: values[1:] for name, values in seconds.items()}
 
 
 def run(folder: Path, config: AblationConfig, device: str | None = None) -> dict[str, Any]:
@@ -228,7 +241,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     A killed command goes on where it was.
     """
-    parser, fields = program_parser("ablations", main.__doc__), dataclasses.fields(AblationConfig)
+    parser = program_parser("experiments.ablations", main.__doc__)
+    fields = dataclasses.fields(AblationConfig)
     for field in fields:
         option = f"--{field.name.replace('_', '-')}"
         parser.add_argument(option, type=type(field.default), default=field.default)

@@ -106,11 +106,8 @@ class Printed:
         for c0, c1 in pairwise(levels):
             c = (c0 + c1) / 2
             low = max((self.tpr10 - h) * (c > self.at_fpr), self.at_tpr * (c > self.fpr95 + h))
-            high = min(
-                self.tpr10 + h if c < self.at_fpr else 1,
-                self.at_tpr if c < self.fpr95 - h else 1,
-                1,
-            )
+            left = self.tpr10 + h if c < self.at_fpr else 1
+            high = min(left, self.at_tpr if c < self.fpr95 - h else 1, 1)
             out.append(Piece(float(c0), float(c1), float(low), float(high)))
         return out
 
@@ -230,12 +227,10 @@ def extremal_curves(printed: Printed, prevalence: float, points: int = 2000) -> 
     t, curves = np.arange(1, points + 1) / points, []
     for _, fpr, tpr in (printed._lower(prevalence), printed._upper(prevalence)):
         f = np.interp(t - 1e-12, tpr, fpr)
-        f = np.where(
-            t > printed.tpr10 + printed.half_width, np.maximum(f, printed.at_fpr + 1e-9), f
-        )
-        f = np.where(
-            t > printed.at_tpr - 1e-9, np.maximum(f, printed.fpr95 - printed.half_width), f
-        )
+        over = t > printed.tpr10 + printed.half_width
+        f = np.where(over, np.maximum(f, printed.at_fpr + 1e-9), f)
+        over = t > printed.at_tpr - 1e-9
+        f = np.where(over, np.maximum(f, printed.fpr95 - printed.half_width), f)
         curves.append(Roc(np.r_[0, f, 1], np.r_[0, t, 1], -np.arange(points + 2.0)))
     return curves[0], curves[1]
 

@@ -81,7 +81,8 @@ def coverage(setup: Setup, seed: int = 0) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> None:
     """Simulate, and keep the shares as ``coverage.json``."""
-    options = program_parser("coverage", main.__doc__, "results", "seed").parse_args(arguments)
+    parser = program_parser("experiments.coverage", main.__doc__, "results", "seed")
+    options = parser.parse_args(arguments)
     start, record, setup = time.perf_counter(), describe(), Setup()
     frame = coverage(setup, options.seed)
     record |= {"setup": asdict(setup), "seed": options.seed}

@@ -46,10 +46,9 @@ from .family import Candidate, candidates, statistics
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
 from .run import Run, program_parser
 
+CPU = RECIPES["cpu"]
 # The first cycle of the recipe of the table's network.
-RECIPE = RECIPES["cpu"].override(
-    depth=16, epochs=15, restarts=(), resolutions=RECIPES["cpu"].resolutions
-)
+RECIPE = CPU.override(depth=16, epochs=15, restarts=(), resolutions=CPU.resolutions)
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network
 COUNT = 2000  # outliers of each kind
 MARGIN = 0.001  # of AUROC: less than the figures can tell apart
@@ -109,9 +108,8 @@ def features(
     sets = {FITTED: parts.fitted, HELD_OUT: parts.held_out}
     if parts.hidden is not None:
         sets[HIDDEN] = _rows(parts.hidden, evenly(len(parts.hidden), COUNT), HIDDEN)
-    sets |= validation_outliers(
-        parts.fitted.images[evenly(len(parts.fitted), COUNT)], network.config.seed
-    )
+    few = parts.fitted.images[evenly(len(parts.fitted), COUNT)]
+    sets |= validation_outliers(few, network.config.seed)
     seen = {name: extract(model, images) for name, images in sets.items()}
     here.save_bundle(seen, model)
     return seen
@@ -152,11 +150,9 @@ def load(folder: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for name in NETWORKS:
         with (folder / name / "candidates.csv").open(newline="", encoding="utf-8") as file:
-            filled = [
-                {k: types.get(k, float)(v) for k, v in row.items() if v}
-                for row in csv.DictReader(file)
-            ]
-        records += [{"network": name, "damping": None} | row for row in filled]
+            for row in csv.DictReader(file):
+                filled = {k: types.get(k, float)(v) for k, v in row.items() if v}
+                records.append({"network": name, "damping": None} | filled)
     return records
 
 
@@ -194,9 +190,8 @@ def _rows(images: ImageSet, rows: Tensor, name: str) -> ImageSet:
         raise ValueError(
             f"thinkback: a development network needs labels, and the set {images.name!r} has none"
         )
-    return dataclasses.replace(
-        images, images=images.images[rows], labels=images.labels[rows], name=name
-    )
+    kept, labels = images.images[rows], images.labels[rows]
+    return dataclasses.replace(images, images=kept, labels=labels, name=name)
 
 
 def run(results: Path, name: str, device: str | None = None) -> None:
@@ -216,15 +211,10 @@ def run(results: Path, name: str, device: str | None = None) -> None:
         writer.writerows(
             {k: v if k in fields else f"{v:.5f}" for k, v in record.items()} for record in records
         )
-    facts = {
-        "accuracy": sets[HELD_OUT].accuracy(),
-        "sizes": {n: len(x) for n, x in sets.items()},
-        "methods": reference,
-    }
-    seconds = round(time.perf_counter() - start, 1)
-    write_json(
-        folder / "candidates.json", describe(process_device(device)) | facts | {"seconds": seconds}
-    )
+    facts = describe(process_device(device)) | {"accuracy": sets[HELD_OUT].accuracy()}
+    facts |= {"sizes": {n: len(x) for n, x in sets.items()}, "methods": reference}
+    facts["seconds"] = round(time.perf_counter() - start, 1)
+    write_json(folder / "candidates.json", facts)
 
 
 def suite(
@@ -272,13 +262,10 @@ def suite(
 
 def main(arguments: list[str] | None = None) -> None:
     """Train the development networks, score all candidates and choose; or run the suite."""
-    parser = program_parser("development", main.__doc__, "results", "device")
+    parser = program_parser("experiments.development", main.__doc__, "results", "device")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument(
-        "--suite",
-        action="store_true",
-        help="do not choose; run the test suite on the first of them",
-    )
+    about = "do not choose; run the test suite on the first of them"
+    parser.add_argument("--suite", action="store_true", help=about)
     parser.add_argument("--sets", nargs="*", help="of the suite (default: all)")
     options = parser.parse_args(arguments)
     if options.suite:

@@ -42,7 +42,7 @@ class Candidate(NamedTuple):
     - ``unit``: gradient and Fisher read ``h / ||h||``; logits stay as they are.
     - ``bias``: the bias's gradient counts too.
     - ``labels``: of the Fisher, see :class:`fisher.DiagonalFisher`.
-    - ``temperature``, ``damping``: as in the scores; damping None is 1 / N.
+    - ``temperature``, ``damping``: as in the scores; None is the Fisher's ``automatic_damping``.
     """
 
     form: str
@@ -79,19 +79,18 @@ def statistics(
     r = {n: residual(z[n], T) for n in sets}
     fit_h, fit_z = _inputs(fit.features, unit, bias), fit.logits
     if form == "diagonal":
-        E = DiagonalFisher(T, labels).update(fit_h, fit_z).compute()
-        dampings = _relative(len(fit))
+        fisher = DiagonalFisher(T, labels).update(fit_h, fit_z)
+        E, dampings = fisher.compute(), _dampings(fisher)
         return {
             n: torch.stack([scores.thinkback(h[n], z[n], E, T, 0.0, d) for d in dampings], 1)
             for n in sets
         }
     if form == "full":
-        quadratic = _Quadratic(FullFisher(T, labels).update(fit_h, fit_z).compute(), len(fit))
+        full = FullFisher(T, labels).update(fit_h, fit_z)
+        quadratic = _Quadratic(full.compute(), _dampings(full))
         return {n: quadratic.of_products(r[n], h[n]) for n in sets}
-    A, B = (
-        _Quadratic(moment, len(fit))
-        for moment in KroneckerFisher(T, labels).update(fit_h, fit_z).compute()
-    )
+    factors = KroneckerFisher(T, labels).update(fit_h, fit_z)
+    A, B = (_Quadratic(moment, _dampings(factors)) for moment in factors.compute())
     if form == "additive":  # each in units of its mean over the fit data
         return {n: A(r[n]) / (fit_z.shape[1] - 1) + B(h[n]) / fit_h.shape[1] for n in sets}
     if form == "averaged":
@@ -99,24 +98,24 @@ def statistics(
     if form == "classwise":
         means = _class_means(fit_h, fit_z)
         within = (fit_h - means[fit_z.argmax(1)])[:, :-1]
-        S = _Quadratic(within.T @ within / len(fit), len(fit))
+        S = _Quadratic(within.T @ within / len(fit), _dampings(factors))
         return {n: A(r[n]) * (1 + S((h[n] - means[z[n].argmax(1)])[:, :-1])) for n in sets}
     return {n: A(r[n]) * B(h[n]) for n in sets}
 
 
-def _relative(count: int) -> list[float]:
-    """``DAMPINGS`` of ``count`` fit samples."""
-    return [1 / count if damping is None else damping for damping in DAMPINGS]
+def _dampings(fisher: DiagonalFisher | FullFisher | KroneckerFisher) -> list[float]:
+    """``DAMPINGS``, None as the Fisher's automatic one."""
+    return [fisher.automatic_damping if d is None else d for d in DAMPINGS]
 
 
 class _Quadratic:
     """``x^T (M + damping * mean eigenvalue * I)^-1 x`` for all dampings, by one decomposition."""
 
-    def __init__(self, matrix: Tensor, count: int) -> None:
+    def __init__(self, matrix: Tensor, dampings: list[float]) -> None:
         values, self.vectors = torch.linalg.eigh(matrix)
         values = values.where(values > 1e-12 * values[-1], 0.0)
-        relative = values.new_tensor(_relative(count))
-        self.inverse = 1 / (values[:, None] + relative * values.mean())  # (P, dampings)
+        floors = values.new_tensor(dampings) * values.mean()
+        self.inverse = 1 / (values[:, None] + floors)  # (P, dampings)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, dampings) of x (N, P)."""

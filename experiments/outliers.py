@@ -204,9 +204,8 @@ def _only(image_set: ImageSet, classes: list[int], names: tuple[str, ...]) -> Im
     place[classes] = torch.arange(len(classes))
     labels = place[image_set.labels]
     rows = labels >= 0
-    return ImageSet(
-        image_set.images[rows], labels[rows], tuple(names[k] for k in classes), image_set.name
-    )
+    kept = tuple(names[k] for k in classes)
+    return ImageSet(image_set.images[rows], labels[rows], kept, image_set.name)
 
 
 def _checked(images: Tensor) -> Tensor:

@@ -545,7 +545,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     The device is that of the network, for detectors that read images.
     """
-    parser = program_parser("peers", main.__doc__)
+    parser = program_parser("experiments.peers", main.__doc__)
     parser.add_argument(
         "--skip", choices=[*_peers(images=True)], help="leave out the peer that reads images"
     )

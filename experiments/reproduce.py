@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     A killed command goes on where it was. Under ``torchrun`` the processes share the seeds; the
     same command without it then gives the verdicts over all.
     """
-    parser = program_parser("reproduce", main.__doc__, "results", "device")
+    parser = program_parser("experiments.reproduce", main.__doc__, "results", "device")
     add_config_arguments(parser)
     parser.add_argument(
         "--seeds", nargs="+", type=int, help="one network for each (default: that of --seed)"

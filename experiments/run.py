@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from thinkback_utils.commands import Parser
-from thinkback_utils.data import ImageSet
+from thinkback_utils.data import ImageSet, data_root
 from thinkback_utils.devices import process_device
-from thinkback_utils.evaluation import Record, Scores, load_scores, load_verified, save_scores
+from thinkback_utils.evaluation import Record, Scores, image_set, load_scores, save_scores
 from thinkback_utils.features import Bundle, Features
-from thinkback_utils.files import read_json, replacing, write_json
+from thinkback_utils.files import read_json, replacing, sha256, write_json
 from thinkback_utils.models import WideResNet
-from thinkback_utils.provenance import describe, digest
+from thinkback_utils.provenance import describe
 
 NETWORK = "wrn40-2-cifar10"  # of the book
 STATED = ("images_sha256", "float16_metric_error")  # of older bundles in provenance.json alone
@@ -198,7 +198,15 @@ class Run:
         chosen = list(hashes if names is None else names)
         if unknown := [name for name in chosen if name not in hashes]:
             raise ValueError(f"thinkback: no sets {unknown} in {self.folder}, only {list(hashes)}")
-        return load_verified({name: hashes[name] for name in chosen})
+        sets = {name: image_set(name) for name in chosen}
+        for name, images in sets.items():
+            if (found := images.sha256()) != (expected := hashes[name]):
+                raise ValueError(
+                    f"thinkback: {name!r} in the data root {data_root()} is not the set that the"
+                    f" bundle was made from (sha256 {found[:12]}…, expected {expected[:12]}…); run"
+                    " `python -m experiments.reproduce` anew"
+                )
+        return sets
 
     def scores(self, name: str = "scores.npz") -> Scores:
         """Scores of each image, ``[set][method]``, float64 (N,).
@@ -214,7 +222,7 @@ class Run:
 
     def digest(self) -> str:
         """SHA-256 of the weights: what is made from them states it."""
-        return digest(self.folder)
+        return sha256(self.weights)
 
     def describe(self, device: str | torch.device, names: Iterable[str] | None = None) -> Record:
         """The head of the record of an experiment on this run: this process, weights and images.
@@ -261,8 +269,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def program_parser(program: str, about: str | None, *names: str) -> Parser:
-    """The parser of ``python -m experiments.<program>``, with these of ``OPTIONS``, else all."""
-    parser = Parser(prog=f"python -m experiments.{program}", description=about)
+    """The parser of ``python -m <program>``, with these of ``OPTIONS``, else all."""
+    parser = Parser(prog=f"python -m {program}", description=about)
     for name in names or OPTIONS:
         parser.add_argument(f"--{name}", **OPTIONS[name])
     return parser

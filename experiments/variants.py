@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from thinkback_utils.commands import run_main
@@ -39,9 +37,9 @@ def variants(
         model: the network; its device is used.
         train: labelled training images, of which ``augmented``, spread evenly, are cropped and
             flipped at random as in training and then run in evaluation mode.
-        sets: images by name, of which ``bfloat16`` each, spread evenly, run under autocast; the
-            last layer stays in float32. The same rows of the bundle (see :func:`evaluation.evenly`)
-            are their float32 counterparts.
+        sets: images by name, of which ``bfloat16`` each, spread evenly, run in bfloat16 but for the
+            last layer. The same rows of the bundle (see :func:`evaluation.evenly`) are their
+            float32 counterparts.
         seed: of crops and flips.
 
     Returns: ``cifar10-train-augmented`` (in the order in which that epoch would show them) and
@@ -49,7 +47,8 @@ def variants(
     """
     out = {AUGMENTED: extract(model, augment(_few(train, augmented), seed))}
     for name, images in sets.items():
-        out[f"{name}@bfloat16"] = in_bfloat16(model, _few(images, bfloat16))
+        few = _few(images, bfloat16)
+        out[f"{name}@bfloat16"] = extract(model, few, batch_size=250, precision="bfloat16")
     return out
 
 
@@ -74,15 +73,6 @@ def augment(
         )
     config = TrainConfig(seed=seed, batch_size=batch_size)
     return augmented_batches(images.images, images.labels, config, epoch=0)
-
-
-def in_bfloat16(model: WideResNet, images: ImageSet, batch_size: int = 250) -> Features:
-    """Features of a backbone in bfloat16 (autocast), and the float32 head's logits of them."""
-    head = model.get_classifier()
-    with torch.autocast(head.weight.device.type, torch.bfloat16):
-        half = extract(model, images, batch_size=batch_size)
-    logits = F.linear(half.features, head.weight.detach().cpu(), head.bias.detach().cpu())
-    return Features(half.features, logits, images.labels)
 
 
 def bfloat16_scores(folder: Path, methods: Iterable[str]) -> tuple[Scores, Scores]:
@@ -142,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     The seed names the training run, and is also that of crops and flips.
     """
-    parser = program_parser("variants", main.__doc__)
+    parser = program_parser("experiments.variants", main.__doc__)
     parser.add_argument(
         "--augmented", type=int, default=10_000, help="training images that are augmented"
     )

@@ -354,7 +354,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     The claims on T and on other readings are put to one training seed.
     """
-    parser = program_parser("verdicts", main.__doc__, "results", "network", "seed")
+    parser = program_parser("experiments.verdicts", main.__doc__, "results", "network", "seed")
     options = parser.parse_args(arguments)
     report(write(Run.at(options.results, options.network, options.seed)))
 

@@ -11,12 +11,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fonts
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 def chromium() -> str | None:
     """The program of a Chromium on this machine."""
     return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+@contextlib.contextmanager
+def launched(font: str | None, scratch: Path) -> Iterator[Any]:
+    """A Chromium that sees that set of fonts; where there is none, the test is skipped."""
+    if (program := chromium()) is None:
+        pytest.skip("no Chromium on this machine")
+    reason = "no playwright: pip install -e .[test]"
+    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
+    options = {"executable_path": program, "args": ["--no-sandbox", "--disable-gpu"]}
+    options["env"] = fonts.environment(font, scratch)
+    with playwright.sync_playwright() as driver, driver.chromium.launch(**options) as browser:
+        yield browser
+
+
+def complaints(page: Any) -> list[Any]:
+    """What the console and the scripts of a page say from now on of errors, a growing list."""
+    found: list[Any] = []
+    kinds = ("error", "warning")
+    page.on("console", lambda said: said.type in kinds and found.append(said.text))
+    page.on("pageerror", lambda error: found.append(str(error)))
+    return found
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

@@ -32,8 +32,11 @@ def run(here, *more):
     return ablations.load(here.folder)
 
 
-def test_one_command_scores_every_reading(here, capsys):
+def test_one_command_scores_every_reading(here, capsys, monkeypatch):
+    called, original = [], scores.thinkback
+    monkeypatch.setattr(scores, "thinkback", lambda *a: (called.append(1), original(*a))[1])
     arrays, record = run(here)
+    assert len(called) == 2  # the closed form's cost: a round that warms up, and one that counts
     forms = ("eq5", "eq6", "eq6damped")
     keys = product(NAMES[1:], ("C", "D", "E", "all"), forms)
     assert set(arrays) == {f"{name}.{reading}_{form}" for name, reading, form in keys}
@@ -75,9 +78,12 @@ def test_a_killed_run_goes_on_and_other_weights_start_again(here, monkeypatch):
     del record["cost"]  # as a kill would leave it, or nearly
     write_json(here.folder / "ablations.json", record)
     done, original = [], ablations.score_readings
-    monkeypatch.setattr(
-        ablations, "score_readings", lambda *a: (done.append(list(a[2])), original(*a))[1]
-    )
+
+    def noted(model, images, readings, config):
+        done.append(list(readings))
+        return original(model, images, readings, config)
+
+    monkeypatch.setattr(ablations, "score_readings", noted)
     again, record = run(here)
     assert done == [["D"], ["all"]]
     assert set(record["readings"]) == {"C", "D", "E", "all"}
@@ -109,10 +115,3 @@ def test_parameters_are_checked():
         ValueError, match=r"thinkback: AblationConfig.rounds must be positive, got 0"
     ):
         ablations.AblationConfig(rounds=0)
-
-
-def test_the_cost_of_the_closed_form_uses_the_score(here, monkeypatch):
-    called, original = [], scores.thinkback
-    monkeypatch.setattr(scores, "thinkback", lambda *a: (called.append(1), original(*a))[1])
-    run(here)
-    assert len(called) == 2  # a round that warms up, and one that counts

@@ -63,14 +63,8 @@ def test_curves_come_up_to_the_bounds(row, monkeypatch):
                 middle, f = (curve.tpr[1:-1] + curve.tpr[:-2]) / 2, curve.fpr[1:-1]
                 ap = np.mean(pi * middle / (pi * middle + (1 - pi) * f))
                 error = abs(ap - printed.bounds(pi)[k])
-                assert error < (
-                    2e-5 if auroc is None or k == 0 else 2e-3 if row[2] > 0.8 else 0.012
-                ), (
-                    row,
-                    auroc,
-                    pi,
-                    k,
-                )
+                near = 2e-3 if row[2] > 0.8 else 0.012
+                assert error < (2e-5 if auroc is None or k == 0 else near), (row, auroc, pi, k)
                 assert (np.diff(curve.fpr) >= 0).all()
                 values = metrics.summary(curve, pi)
                 assert abs(values["tpr10"] - row[0]) < 3e-4
@@ -105,10 +99,8 @@ def test_a_grid_of_step_curves_reaches_no_further(monkeypatch):
         low, high = audit.Printed(*row, 1 - float(a), half_width=0).bounds(pi)
         assert low - 1.5e-3 <= value <= high + 1.5e-3
     for a in np.quantile(area, [0.2, 0.5, 0.8]):
-        assert (
-            ap[area >= a].max()
-            > audit.Printed(*row, 1 - float(a), half_width=0).bounds(pi)[1] - 0.02
-        )
+        high = audit.Printed(*row, 1 - float(a), half_width=0).bounds(pi)[1]
+        assert ap[area >= a].max() > high - 0.02
 
 
 def test_a_dense_convex_programme_finds_no_lower_curve():
@@ -129,7 +121,7 @@ def test_a_dense_convex_programme_finds_no_lower_curve():
         constraints=[
             {
                 "type": "eq",
-                "fun": lambda f: f.mean() - (1 - auroc),
+                "fun": lambda f: f.mean() - 1 + auroc,
                 "jac": lambda f: np.full(n, 1 / n),
             },
             {"type": "ineq", "fun": np.diff, "jac": lambda f: np.diff(np.eye(n), axis=0)},
@@ -167,16 +159,13 @@ def test_in_distribution_as_the_positive_class():
             mirrored = metrics.Roc(1 - curve.tpr[::-1], 1 - curve.fpr[::-1], -curve.threshold)
             values = metrics.summary(curve)
             del values["aupr"]
-            swapped = replace(
-                audit.Printed(**values, half_width=1e-9).swapped(),
-                step=float(np.diff(curve.fpr).max()),
-            )
+            step = float(np.diff(curve.fpr).max())
+            swapped = replace(audit.Printed(**values, half_width=1e-9).swapped(), step=step)
             low, high = swapped.bounds(5 / 6)
             assert low - 1e-6 <= metrics.average_precision(mirrored, 5 / 6) <= high + 1e-6
     again = audit.Printed(0.8, 0.3, 0.9).swapped().swapped()
-    assert np.allclose(
-        [again.tpr10, again.fpr95, again.at_fpr, again.at_tpr], [0.8, 0.3, 0.1, 0.95]
-    )
+    found = [again.tpr10, again.fpr95, again.at_fpr, again.at_tpr]
+    assert np.allclose(found, [0.8, 0.3, 0.1, 0.95])
 
 
 def test_means_over_draws_stay_inside():
@@ -198,9 +187,8 @@ def test_perfect_and_hopeless_scores():
     assert audit.Printed(1, 0, 1, half_width=0).bounds(0.3) == pytest.approx((1, 1), abs=1e-6)
     low, high = audit.Printed(0, 1, half_width=0).bounds(0.5)
     assert 0 < low < high < 0.95
-    assert audit.Printed(0, 1, half_width=0, step=1).bounds(0.5)[1] == pytest.approx(
-        0.95 / 1.1 + 0.05 / 2, abs=0.05
-    )
+    high = audit.Printed(0, 1, half_width=0, step=1).bounds(0.5)[1]
+    assert high == pytest.approx(0.95 / 1.1 + 0.05 / 2, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -211,25 +199,22 @@ def test_shares(value, n, verdict):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("row", "message"),
     [
-        (
-            lambda: audit.Printed(62.0, 0.43),
-            "tpr10 is a fraction between 0 and 1, got 62.0; percent / 100?",
-        ),
-        (lambda: audit.Printed(0.62, float("nan")), "fpr95 is a fraction between 0 and 1, got nan"),
-        (lambda: audit.Printed(0.97, 0.43), "no ROC curve has TPR10 0.97 and FPR95 0.43 together"),
-        (lambda: audit.Printed(0.62, 0.43, 0.5), r"auroc lies between 0\.\d+ and 0\.\d+, got 0.5"),
-        (
-            lambda: audit.Printed(0.62, 0.43).bounds(1.0),
-            "prevalence is a fraction between 0 and 1, got 1.0",
-        ),
-        (
-            lambda: audit.Printed(0.62, 0.43).prevalences(59.04),
-            "aupr is a fraction between 0 and 1, got 59.04",
-        ),
+        ((62.0, 0.43), "tpr10 is a fraction between 0 and 1, got 62.0; percent / 100?"),
+        ((0.62, float("nan")), "fpr95 is a fraction between 0 and 1, got nan"),
+        ((0.97, 0.43), "no ROC curve has TPR10 0.97 and FPR95 0.43 together"),
+        ((0.62, 0.43, 0.5), r"auroc lies between 0\.\d+ and 0\.\d+, got 0.5"),
     ],
 )
-def test_bad_numbers_are_named(make, message):
+def test_numbers_of_no_curve_are_named(row, message):
     with pytest.raises(ValueError, match=message):
-        make()
+        audit.Printed(*row)
+
+
+def test_what_is_no_fraction_is_named():
+    printed = audit.Printed(0.62, 0.43)
+    with pytest.raises(ValueError, match=r"prevalence is a fraction between 0 and 1, got 1\.0"):
+        printed.bounds(1.0)
+    with pytest.raises(ValueError, match=r"aupr is a fraction between 0 and 1, got 59\.04"):
+        printed.prevalences(59.04)

@@ -14,16 +14,14 @@ import fonts
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from bookmaking import demo
+from experiments.run import Run
 from thinkback_utils.features import extract
 
 ROOT = Path(__file__).parents[1]
 RESULTS, RUNTIME = ROOT / "results", (ROOT / demo.RUNTIME).parent
-pytestmark = pytest.mark.skipif(
-    not (RESULTS / demo.RUN / "bundle.npz").is_file(),
-    reason=f"no network of a full run in results/{demo.RUN}",
-)
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +35,33 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The demo's page with what it loads, laid out as on the site, without the book around it."""
+def made(tmp_path_factory, worker_id, said):
+    """What the build of the book makes for the demo: once, by the first of all workers."""
     pytest.importorskip("onnx", reason="no onnx: pip install -e .[export]")
-    src, html = tmp_path_factory.mktemp("src"), tmp_path_factory.mktemp("html")
-    demo.assets(src, ROOT)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "demo"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patched:
+        if not (folder / "results" / "demo.md").exists():  # the last of its files
+            patched.setattr(demo, "detector", lambda results: said)  # which this worker has
+            demo.assets(folder, ROOT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(made, tmp_path_factory):
+    """The demo's page with what it loads, laid out as on the site, without the book around it."""
+    html = tmp_path_factory.mktemp("html")
     shutil.copytree(ROOT / "book" / "extra", html, dirs_exist_ok=True)
-    shutil.copytree(src / "book" / "extra", html, dirs_exist_ok=True)
+    shutil.copytree(made / "book" / "extra", html, dirs_exist_ok=True)
     shutil.copytree(RUNTIME, html / RUNTIME.name)
     (html / "_static").mkdir()
     shutil.copyfile(ROOT / "book" / "_static" / "dom.js", html / "_static" / "dom.js")
-    parts = (src / "results" / "demo.md").read_text("utf-8")
+    parts = (made / "results" / "demo.md").read_text("utf-8")
 
     def included(match):
         return re.search(rf"{match[1]}\s(.+?)<!-- end -->", parts, re.DOTALL)[1]
 
-    include = (
-        r'```\{include\} \.\./results/demo\.md\n:start-after: "(.+?)"\n:end-before: "<!-- end'
-        r' -->"\n```'
-    )
+    include = r'```\{include\} \.\./results/demo\.md\n:start-after: "(.+?)"\n:end-before: .+\n```'
     page = re.sub(include, included, (ROOT / "book" / "demo.md").read_text("utf-8"))
     raw = re.findall(r"```\{raw\} html\n(.+?)\n```", page, re.DOTALL)
     head = (
@@ -76,40 +82,23 @@ def served(site):
 
 @pytest.fixture(scope="module", params=[fonts.FIRST])
 def browser(request, tmp_path_factory):
-    chromium = browsing.chromium()
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright: pip install -e .[test]"
-    )
-    options = {"executable_path": chromium, "args": ["--no-sandbox", "--disable-gpu"]}
-    options["env"] = fonts.environment(request.param, tmp_path_factory.mktemp("fonts"))
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(**options)
+    with browsing.launched(request.param, tmp_path_factory.mktemp("fonts")) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def page(browser, served):
     """The page on a phone; at the end nothing has failed and nothing came from elsewhere."""
-    page, faults = browser.new_page(viewport={"width": 360, "height": 740}), []
+    page = browser.new_page(viewport={"width": 360, "height": 740})
     page.set_default_timeout(120_000)  # a busy machine is no fault of the page
-    page.on(
-        "console",
-        lambda message: message.type in ("error", "warning") and faults.append(message.text),
-    )
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on(
-        "response", lambda reply: reply.status >= 400 and faults.append((reply.url, reply.status))
-    )
+    faults = browsing.complaints(page)
+    page.on("response", lambda reply: reply.status >= 400 and faults.append(reply.url))
     page.requested = []
     page.on("request", lambda request: page.requested.append(request.url))
     page.goto(served + "book/demo.html")
     yield page
-    foreign = [
-        url for url in page.requested if not url.startswith((served, "data:", f"blob:{served}"))
-    ]
+    own = (served, "data:", f"blob:{served}")
+    foreign = [url for url in page.requested if not url.startswith(own)]
     page.close()
     assert faults + foreign == []
 
@@ -143,17 +132,14 @@ def test_runtime_is_the_released_one():
 
 def test_pictures_and_detector_are_those_of_the_full_run(said, images):
     """The features kept at a picture's index are the picture's; calibration has others."""
-    sets = demo.Bundle.load(RESULTS / demo.RUN / "bundle.npz").sets
+    sets = Run.at(RESULTS).bundle().sets
     pictures = demo.load_pictures(RESULTS)[1]
     assert len(images) == len(pictures) == demo.COUNT * len(demo.FIRST)
     kept = torch.stack([sets[picture["set"]].features[picture["index"]] for picture in pictures])
     seen = extract(said.model, images).features
     np.testing.assert_allclose(seen, kept, rtol=2e-3, atol=2e-3)  # float16
-    assert all(
-        picture["index"] >= demo.N_CALIBRATION
-        for picture in pictures
-        if picture["set"] == demo.ID_TEST
-    )
+    shown = [picture["index"] for picture in pictures if picture["set"] == demo.ID_TEST]
+    assert min(shown) >= demo.N_CALIBRATION
     others = sets[demo.ID_TEST]
     h, z = others.features[demo.N_CALIBRATION :], others.logits[demo.N_CALIBRATION :]
     scores = demo.METHODS[said.method](h, z, said.state, **said.options)
@@ -161,12 +147,10 @@ def test_pictures_and_detector_are_those_of_the_full_run(said, images):
 
 
 def test_graph_in_onnxruntime_on_real_images(site, said, images):
-    onnxruntime = pytest.importorskip(
-        "onnxruntime", reason="no onnxruntime: pip install -e .[test]"
-    )
-    session = onnxruntime.InferenceSession(
-        gzip.decompress((site / "demo" / "model.onnx.gz").read_bytes())
-    )
+    reason = "no onnxruntime: pip install -e .[test]"
+    onnxruntime = pytest.importorskip("onnxruntime", reason=reason)
+    model = gzip.decompress((site / "demo" / "model.onnx.gz").read_bytes())
+    session = onnxruntime.InferenceSession(model)
     for batch in (images[:1], images[:7], images[7:8], images[11:]):
         logits, score, p, rejected = session.run(None, {"images": batch.numpy()})
         expected = extract(said.model, batch).logits.numpy()
@@ -190,19 +174,14 @@ def test_page_says_what_pytorch_says(page, said, images):
     for i in (1, 8, 17):  # of each set one
         got = answer(page, lambda i=i: radios.nth(i).check())
         expected = extract(said.model, images[i : i + 1]).logits[0].numpy()
-        np.testing.assert_allclose(
-            got["logits"], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
-        )
-        np.testing.assert_allclose(got["score"], said.score(images[i : i + 1]).item(), rtol=1e-4)
-        np.testing.assert_allclose(
-            got["p"], said.p_value(images[i : i + 1]).item(), atol=3 / (demo.N_CALIBRATION + 1)
-        )
-        assert page.locator("tbody tr").nth(int(expected.argmax())).locator(
-            "td"
-        ).last.inner_text() == max(
-            page.locator(".tb-classes td:last-child").all_inner_texts(),
-            key=lambda text: float(text.rstrip(" %")),
-        )
+        score, p = (float(ask(images[i : i + 1])) for ask in (said.score, said.p_value))
+        close = 1e-4 * np.abs(expected).max()
+        np.testing.assert_allclose(got["logits"], expected, rtol=1e-4, atol=close)
+        np.testing.assert_allclose(got["score"], score, rtol=1e-4)
+        np.testing.assert_allclose(got["p"], p, atol=3 / (demo.N_CALIBRATION + 1))
+        shown = page.locator(".tb-classes td:last-child").all_inner_texts()
+        shares = [float(text.rstrip(" %")) for text in shown]
+        assert shares[int(expected.argmax())] == max(shares)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
@@ -225,18 +204,12 @@ def test_verdict_follows_the_slider(page, said, images):
         "p => Math.abs(document.querySelector('.tb-answer').dataset.p - p) < 1e-3", arg=float(p[i])
     )
     slider, verdict = page.get_by_role("slider"), page.locator(".tb-verdict")
-    for at, expected in (
-        (place - 2, "Accepted"),
-        (place + 2, "Refused"),
-        (0, "Accepted"),
-        (len(demo.ALPHAS) - 1, "Refused"),
-    ):
+    expected = {place - 2: "Accepted", place + 2: "Refused", 0: "Accepted"}
+    for at, word in (expected | {len(demo.ALPHAS) - 1: "Refused"}).items():
         slider.fill(str(at))
-        assert verdict.inner_text().startswith(expected)
-        assert (
-            f"α = {100 * demo.ALPHAS[at]:g}\N{NO-BREAK SPACE}%"
-            in page.locator(".tb-slider").inner_text()
-        )
+        assert verdict.inner_text().startswith(word)
+        shown = page.locator(".tb-slider").inner_text()
+        assert f"α = {100 * demo.ALPHAS[at]:g}\N{NO-BREAK SPACE}%" in shown
     slider.fill(str(place + 1))
     for _ in range(3):
         slider.press("ArrowLeft")

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from thinkback_utils import data, evaluation, metrics
 from thinkback_utils.data import ImageSet
 from thinkback_utils.detector import conformal_threshold
-from thinkback_utils.features import extract, save_arrays
+from thinkback_utils.features import extract
 from thinkback_utils.files import read_json
 from thinkback_utils.models import WideResNet
 
@@ -44,9 +44,8 @@ def test_a_record_is_what_scikit_learn_says():
     scored = made_up(["svhn"])
     record = evaluation.find(evaluation.table(scored), set="svhn", method="msp")
     ids, oods = scored[evaluation.ID_TEST]["msp"], scored["svhn"]["msp"]
-    assert record["auroc"] == pytest.approx(
-        roc_auc_score([0] * 300 + [1] * 300, np.concatenate([ids, oods]))
-    )
+    expected = roc_auc_score([0] * 300 + [1] * 300, np.concatenate([ids, oods]))
+    assert record["auroc"] == pytest.approx(expected)
     assert (record["draws"], record["auroc_std"]) == (1, 0.0)  # the set is smaller than a draw
 
 
@@ -60,9 +59,8 @@ def test_spread_over_draws_shrinks_with_their_size():
 def test_intervals_hold_the_value_and_differences_are_tighter():
     scored = made_up(["svhn", "textures10"])
     records = evaluation.table(scored)
-    records = evaluation.with_intervals(
-        [*records, *evaluation.means(records)], scored, resamples=100
-    )
+    records += evaluation.means(records)
+    records = evaluation.with_intervals(records, scored, resamples=100)
     for record in records:
         low, high = record["interval95"]["auroc"]
         assert low < record["auroc"] < high
@@ -77,21 +75,13 @@ def test_intervals_hold_the_value_and_differences_are_tighter():
 
 def test_kept_scores_come_back(tmp_path):
     scored = made_up(["svhn"])
-    save_arrays(
-        tmp_path / "scores.npz",
-        {
-            f"{name}.{m}": s.astype(np.float32)
-            for name, row in scored.items()
-            for m, s in row.items()
-        },
-    )
+    evaluation.save_scores(tmp_path / "scores.npz", scored)
     kept = evaluation.load_scores(tmp_path)
     assert kept["svhn"]["energy"].dtype == np.float64
     assert np.array_equal(kept["svhn"]["energy"], scored["svhn"]["energy"].astype(np.float32))
     metric = metrics.ood_metrics(kept[evaluation.ID_TEST]["energy"], kept["svhn"]["energy"])
-    assert metric["auroc"] == pytest.approx(
-        evaluation.find(evaluation.table(scored), method="energy")["auroc"], abs=1e-4
-    )
+    record = evaluation.find(evaluation.table(scored), method="energy")
+    assert metric["auroc"] == pytest.approx(record["auroc"], abs=1e-4)
 
 
 def test_subsets_are_spread_over_a_sorted_set():
@@ -144,9 +134,8 @@ def test_damaged_scores_are_named(write, tmp_path):
 
 
 def test_absent_scores_name_the_command():
-    with pytest.raises(
-        FileNotFoundError, match=r"thinkback: no scores at nowhere/scores\.npz; .*reproduce"
-    ):
+    message = r"thinkback: no scores at nowhere/scores\.npz; .*reproduce"
+    with pytest.raises(FileNotFoundError, match=message):
         evaluation.load_scores("nowhere")
 
 
@@ -165,9 +154,8 @@ def test_own_data_of_any_name_and_size_reach_the_table():
         scored = evaluation.score_sets(sets)
         records = evaluation.table(scored)
         assert evaluation.table(scored, id_name="mine-test") == records
-    records = evaluation.with_intervals(
-        [*records, *evaluation.means(records)], scored, resamples=20
-    )
+    records += evaluation.means(records)
+    records = evaluation.with_intervals(records, scored, resamples=20)
     assert {(r["set"], r["method"]) for r in records} == {
         (name, method) for name in ("dark", "darker", "mean") for method in evaluation.COMPARED
     }
@@ -183,79 +171,60 @@ def test_any_set_can_be_the_in_distribution_one():
     ours = evaluation.table(scored)
     assert [row | {"set": "svhn"} for row in records] == ours
     with_ends = evaluation.with_intervals(records, named, resamples=20, id_name="flowers")
-    assert [row | {"set": "svhn"} for row in with_ends] == evaluation.with_intervals(
-        ours, scored, resamples=20
-    )
+    expected = evaluation.with_intervals(ours, scored, resamples=20)
+    assert [row | {"set": "svhn"} for row in with_ends] == expected
     assert evaluation.means(records, near=("weeds",)) == []
 
 
 ROW = {"energy": np.arange(9.0)}
+TWO = {"a-test": ROW, "b": ROW}
 
 
 @pytest.mark.parametrize(
-    ("action", "message"),
+    ("scored", "options", "message"),
     [
-        (
-            lambda: evaluation.table({"a": ROW, "b": ROW}),
-            r"cannot tell which .*in-distribution one; give id_name=, one of",
-        ),
-        (
-            lambda: evaluation.table({"a-test": ROW, "b-test": ROW}),
-            r"cannot tell which set .*'a-test', 'b-test'",
-        ),
-        (
-            lambda: evaluation.table({"a-test": ROW, "b": ROW}, id_name="c"),
-            r"no set 'c'; give id_name=, one of 'a-test'",
-        ),
-        (lambda: evaluation.table({}), r"cannot tell which set"),
-        (
-            lambda: evaluation.table({"a-test": {}, "b": ROW}),
-            r"'b' has scores of 'energy', and 'a-test' has none",
-        ),
-        (lambda: evaluation.table({"a-test": ROW, "mean": ROW}), r"cannot be called 'mean'"),
-        (
-            lambda: evaluation.table({"a-test": ROW, "b": ROW}, draws=0),
-            r"count is a whole number from 1 on, got 0",
-        ),
-        (
-            lambda: evaluation.table({"a-test": ROW, "b": ROW}, n_ood=0),
-            r"size is a whole number from 1 on, got 0",
-        ),
-        (
-            lambda: evaluation.table({"a-test": ROW, "b": ROW}, prevalence=float("nan")),
-            r"prevalence .* got nan",
-        ),
-        (
-            lambda: evaluation.score_sets({"a-test": None}),
-            r"cannot tell which .*training one; give train_name=",
-        ),
-        (
-            lambda: evaluation.score_sets({"a-train": None}, ["enrgy"]),
-            r"no method 'enrgy'; there are msp, energy",
-        ),
-        (
-            lambda: evaluation.score_sets({"a-train": None}, names=["b"]),
-            r"no set 'b'; there are a-train",
-        ),
-        (
-            lambda: evaluation.with_intervals(
-                [{"set": "c", "method": "energy"}], {"a-test": ROW, "b": ROW}
-            ),
-            r"a record is of 'energy' on 'c', and there are no such scores",
-        ),
-        (
-            lambda: evaluation.with_intervals(
-                [], {"a-test": ROW | {"msp": np.arange(5.0)}, "b": ROW}
-            ),
-            r"methods of set 'a-test' have scores of different numbers of images",
-        ),
-        (lambda: evaluation.evenly(10, 0), r"cannot spread 0 images over a set of 10"),
-        (lambda: evaluation.evenly(10, -1), r"cannot spread -1 images over a set of 10"),
+        ({"a": ROW, "b": ROW}, {}, "cannot tell which .*in-distribution one; give id_name=, one"),
+        ({"a-test": ROW, "b-test": ROW}, {}, "cannot tell which set .*'a-test', 'b-test'"),
+        (TWO, {"id_name": "c"}, "no set 'c'; give id_name=, one of 'a-test'"),
+        ({}, {}, "cannot tell which set"),
+        ({"a-test": {}, "b": ROW}, {}, "'b' has scores of 'energy', and 'a-test' has none"),
+        ({"a-test": ROW, "mean": ROW}, {}, "cannot be called 'mean'"),
+        (TWO, {"draws": 0}, "count is a whole number from 1 on, got 0"),
+        (TWO, {"n_ood": 0}, "size is a whole number from 1 on, got 0"),
+        (TWO, {"prevalence": float("nan")}, "prevalence .* got nan"),
     ],
 )
-def test_what_cannot_be_tabled_is_named(action, message):
+def test_what_cannot_be_tabled_is_named(scored, options, message):
     with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
-        action()
+        evaluation.table(scored, **options)
+
+
+@pytest.mark.parametrize(
+    ("sets", "options", "message"),
+    [
+        ({"a-test": None}, {}, "cannot tell which .*training one; give train_name="),
+        ({"a-train": None}, {"methods": ["enrgy"]}, "no method 'enrgy'; there are msp, energy"),
+        ({"a-train": None}, {"names": ["b"]}, "no set 'b'; there are a-train"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(sets, options, message):
+    with pytest.raises(ValueError, match=f"thinkback: .*{message}"):
+        evaluation.score_sets(sets, **options)
+
+
+def test_intervals_need_the_scores_of_the_records_and_of_the_same_images():
+    record = {"set": "c", "method": "energy"}
+    with pytest.raises(ValueError, match="a record is of 'energy' on 'c', and there are no such"):
+        evaluation.with_intervals([record], TWO)
+    uneven = {"a-test": ROW | {"msp": np.arange(5.0)}, "b": ROW}
+    with pytest.raises(ValueError, match="methods of set 'a-test' have scores of different number"):
+        evaluation.with_intervals([], uneven)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_images_cannot_be_spread(count):
+    with pytest.raises(ValueError, match=f"cannot spread {count} images over a set of 10"):
+        evaluation.evenly(10, count)
 
 
 def test_a_turned_sign_is_noticed_with_its_method_and_set():
@@ -265,9 +234,8 @@ def test_a_turned_sign_is_noticed_with_its_method_and_set():
         evaluation.table(scored)
     for row in scored.values():
         row["energy"] = -row["energy"]
-    with pytest.warns(
-        UserWarning, match=r"0\.\d+ of 'energy' on 'svhn', 0\.\d+ of 'energy' on 'textures10'"
-    ) as seen:
+    said = r"0\.\d+ of 'energy' on 'svhn', 0\.\d+ of 'energy' on 'textures10'"
+    with pytest.warns(UserWarning, match=said) as seen:
         evaluation.table(scored)
     assert len(seen) == 1
     assert "'msp'" not in str(seen[0].message)
@@ -284,11 +252,8 @@ def test_openoods_layout_comes_back_from_csv_and_latex(tmp_path):
         for metric in ("FPR@95", "AUROC")
     ]
     assert table.index.tolist() == ["Softmax", "Energy", "Thinkback"]
-    for title, names in (
-        ("Near-OOD", ["cifar100"]),
-        ("Far-OOD", ["svhn", "my_set"]),
-        ("my_set", ["my_set"]),
-    ):
+    groups = {"Near-OOD": ["cifar100"], "Far-OOD": ["svhn", "my_set"], "my_set": ["my_set"]}
+    for title, names in groups.items():
         values = [evaluation.find(records, set=name, method="energy")["fpr95"] for name in names]
         assert table.loc["Energy", (title, "FPR@95")] == pytest.approx(100 * np.mean(values))
     table.to_csv(tmp_path / "t.csv")
@@ -298,9 +263,8 @@ def test_openoods_layout_comes_back_from_csv_and_latex(tmp_path):
     assert r"my\_set" in text
     assert f"Energy & {table.loc['Energy'].iloc[0]:.2f} & " in text
     only_far = evaluation.near_far(records, near=(), columns={"aupr": "AUPR"})
-    assert only_far.columns.tolist() == [
-        (n, "AUPR") for n in ("CIFAR-100", "SVHN", "my_set", "Far-OOD")
-    ]
+    titles = ("CIFAR-100", "SVHN", "my_set", "Far-OOD")
+    assert only_far.columns.tolist() == [(title, "AUPR") for title in titles]
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,8 @@ Open = Callable[..., Any]
 
 
 def records() -> list[dict[str, Any]]:
-    scored = {tb.evaluation.ID_TEST: SCORES["id"]} | {
-        name: SCORES[name] for name in SETS if name != "isun"
-    }
+    scored = {name: SCORES[name] for name in SETS if name != "isun"}
+    scored[tb.evaluation.ID_TEST] = SCORES["id"]
     rows = tb.evaluation.table(scored)  # every set is smaller than a draw: drawn once, whole
     return tb.evaluation.with_intervals([*rows, *tb.evaluation.means(rows)], scored, resamples=20)
 
@@ -61,46 +60,30 @@ def results(seeds: int = 1) -> Any:
 def browser(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    chromium = browsing.chromium()
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api")
-    options = {"executable_path": chromium, "args": ["--no-sandbox", "--disable-gpu"]}
-    options["env"] = fonts.environment(request.param, tmp_path_factory.mktemp("fonts"))
-    with playwright.sync_playwright() as driver:
-        yield driver.chromium.launch(**options)
+    with browsing.launched(request.param, tmp_path_factory.mktemp("fonts")) as browser:
+        yield browser
 
 
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
     """Open a page that holds these outputs of a cell; at the end no error may have come up."""
-    faults: list[str] = []
+    faults: list[list[str]] = []
 
     def show(*outputs: str, script: bool = True, width: int = 1280) -> Any:
         static = shutil.copytree(STATIC, tmp_path / "_static", dirs_exist_ok=True)
         shutil.copytree(GALLERY, static / "gallery", dirs_exist_ok=True)
-        head = "".join(
-            f'<link rel="stylesheet" href="_static/{name}.css">'
-            for name in ("gallery", "explorers")
-        )
-        head += (
-            '<script src="_static/dom.js"></script><script defer'
-            ' src="_static/explorers.js"></script>'
-        )
+        sheet = '<link rel="stylesheet" href="_static/{}.css">'
+        head = sheet.format("gallery") + sheet.format("explorers")
+        head += '<script src="_static/dom.js"></script>'
+        head += '<script defer src="_static/explorers.js"></script>'
         body = f'<main class="bd-content"><div class="cell_output">{"".join(outputs)}</div></main>'
         file = tmp_path / "page.html"
-        file.write_text(
-            f'<!doctype html><html lang="en"><meta charset="utf-8">{head}{body}', encoding="utf-8"
-        )
-        page = browser.new_page(
-            java_script_enabled=script, viewport={"width": width, "height": 800}
-        )
+        text = f'<!doctype html><html lang="en"><meta charset="utf-8">{head}{body}'
+        file.write_text(text, encoding="utf-8")
+        view = {"width": width, "height": 800}
+        page = browser.new_page(java_script_enabled=script, viewport=view)
         page.set_default_timeout(60_000)
-        page.on(
-            "console",
-            lambda message: message.type in ("error", "warning") and faults.append(message.text),
-        )
-        page.on("pageerror", lambda error: faults.append(str(error)))
+        faults.append(browsing.complaints(page))
         page.requested = []
         page.on("request", lambda request: page.requested.append(request.url))
         page.goto(file.as_uri())
@@ -109,7 +92,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
     yield show
     for context in browser.contexts:
         context.close()
-    assert faults == []
+    assert not any(faults), faults
 
 
 def number(page: Any, name: str) -> float:
@@ -132,51 +115,33 @@ def test_threshold_and_prevalence(show: Open) -> None:
         edges = np.linspace(min(ids.min(), ood.min()), max(ids.max(), ood.max()), 121)
         curve, truth = tb.metrics.roc(ids, ood), np.repeat([0, 1], [len(ids), len(ood)])
         started = edges[int(threshold.input_value())]
-        assert (
-            (ood >= started).mean()
-            >= 0.95
-            > (ood >= edges[int(threshold.input_value()) + 1]).mean()
-        )
-        moves = [
-            (threshold, ""),
-            (threshold, "ArrowRight"),
-            (prevalence, "PageDown"),
-            (threshold, "PageDown"),
-        ]
-        moves += [
-            (prevalence, "Home"),
-            (threshold, "ArrowLeft"),
-            (prevalence, "End"),
-            (threshold, "Home"),
-        ]
+        after = edges[int(threshold.input_value()) + 1]
+        assert (ood >= started).mean() >= 0.95 > (ood >= after).mean()
+        moves = [(threshold, ""), (threshold, "ArrowRight"), (prevalence, "PageDown")]
+        moves += [(threshold, "PageDown"), (prevalence, "Home"), (threshold, "ArrowLeft")]
+        moves += [(prevalence, "End"), (threshold, "Home")]
         for slider, key in moves:
             if key:
                 slider.press(key)
             edge = edges[int(threshold.input_value())]
-            pi = (
-                float(re.search(r"([\d.]+) %", prevalence.get_attribute("aria-valuetext"))[1]) / 100
-            )
+            said = prevalence.get_attribute("aria-valuetext")
+            pi = float(re.search(r"([\d.]+) %", said)[1]) / 100
             at = int((curve.threshold >= edge).sum()) - 1
             weight = np.where(truth, pi / len(ood), (1 - pi) / len(ids))
             called = np.concatenate([ids, ood]) >= edge
             assert number(page, "TPR") == close(curve.tpr[at])
             assert number(page, "FPR") == close(curve.fpr[at])
-            assert number(page, "Precision") == close(
-                precision_score(truth, called, sample_weight=weight)
-            )
+            precision = precision_score(truth, called, sample_weight=weight)
+            assert number(page, "Precision") == close(precision)
             assert number(page, "AUPR") == close(tb.metrics.average_precision(curve, pi))
             assert number(page, "AUROC") == close(tb.metrics.ood_metrics(ids, ood)["auroc"])
-            assert (
-                page.locator("svg")
-                .first.get_attribute("aria-label")
-                .count(f"{100 * number(page, 'TPR'):.1f} %")
-            )
+            label = page.locator("svg").first.get_attribute("aria-label")
+            assert f"{100 * number(page, 'TPR'):.1f} %" in label
             seen.add((choice, number(page, "AUROC"), number(page, "AUPR")))
         assert len({auroc for c, auroc, _ in seen if c == choice}) == 1, "AUROC moved"
         assert len({aupr for c, _, aupr in seen if c == choice}) > 2, "AUPR did not move"
-    assert page.locator("figure .tb-explorer").count() == 1, (
-        "the explorer stands in the figure, over its caption"
-    )
+    # The explorer stands in the figure, over its caption.
+    assert page.locator("figure .tb-explorer").count() == 1
     assert page.locator("figure img").count() == 0
     assert page.locator("figcaption").is_visible()
 
@@ -208,57 +173,40 @@ def order(page: Any) -> list[str]:
 def test_results_show_what_was_measured(show: Open) -> None:
     page = show(results().data)
     for metric, title in tb.metrics.TITLES.items():
-        page.get_by_role("combobox", name="Metric").select_option(
-            next(o for o in options(page) if o.startswith(title))
-        )
+        choose_metric(page, title)
         assert page.locator("table:visible").get_attribute("data-metric") == metric
         for name in SETS:
             row = page.locator(f'table:visible tr[data-set="{name}"]')
             for column, method in enumerate(METHODS):
                 text = row.locator("td").nth(column).inner_text()
-                measured = tb.metrics.ood_metrics(SCORES["id"][method], SCORES[name][method])[
-                    metric
-                ]
-                assert text.startswith(
-                    "not measured" if name == "isun" else f"{100 * measured:.2f}"
-                )
+                found = tb.metrics.ood_metrics(SCORES["id"][method], SCORES[name][method])
+                measured = found[metric]
+                shown = "not measured" if name == "isun" else f"{100 * measured:.2f}"
+                assert text.startswith(shown)
                 printed = tb.evaluation.find(tb.evaluation.paper_table(), set=name, method=method)
                 assert ("paper" in text) == (name != "cifar100")
                 assert printed is None or text.endswith(f"paper {100 * printed[metric]:.2f}")
-            kinds = {
-                "svhn": (3, 3, 3),
-                "textures": (3, 3, 3),
-                "isun": (0, 0, 3),
-                "cifar100": (3, 3, 0),
-            }[name]
-            drawn = [
-                row.locator(f".tb-strip .tb-{kind}").count()
-                for kind in ("dot", "interval", "hollow")
-            ]
-            assert tuple(drawn) == kinds
+            kinds = ("dot", "interval", "hollow")
+            drawn = tuple(row.locator(f".tb-strip .tb-{kind}").count() for kind in kinds)
+            assert drawn == {"isun": (0, 0, 3), "cifar100": (3, 3, 0)}.get(name, (3, 3, 3))
 
 
-def options(page: Any) -> list[str]:
-    return page.get_by_role("combobox", name="Metric").locator("option").all_inner_texts()
+def choose_metric(page: Any, title: str) -> None:
+    box = page.get_by_role("combobox", name="Metric")
+    texts = box.locator("option").all_inner_texts()
+    box.select_option(next(text for text in texts if text.startswith(title)))
 
 
 def test_results_sort_by_keyboard(show: Open) -> None:
     page = show(results().data)
     measured = [name for name in SETS if name != "isun"]
     for metric, best in (("auroc", -1), ("fpr95", 1)):
-        page.get_by_role("combobox", name="Metric").select_option(
-            next(o for o in options(page) if o.startswith(metric.upper()))
-        )
-        key = {
-            n: tb.metrics.ood_metrics(SCORES["id"]["energy"], SCORES[n]["energy"])[metric]
-            for n in measured
-        }
+        choose_metric(page, metric.upper())
+        energy = {name: row["energy"] for name, row in SCORES.items()}
+        key = {n: tb.metrics.ood_metrics(energy["id"], energy[n])[metric] for n in measured}
         head = page.locator("table:visible th", has_text="Energy")
-        for sign, state in (
-            (best, {1: "ascending", -1: "descending"}[best]),
-            (-best, None),
-            (0, "none"),
-        ):
+        first = {1: "ascending", -1: "descending"}[best]
+        for sign, state in ((best, first), (-best, None), (0, "none")):
             head.get_by_role("button").press("Enter")
             expected = [*sorted(measured, key=lambda n: sign * key[n]), "isun"] if sign else SETS
             assert order(page) == expected
@@ -270,9 +218,8 @@ def test_results_filter_by_keyboard(show: Open) -> None:
     page = show(results().data)
     page.get_by_role("checkbox", name="Softmax").press("Space")
     assert page.locator("table:visible th:visible").filter(has_text="Softmax").count() == 0
-    assert (
-        page.locator("table:visible tbody tr").first.locator("td:visible").count() == 3
-    )  # two methods, one strip
+    row = page.locator("table:visible tbody tr").first
+    assert row.locator("td:visible").count() == 3  # two methods, one strip
     assert page.locator('table:visible tr[data-set="svhn"] .tb-dot').count() == 2
     page.locator("summary").press("Enter")
     page.get_by_role("checkbox", name="SVHN").press("Space")
@@ -300,16 +247,14 @@ def value(text: str) -> float:
 
 def card(page: Any) -> dict[str, Any]:
     """The image on the card, once everything on it was compared with the kept numbers."""
-    title, index = re.fullmatch(
-        r"(.+), image (\d+)", page.locator(".tb-card output b").inner_text()
-    ).groups()
+    name = page.locator(".tb-card output b").inner_text()
+    title, index = re.fullmatch(r"(.+), image (\d+)", name).groups()
     (row,) = [row for row in IMAGES if (TITLES[row["set"]], row["index"]) == (title, int(index))]
     said = page.locator(".tb-card output").inner_text()
-    found = re.search(
-        r"Class: (.+)\s+Answer: (.+)\s+‖h‖² = (.+)\s+‖r‖² = (.+) at T = 5\s+‖r‖² = (.+) at T = 1",
-        said,
+    facts = (
+        r"Class: (.+)\s+Answer: (.+)\s+‖h‖² = (.+)\s+‖r‖² = (.+) at T = 5\s+‖r‖² = (.+) at T = 1"
     )
-    true, predicted, norm2, residual2, sharp = found.groups()
+    true, predicted, norm2, residual2, sharp = re.search(facts, said).groups()
     assert [true, predicted] == [row["true"], row["predicted"]]
     for text, key in ((norm2, "norm2"), (residual2, "residual2"), (sharp, "residual2_T1")):
         assert value(text) == pytest.approx(row[key], rel=0.05 if "10" in text else 5e-4), key
@@ -331,9 +276,8 @@ def test_examples_by_keyboard(show: Open) -> None:
     page = show(FIGURE, explorers.examples(BROWSED, "fig-x").data)
     slider = page.get_by_role("slider")
     assert slider.get_attribute("aria-valuetext") == f"none of {len(IMAGES)}"
-    assert not [url for url in page.requested if url.endswith("sprite.png")], (
-        "pictures come when they are asked for"
-    )
+    # Pictures come when they are asked for.
+    assert not [url for url in page.requested if url.endswith("sprite.png")]
     assert page.locator("figure .tb-explorer").count() == 1
     assert page.locator("figcaption").is_visible()
     page.locator("select").first.focus()
@@ -343,24 +287,16 @@ def test_examples_by_keyboard(show: Open) -> None:
     for method, title in BROWSED["methods"].items():
         page.get_by_role("combobox", name="Score").select_option(title)
         ranked = sorted(IMAGES, key=lambda row: row["scores"][method])
-        for key, place in (
-            ("Home", 0),
-            ("ArrowRight", 1),
-            ("ArrowUp", 2),
-            ("End", -1),
-            ("ArrowLeft", -2),
-        ):
+        places = {"Home": 0, "ArrowRight": 1, "ArrowUp": 2, "End": -1, "ArrowLeft": -2}
+        for key, place in places.items():
             slider.press(key)
             assert card(page) == ranked[place]
-            assert (
-                slider.get_attribute("aria-valuetext")
-                == f"{place % len(IMAGES) + 1} of {len(IMAGES)}"
-            )
+            said = f"{place % len(IMAGES) + 1} of {len(IMAGES)}"
+            assert slider.get_attribute("aria-valuetext") == said
         assert page.locator(".tb-chosen th").inner_text() == title
-        assert page.locator(".tb-alarm").count() == sum(row["alarms"][method] for row in IMAGES)
-        assert page.locator(".tb-explorer > svg .tb-hollow").count() == sum(
-            not row["alarms"][method] for row in IMAGES
-        )
+        raised = sum(row["alarms"][method] for row in IMAGES)
+        assert page.locator(".tb-alarm").count() == raised
+        assert page.locator(".tb-explorer > svg .tb-hollow").count() == len(IMAGES) - raised
     assert page.locator(".tb-card output").count() == 1, "what changes is read aloud"
 
 
@@ -370,9 +306,8 @@ def test_examples_of_some_sets_and_mistakes_alone(show: Open) -> None:
     page.get_by_role("checkbox", name="SVHN").press("Space")
     page.get_by_role("checkbox", name="only mistakes").press("Space")
     wrong = [row for row in IMAGES if row["alarms"]["thinkback"] == (row["set"] == "cifar10-test")]
-    expected = sorted(
-        (r for r in wrong if r["set"] != "svhn"), key=lambda row: row["scores"]["thinkback"]
-    )
+    others = [row for row in wrong if row["set"] != "svhn"]
+    expected = sorted(others, key=lambda row: row["scores"]["thinkback"])
     for place, row in enumerate(expected):
         slider.press("ArrowRight" if place else "Home")
         assert card(page) == row
@@ -392,21 +327,16 @@ def test_examples_by_pointer(show: Open, axis: int, key: str) -> None:
     page = show(FIGURE, explorers.examples(BROWSED, "fig-x").data, width=360)
     page.get_by_role("combobox", name="Vertical axis").select_option(index=axis)
     marks = page.locator(".tb-explorer > svg path")
-    matrix = (
-        "all => all.map(e => [e.transform.baseVal[0].matrix.e, e.transform.baseVal[0].matrix.f])"
-    )
-    places = np.array(marks.evaluate_all(matrix))
+    place = "all => all.map(e => e.transform.baseVal[0].matrix).map(m => [m.e, m.f])"
+    places = np.array(marks.evaluate_all(place))
     ranked = sorted(IMAGES, key=lambda row: row["scores"]["thinkback"])
-    up = np.array(
-        [row[key]["thinkback"] if key == "percentiles" else np.log(row[key]) for row in ranked]
-    )
+    read = (lambda x: x["thinkback"]) if key == "percentiles" else np.log
+    up = np.array([read(row[key]) for row in ranked])
     across = np.log([row["norm2"] for row in ranked])
     for drawn, numbers, sign in ((places[:, 0], across, 1), (places[:, 1], up, -1)):
         assert sign * np.corrcoef(drawn, numbers)[0, 1] > 1 - 1e-6
-    box, size = (
-        page.locator(".tb-explorer > svg").bounding_box(),
-        page.locator(".tb-card").bounding_box(),
-    )
+    box = page.locator(".tb-explorer > svg").bounding_box()
+    size = page.locator(".tb-card").bounding_box()
     distance = np.linalg.norm(places[:, None] - places[None], axis=-1) + 99 * np.eye(len(places))
     alone = np.flatnonzero(distance.min(1) > 3)
     assert len(alone) > 60
@@ -425,15 +355,12 @@ def test_examples_show_the_picture(show: Open) -> None:
         page.get_by_role("slider").press(key)
         page.wait_for_load_state("networkidle")
         row, tile = card(page), page.locator(".tb-card .tb-tile")
-        assert (
-            tile.get_attribute("aria-label")
-            == f"{TITLES[row['set']]}, image {row['index']}: {row['true']}"
-        )
+        label = f"{TITLES[row['set']]}, image {row['index']}: {row['true']}"
+        assert tile.get_attribute("aria-label") == label
         y, x = (32 * place for place in divmod(row["tile"], BROWSED["columns"]))
         expected = sprite[y : y + 32, x : x + 32].repeat(4, 0).repeat(4, 1)
-        tile.evaluate(
-            "e => Object.assign(e.style, { position: 'fixed', top: 0, left: 0 })"
-        )  # on whole pixels
+        # On whole pixels.
+        tile.evaluate("e => Object.assign(e.style, { position: 'fixed', top: 0, left: 0 })")
         shot = Image.open(io.BytesIO(tile.screenshot())).convert("RGB")
         np.testing.assert_allclose(np.asarray(shot).astype(int), expected.astype(int), atol=2)
 
@@ -482,10 +409,8 @@ def test_a_slider_moves_nothing_of_the_page(show: Open, kind: str) -> None:
 
 
 def test_without_a_script(show: Open) -> None:
-    more = explorers.examples(BROWSED, "fig-x").data
-    page = show(
-        FIGURE, explorers.threshold(PAIRS, "fig-x").data, results().data, more, script=False
-    )
+    parts = [EXPLORERS[kind]().data for kind in ("threshold", "results", "examples")]
+    page = show(FIGURE, *parts, script=False)
     assert page.get_by_alt_text("the static figure").count() == 1
     assert page.locator("noscript p:visible").count() == 3
     assert page.locator("table:visible").count() == len(tb.metrics.METRICS)
@@ -504,18 +429,14 @@ def test_the_table_of_examples_stays(show: Open, script: bool) -> None:
     assert page.locator(".tb-live").count() == script
     page.locator("summary").click()
     assert page.locator("details tbody tr:visible").count() == len(IMAGES)
-    assert (
-        page.locator("details .tb-tile").first.evaluate("e => getComputedStyle(e).backgroundImage")
-        != "none"
-    )
+    picture = "e => getComputedStyle(e).backgroundImage"
+    assert page.locator("details .tb-tile").first.evaluate(picture) != "none"
 
 
 def test_other_pages_are_left_alone(show: Open) -> None:
     page = show(FIGURE, "<table><tr><td>1</td></tr></table>")
-    assert (
-        page.locator(".cell_output").inner_html()
-        == f"{FIGURE}<table><tbody><tr><td>1</td></tr></tbody></table>"
-    )
+    expected = f"{FIGURE}<table><tbody><tr><td>1</td></tr></tbody></table>"
+    assert page.locator(".cell_output").inner_html() == expected
 
 
 def test_outputs_are_small_and_safe() -> None:
@@ -543,7 +464,6 @@ def test_several_training_seeds_share_a_cell() -> None:
 def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(ValueError, match="thinkback: all scores are 1"):
         explorers.threshold({"flat": (np.ones(3), np.ones(2))}, "fig-x")
-    with pytest.raises(
-        ValueError, match="thinkback: T = 1 has scores of 2 OOD sets, the titles name 1"
-    ):
+    message = "thinkback: T = 1 has scores of 2 OOD sets, the titles name 1"
+    with pytest.raises(ValueError, match=message):
         explorers.temperature({1.0: [np.ones(3), np.ones(2), np.ones(2)]}, ["one"], "fig-x")

@@ -17,9 +17,8 @@ FILES = ["thinkback.css", "explorers.css", "gallery.css", "sphinx-design.min.css
 
 def finished(tmp_path: Path, body: str) -> dict:
     """The context of a page of that body, among the drawings a.svg and b.svg."""
-    (tmp_path / "a.svg").write_text(
-        '<svg width="300.2pt" height="150pt" viewBox="0 0 300 150"/>', encoding="utf-8"
-    )
+    sized = '<svg width="300.2pt" height="150pt" viewBox="0 0 300 150"/>'
+    (tmp_path / "a.svg").write_text(sized, encoding="utf-8")
     (tmp_path / "b.svg").write_text('<svg viewBox="0 0 8 8"/>', encoding="utf-8")
     images = {"a.svg": "a1.svg", "b.svg": "b1.svg"}
     app = SimpleNamespace(srcdir=tmp_path, builder=SimpleNamespace(images=images))
@@ -33,13 +32,8 @@ def finished(tmp_path: Path, body: str) -> dict:
 def test_drawings_say_how_large_they_are(tmp_path: Path) -> None:
     body = '<img alt="A" src="../_images/a1.svg"/><img alt="B" src="../_images/b1.svg"/>'
     first, second = BeautifulSoup(finished(tmp_path, body)["body"], "html.parser")("img")
-    assert first.attrs == {
-        "alt": "A",
-        "src": "../_images/a1.svg",
-        "width": "400",
-        "height": "200",
-        "style": "--width: 400px",
-    }
+    size = {"width": "400", "height": "200", "style": "--width: 400px"}
+    assert first.attrs == {"alt": "A", "src": "../_images/a1.svg", **size}
     assert second.attrs == {"alt": "B", "src": "../_images/b1.svg"}
 
 
@@ -105,12 +99,8 @@ def test_front_page_is_a_moved_copy(tmp_path: Path) -> None:
     )
     extension.front_page(tmp_path, "book/intro.html")
     page = BeautifulSoup((tmp_path / "index.html").read_text(encoding="utf-8"), "html.parser")
-    assert [element["href"] for element in page("a")] == [
-        "#a",
-        "n/x.html#b",
-        "https://example.org/x",
-        "book/limits.html",
-    ]
+    links = ["#a", "n/x.html#b", "https://example.org/x", "book/limits.html"]
+    assert [element["href"] for element in page("a")] == links
     assert page.html["data-content_root"] == "./"
     assert page.img["src"] == "_images/i.svg"
     assert page.script["src"] == "mathjax/m.js?v=1"

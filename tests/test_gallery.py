@@ -1,7 +1,6 @@
 """Picks, statistics and texts of a toy against oracles; the committed gallery from its bundle."""
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -13,13 +12,15 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from bookmaking import gallery, gallery_page
+from experiments.run import Run
 from thinkback_utils import data
 from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
 from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-RUN = RESULTS / "wrn40-2-cifar10" / "seed0"
+RUN = Run.at(RESULTS)
 N = 900  # images a set
 OUTLIERS = {"svhn": 10, "cifar100": 100, "textures10": 10}  # classes
 
@@ -47,64 +48,48 @@ def test_extremes_are_the_first_of_a_sorted_list(toy, gathered, method):
     facts, _, _, scored = gathered
     ranked = sorted((scored[name][method][i], name, i) for name in OUTLIERS for i in range(N))
     own, ids = facts["methods"][method], scored[ID_TEST][method]
-    assert [(row["set"], row["index"]) for row in own["lowest"]] == [
-        row[1:] for row in ranked[: gallery.COUNT]
-    ]
+    lowest = [(row["set"], row["index"]) for row in own["lowest"]]
+    assert lowest == [row[1:] for row in ranked[: gallery.COUNT]]
     for name, rows in own["pictured"].items():
-        assert [row["index"] for row in rows] == [i for _, n, i in ranked if n == name][
-            : gallery.SHOWN[name]
-        ]
-    assert [row["index"] for row in own["alarms"]] == sorted(range(N), key=lambda i: -ids[i])[
-        : gallery.COUNT
-    ]
+        first = [i for _, n, i in ranked if n == name][: gallery.SHOWN[name]]
+        assert [row["index"] for row in rows] == first
+    highest = sorted(range(N), key=lambda i: -ids[i])[: gallery.COUNT]
+    assert [row["index"] for row in own["alarms"]] == highest
     row = own["pictured"]["cifar100"][0]
+    answer = int(toy.sets["cifar100"].logits[row["index"]].argmax())
     assert row["true"] == gallery_page.CLASSES["cifar100"][row["index"] % 100]
-    assert (
-        row["predicted"]
-        == gallery_page.CLASSES[ID_TEST][int(toy.sets["cifar100"].logits[row["index"]].argmax())]
-    )
-    assert row["percentile"] == pytest.approx(
-        100 * np.mean(ids < scored["cifar100"][method][row["index"]]), rel=1e-5
-    )
+    assert row["predicted"] == gallery_page.CLASSES[ID_TEST][answer]
+    below = 100 * np.mean(ids < scored["cifar100"][method][row["index"]])
+    assert row["percentile"] == pytest.approx(below, rel=1e-5)
 
 
 def test_the_threshold_keeps_its_promise_and_splits_each_set(gathered):
     facts, _, _, scored = gathered
     for method, own in facts["methods"].items():
-        assert (
-            gallery.alarms(scored, ID_TEST, method).sum() == 44
-        )  # the most with (44 + 1) / (N + 1) <= 5 %
+        # The most with (44 + 1) / (N + 1) <= 5 %.
+        assert gallery.alarms(scored, ID_TEST, method).sum() == 44
+        highest_quiet = np.sort(scored[ID_TEST][method])[-45]
         for name in OUTLIERS:
-            highest_quiet = np.sort(scored[ID_TEST][method])[-45]
-            assert own["caught"][name] == pytest.approx(
-                np.mean(scored[name][method] > highest_quiet), rel=1e-5
-            )
-        assert np.mean(own["classes"]) == pytest.approx(
-            44 / N, rel=1e-5
-        )  # the toy's classes are equally frequent
+            caught = np.mean(scored[name][method] > highest_quiet)
+            assert own["caught"][name] == pytest.approx(caught, rel=1e-5)
+        # The toy's classes are equally frequent.
+        assert np.mean(own["classes"]) == pytest.approx(44 / N, rel=1e-5)
         assert np.mean(own["near"]) == pytest.approx(own["caught"]["cifar100"], rel=1e-5)
 
 
 def test_examples_lie_in_every_part_of_every_scores_range(toy, gathered):
     _, browsed, _, scored = gathered
-    assert {
-        name: sum(row["set"] == name for row in browsed["images"]) for name in gallery.EXAMPLES
-    } == gallery.EXAMPLES
-    assert len({(row["set"], row["index"]) for row in browsed["images"]}) == sum(
-        gallery.EXAMPLES.values()
-    )
     for name, count in gallery.EXAMPLES.items():
         drawn = [row["index"] for row in browsed["images"] if row["set"] == name]
-        ranks = np.argsort(
-            np.argsort(scored[name][gallery.BROWSED[0]])
-        )  # the first score picks from all
+        assert len(drawn) == len(set(drawn)) == count
+        # The first score picks from all.
+        ranks = np.argsort(np.argsort(scored[name][gallery.BROWSED[0]]))
         pieces = count // len(gallery.BROWSED)
         assert len({int(ranks[i]) * pieces // N for i in drawn}) == pieces
     for row in browsed["images"]:
         for method, alarm in row["alarms"].items():
-            assert alarm == (
-                (scored[ID_TEST][method] >= scored[row["set"]][method][row["index"]]).sum() <= 44
-            )
+            own = scored[row["set"]][method][row["index"]]
+            assert alarm == ((scored[ID_TEST][method] >= own).sum() <= 44)
     other = gallery.examples(toy, scored, gallery.EXAMPLES, seed=1)
     assert other != gallery.examples(toy, scored, gallery.EXAMPLES)
 
@@ -141,9 +126,8 @@ def test_louder_features_ask_the_head_again(toy):
     made = gallery.louder(toy, ["svhn"], count=3)
     assert len(made) == len(gallery.LOUDNESS)
     assert torch.equal(made["svhn*1"].features, toy.sets["svhn"].features[[0, 300, 600]])
-    assert torch.allclose(
-        made["svhn*16"].logits, 16 * toy.sets["svhn"].logits[[0, 300, 600]], rtol=1e-4
-    )
+    expected = 16 * toy.sets["svhn"].logits[[0, 300, 600]]
+    assert torch.allclose(made["svhn*16"].logits, expected, rtol=1e-4)
 
 
 def test_no_picture_too_many_and_none_of_another_set():
@@ -170,43 +154,37 @@ def test_one_command_makes_everything(toy, gathered, tmp_path, monkeypatch, caps
         np.savez(tmp_path / f"{name}.npz", images=images[name])
         hashes[name] = hashlib.sha256(images[name].transpose(0, 3, 1, 2).tobytes()).hexdigest()
     monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
-    folder = tmp_path / "results" / "net" / "seed0"
-    toy.save(folder / "bundle.npz")
-    (folder / "weights.safetensors").write_bytes(b"weights")
-    facts = {"images_sha256": hashes, "recipe": "toy", "accuracy": {ID_TEST: 0.1}}
-    (folder / "provenance.json").write_text(json.dumps(facts), encoding="utf-8")
-    (tmp_path / "results" / "table1.json").write_text(
-        '[{"network": "net", "seed": 0}]', encoding="utf-8"
-    )
-    command = ["--results", str(tmp_path / "results"), "--network", "net"]
+    here = Run.at(tmp_path / "results", "net")
+    toy.save(here.folder / "bundle.npz")
+    here.weights.write_bytes(b"weights")
+    facts = {"images_sha256": hashes, "float16_metric_error": 0.0}
+    facts |= {"recipe": "toy", "accuracy": {ID_TEST: 0.1}}
+    here.save_record(facts)
+    write_json(here.results / "table1.json", [here.label])
+    command = ["--results", str(here.results), "--network", "net"]
     gallery.main(command)
     assert "wrote" in capsys.readouterr().out
-    out = tmp_path / "results" / "gallery"
-    browsed = json.loads((out / "examples.json").read_text(encoding="utf-8"))
+    out = here.results / "gallery"
+    browsed = read_json(out / "examples.json")
     picture = np.asarray(Image.open(out / "sprite.png"))
     shown = list(tiles_of(picture, 300))
     for row in browsed["images"]:
         assert np.array_equal(shown[row["tile"]], images[row["set"]][row["index"]])
-    text = (tmp_path / "results" / "gallery.md").read_text(encoding="utf-8")
+    text = (here.results / "gallery.md").read_text(encoding="utf-8")
     assert text.count("<!-- end -->") == 8
     assert "the only training run" in text
-    assert "96 of CIFAR-10, 48 of SVHN, 48 of CIFAR-100" in (
-        tmp_path / "results" / "examples.md"
-    ).read_text(encoding="utf-8")
+    examples = (here.results / "examples.md").read_text(encoding="utf-8")
+    assert "96 of CIFAR-10, 48 of SVHN, 48 of CIFAR-100" in examples
     assert {path.name for path in out.glob("*.svg")} == {"examples.svg", "louder.svg", "shared.svg"}
-    (folder / "provenance.json").write_text(
-        json.dumps(facts | {"images_sha256": dict.fromkeys(hashes, "0")}), encoding="utf-8"
-    )
+    here.save_record(facts | {"images_sha256": dict.fromkeys(hashes, "0")})
     with pytest.raises(ValueError, match="is not the set that the bundle was made from"):
         gallery.main(command)
 
 
 @pytest.fixture(scope="module")
 def committed():
-    return {
-        name: json.loads((RESULTS / "gallery" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("limits", "examples")
-    }
+    folder = RESULTS / "gallery"
+    return {name: read_json(folder / f"{name}.json") for name in ("limits", "examples")}
 
 
 def alike(kept, fresh, where=""):
@@ -225,7 +203,7 @@ def alike(kept, fresh, where=""):
 
 
 def test_committed_picks_follow_from_the_committed_bundle(committed):
-    bundle = Bundle.load(RUN / "bundle.npz")
+    bundle = RUN.bundle()
     facts, browsed, scored = gallery.gather(bundle)
     tiles = gallery.number(facts, browsed)
     alike(committed["limits"], facts)
@@ -233,11 +211,9 @@ def test_committed_picks_follow_from_the_committed_bundle(committed):
     statistics = {name: gallery.network_statistics(bundle.sets[name]) for name in scored}
     for method, own in committed["limits"]["methods"].items():
         alike(own["shared"], gallery.shared(bundle, scored, statistics, method))
-    height = -(-len(tiles) // gallery_page.COLUMNS) * data.SIDE
-    assert Image.open(RESULTS / "gallery" / "sprite.png").size == (
-        gallery_page.COLUMNS * data.SIDE,
-        height,
-    )
+    columns = gallery_page.COLUMNS
+    size = (columns * data.SIDE, -(-len(tiles) // columns) * data.SIDE)
+    assert Image.open(RESULTS / "gallery" / "sprite.png").size == size
 
 
 def test_committed_pictures_are_few_and_of_the_three_sets(committed):
@@ -267,27 +243,20 @@ def test_committed_pictures_are_the_images(committed):
 
 def test_committed_text_follows_from_the_committed_numbers(committed):
     command = "run `python -m bookmaking.gallery`"
-    assert (RESULTS / "gallery.md").read_text(encoding="utf-8") == gallery_page.limits(
-        committed["limits"]
-    ), command
-    assert (RESULTS / "examples.md").read_text(encoding="utf-8") == gallery_page.browser(
-        committed["examples"]
-    ), command
-    runs = {
-        r["seed"]
-        for r in json.loads((RESULTS / "table1.json").read_text(encoding="utf-8"))
-        if r["network"] == RUN.parent.name
-    }
-    assert set(committed["limits"]["runs"]) == runs, command
+    texts = {"gallery": gallery_page.limits(committed["limits"])}
+    texts["examples"] = gallery_page.browser(committed["examples"])
+    for name, text in texts.items():
+        assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == text, command
+    rows = [row for row in read_json(RESULTS / "table1.json") if row["network"] == RUN.network]
+    assert set(committed["limits"]["runs"]) == {row["seed"] for row in rows}, command
 
 
 @pytest.mark.parametrize(("page", "source"), [("limits", "gallery"), ("examples", "examples")])
 def test_a_page_includes_every_part(page, source):
     text = (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8")
     parts = re.findall(r"<!-- (\w+) -->\n", (RESULTS / f"{source}.md").read_text(encoding="utf-8"))
-    assert re.findall(r'start-after: "<!-- (\w+) -->"', text) == [
-        part for part in parts if part != "end"
-    ]
+    named = re.findall(r'start-after: "<!-- (\w+) -->"', text)
+    assert named == [part for part in parts if part != "end"]
     assert set(re.findall(r"results/(\w+)\.md", text)) == {source}
 
 
@@ -301,16 +270,14 @@ def test_the_table_says_what_the_browser_shows(committed):
     rows = re.findall(r"<tr>(.*?)</tr>", table)
     assert len(rows) == len(committed["examples"]["images"])
     for text, row in zip(rows, committed["examples"]["images"], strict=True):
-        *_, true, predicted, norm2, residual2, s1, s2, s3, s4 = re.findall(
-            r"<td>([^<]*)</td>", text
-        )
+        cells = re.findall(r"<td>([^<]*)</td>", text)
+        true, predicted, norm2, residual2, *scores = cells[-8:]
         assert [true, predicted] == [row["true"], row["predicted"]]
         assert float(norm2) == pytest.approx(row["norm2"], rel=0.01)
         assert float(residual2) == pytest.approx(row["residual2"], rel=0.05)
-        for cell, method in zip((s1, s2, s3, s4), gallery.BROWSED, strict=True):
-            assert float(cell.partition("\u00a0")[0]) == pytest.approx(
-                row["percentiles"][method], abs=0.006
-            )
+        for cell, method in zip(scores, gallery.BROWSED, strict=True):
+            percentile = float(cell.partition("\u00a0")[0])
+            assert percentile == pytest.approx(row["percentiles"][method], abs=0.006)
             assert ("●" in cell) == row["alarms"][method]
         place = re.search(r"--x:(\d+);--y:(\d+)", text)
         assert int(place[1]) + gallery_page.COLUMNS * int(place[2]) == row["tile"]

@@ -12,25 +12,26 @@ import torch
 from PIL import Image
 
 from bookmaking import opening
+from experiments.run import Run
 from thinkback_utils import data
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, load_scores
-from thinkback_utils.features import Bundle
+from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
 from thinkback_utils.files import read_json
 from thinkback_utils.scores import head_gradients
 
-RESULTS = Path(__file__).parents[1] / "results"
-RUN = RESULTS / "wrn40-2-cifar10" / "seed0"
+BOOK = Path(__file__).parents[1] / "book"
+RESULTS = BOOK.parent / "results"
+RUN = Run.at(RESULTS)
 T, DAMPING = 3.0, 0.1
 
 
 @pytest.fixture(scope="module")
 def story():
-    return opening.tell(RESULTS)
+    return opening.tell(RUN)
 
 
 @pytest.fixture(scope="module")
 def bundle():
-    return Bundle.load(RUN / "bundle.npz")
+    return RUN.bundle()
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,8 @@ def drawing():
 
 def symmetric_inverse_root(matrix):
     """By eigenvalues, damped by their mean; the residuals' zero direction stays out."""
-    values, vectors = np.linalg.eigh(
-        matrix + DAMPING * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
-    )
+    floor = DAMPING * np.trace(matrix) / len(matrix)
+    values, vectors = np.linalg.eigh(matrix + floor * np.eye(len(matrix)))
     return vectors @ np.diag(values**-0.5) @ vectors.T
 
 
@@ -75,14 +75,11 @@ def test_cells_are_squared_gradients_of_autograd_against_training(story, bundle)
 
 
 def test_the_images_follow_the_rule(story):
-    kept = load_scores(RUN)
+    kept = RUN.scores()
     for row in story.rows:
         scores = kept[row.name][opening.METHOD]
-        shown = [
-            r["index"]
-            for r in read_json(RESULTS / "gallery" / "examples.json")["images"]
-            if r["set"] == row.name
-        ]
+        images = read_json(RESULTS / "gallery" / "examples.json")["images"]
+        shown = [picture["index"] for picture in images if picture["set"] == row.name]
         away = np.abs(scores - np.median(scores))
         assert row.place in shown
         assert away[row.place] == away[shown].min()
@@ -97,13 +94,9 @@ def test_the_committed_drawing_shows_these_numbers(story, drawing):
     for row in story.rows:
         norm = np.sqrt((row.r**2).sum())
         verdict = "out: an alarm" if row.score > story.threshold else "in: no alarm"
-        line = (
-            f"{row.answer} {100 * row.p.max():.1f}\u00a0%",
-            f"‖r‖ = {norm:.2f}",
-            f"adds up to {row.score:,.0f}",
-            verdict,
-        )
-        assert set(line) <= set(words), "run `python -m bookmaking.opening`"
+        line = {f"{row.answer} {100 * row.p.max():.1f}\u00a0%", f"‖r‖ = {norm:.2f}"}
+        line |= {f"adds up to {row.score:,.0f}", verdict}
+        assert line <= set(words), "run `python -m bookmaking.opening`"
     assert (RESULTS / "opening.md").read_text(encoding="utf-8") == opening.as_markdown(story)
 
 
@@ -112,50 +105,41 @@ def test_bars_and_lines_have_the_lengths_of_the_numbers(story, drawing):
         paths = [path.get("d") for path in drawing.findall(f".//{{*}}path[@class='{name}']")]
         return [np.array([float(x) for x in re.findall(rf"{letter}(-?[\d.]+)", d)]) for d in paths]
 
-    (strips, bars), longest = (
-        (lengths("y", "v"), lengths("x", "h")),
-        max(abs(row.r).max() for row in story.rows),
-    )
-    unit = None
+    strips, bars, unit = lengths("y", "v"), lengths("x", "h"), None
+    longest = max(abs(row.r).max() for row in story.rows)
+    tallest = max(row.h.max() for row in story.rows)
     for j, row in enumerate(story.rows):
-        assert -strips[j] == pytest.approx(
-            opening.TALL * row.h / max(r.h.max() for r in story.rows), abs=0.051
-        )
+        assert -strips[j] == pytest.approx(opening.TALL * row.h / tallest, abs=0.051)
         assert bars[j] == pytest.approx(72 * row.p, abs=0.051)
         assert bars[2 + j] == pytest.approx(72 * row.r / longest, abs=0.051)
         unit = unit or bars[4][0] / row.score
         assert bars[4 + j] == pytest.approx([unit * row.score], abs=0.3)
     cuts = [path.get("d") for path in drawing.findall(".//{*}path[@stroke-dasharray]")]
-    assert [float(re.match(r"M([\d.]+)", cut)[1]) for cut in cuts] == pytest.approx(
-        [unit * story.threshold] * 2, abs=0.3
-    )
+    places = [float(re.match(r"M([\d.]+)", cut)[1]) for cut in cuts]
+    assert places == pytest.approx([unit * story.threshold] * 2, abs=0.3)
 
 
 def test_the_committed_pictures_are_the_gallery_and_the_cells(story, drawing):
     sources = [
-        image.get("href").removeprefix("data:image/png;base64,")
-        for image in drawing.findall(".//{*}image")
+        image.get("href").partition("base64,")[2] for image in drawing.iterfind(".//{*}image")
     ]
     pictures = [Image.open(io.BytesIO(base64.b64decode(source))) for source in sources]
     sprite = np.asarray(Image.open(RESULTS / "gallery" / "sprite.png"))
     browsed = read_json(RESULTS / "gallery" / "examples.json")
     for row, picture in zip(story.rows, pictures[:2], strict=True):
-        tile = next(
-            r["tile"] for r in browsed["images"] if (r["set"], r["index"]) == (row.name, row.place)
-        )
+        tiles = {(r["set"], r["index"]): r["tile"] for r in browsed["images"]}
+        tile = tiles[row.name, row.place]
         y, x = (data.SIDE * place for place in divmod(tile, browsed["columns"]))
         assert np.array_equal(np.asarray(picture), sprite[y : y + data.SIDE, x : x + data.SIDE])
     strength = [np.asarray(picture)[..., 3].astype(float) for picture in pictures[2:]]
-    for row, alpha in zip(
-        story.rows, strength, strict=True
-    ):  # proportional to the gradient, in one unit for both
+    top = np.quantile([np.sqrt(row.cells) for row in story.rows], 0.99)
+    for row, alpha in zip(story.rows, strength, strict=True):
+        # Proportional to the gradient, in one unit for both.
         free = (alpha > 20) & (alpha < 255)
         unit = alpha[free] / np.sqrt(row.cells[free])
         assert free.sum() > 100
         assert np.ptp(unit) / unit.mean() < 0.06
-        assert unit.mean() == pytest.approx(
-            255 / np.quantile([np.sqrt(r.cells) for r in story.rows], 0.99), rel=1e-2
-        )
+        assert unit.mean() == pytest.approx(255 / top, rel=1e-2)
     assert strength[1].mean() > strength[0].mean()
 
 
@@ -168,37 +152,31 @@ def test_the_drawing_rests_complete_within_five_seconds(drawing):
     assert "animation" not in still
     # nothing waits, hidden, to be moved in
     assert not re.search(r"opacity|scale[XY]|clip-path", still)
-    assert all(
-        "to" not in frame or "inset(0)" in frame for frame in re.findall(r"@keyframes .*", moving)
-    )
-    delays, durations = (
-        [float(x) for x in re.findall(p, moving)]
-        for p in (r"delay: ([\d.]+)s", r"animation: \w+ ([\d.]+)s")
-    )
+    for frame in re.findall(r"@keyframes .*", moving):
+        assert "to" not in frame or "inset(0)" in frame
+    times = (r"delay: ([\d.]+)s", r"animation: \w+ ([\d.]+)s")
+    delays, durations = ([float(x) for x in re.findall(time, moving)] for time in times)
     assert len(delays) == len(opening.STEPS)
     assert max(delays) + max(durations) <= 5
 
 
 def test_one_command_writes_it(story, tmp_path, monkeypatch, capsys):
-    run = tmp_path / "wrn40-2-cifar10" / "seed0"
-    run.mkdir(parents=True)
-    (run / "weights.safetensors").write_bytes(b"weights")
+    here = Run.at(tmp_path)
+    here.folder.mkdir(parents=True)
+    here.weights.write_bytes(b"weights")
     monkeypatch.setattr(opening, "tell", lambda *_: story)
     opening.main(["--results", str(tmp_path)])
     assert "opening.svg" in capsys.readouterr().out
     facts = read_json(tmp_path / "gallery" / "opening.json")
-    assert {name: pick["index"] for name, pick in facts["images"].items()} == {
-        r.name: r.place for r in story.rows
-    }
+    picks = {name: pick["index"] for name, pick in facts["images"].items()}
+    assert picks == {row.name: row.place for row in story.rows}
     assert (tmp_path / "gallery" / "opening.svg").read_text(encoding="utf-8") == opening.draw(story)
-    page = (Path(__file__).parents[1] / "book" / "intro.md").read_text(encoding="utf-8")
+
+
+def test_the_front_page_includes_it_in_a_box_of_its_shape():
+    page = (BOOK / "intro.md").read_text(encoding="utf-8")
     assert "{include} ../results/opening.md" in page
     assert "#fig-opening" in page
-    style = (Path(__file__).parents[1] / "book" / "_static" / "thinkback.css").read_text(
-        encoding="utf-8"
-    )
-    for width, height in (
-        opening.WIDE,
-        opening.NARROW,
-    ):  # the shape of the box decides how the steps lie
+    style = (BOOK / "_static" / "thinkback.css").read_text(encoding="utf-8")
+    for width, height in (opening.WIDE, opening.NARROW):  # which decides how the steps lie
         assert f"aspect-ratio: {width} / {height};" in style

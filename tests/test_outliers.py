@@ -10,12 +10,8 @@ from experiments.outliers import ABOUT, OUTLIERS, held_out_classes, validation_o
 from thinkback_utils import data
 from thinkback_utils.data import ImageSet
 
-NOISES = (
-    "gaussian",
-    "rademacher",
-    "blob",
-    "uniform",
-)  # they owe the images their number, mean and contrast alone
+# They owe the images their number, mean and contrast alone.
+NOISES = ("gaussian", "rademacher", "blob", "uniform")
 RANDOM = (*NOISES, "arithmetic_mean", "geometric_mean", "speckle")
 FIXED = ("jigsaw", "pixelate", "rgb_ghost", "invert")
 MEAN, STD = np.array([125.3, 123.0, 113.9]), np.array([63.0, 62.1, 66.7])  # of CIFAR-10's pixels
@@ -76,13 +72,11 @@ def test_every_image_is_changed(kind: str, photos: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("kind", NOISES)
 def test_noise_knows_nothing_of_the_content(kind: str, flat: torch.Tensor) -> None:
-    shuffled = flat.flatten(2)[
-        :, :, torch.randperm(1024, generator=torch.Generator().manual_seed(0))
-    ].view_as(flat)
+    order = torch.randperm(1024, generator=torch.Generator().manual_seed(0))
+    shuffled = flat.flatten(2)[:, :, order].view_as(flat)
     assert torch.equal(OUTLIERS[kind](flat, 0), OUTLIERS[kind](shuffled, 0))
-    assert (
-        abs(np.corrcoef(units(kind, flat).ravel(), flat.numpy().ravel())[0, 1]) < 0.15
-    )  # channels differ in mean
+    alike = np.corrcoef(units(kind, flat).ravel(), flat.numpy().ravel())[0, 1]
+    assert abs(alike) < 0.15  # channels differ in mean
 
 
 def test_noises_share_no_stream(flat: torch.Tensor) -> None:
@@ -141,9 +135,8 @@ def test_pairs(kind: str, photos: torch.Tensor) -> None:
     other = photos[outliers._partners(photos, 0, kind)].double()
     mean = (photos + other) / 2 if kind == "arithmetic_mean" else (photos * other).sqrt()
     assert (OUTLIERS[kind](photos, 0) - mean).abs().max() <= 0.5 + 1e-4
-    assert torch.equal(
-        OUTLIERS[kind](photos[:2], 0)[0], OUTLIERS[kind](photos[:2], 0)[1]
-    )  # two can only pair up
+    one, two = OUTLIERS[kind](photos[:2], 0)  # two can only pair up
+    assert torch.equal(one, two)
 
 
 def test_the_two_means_pair_other_images(photos: torch.Tensor) -> None:
@@ -168,22 +161,14 @@ def test_the_geometric_mean_is_the_darker(
 
 def test_jigsaw_moves_pixels_and_keeps_them() -> None:
     place = torch.arange(1024).view(1, 1, 32, 32)
-    image = torch.cat(
-        [place // 256, place % 256, place % 7], 1
-    ).byte()  # red and green together name the place
+    # Red and green together name the place.
+    image = torch.cat([place // 256, place % 256, place % 7], 1).byte()
     made = outliers.jigsaw(image)
-    assert torch.equal(
-        made.flatten(2).squeeze(0).T.unique(dim=0), image.flatten(2).squeeze(0).T.unique(dim=0)
-    )
+    colors, kept = (x.flatten(2).squeeze(0).T.unique(dim=0) for x in (image, made))
+    assert torch.equal(colors, kept)
     came = made[0, 0].int() * 256 + made[0, 1]
-    corners = {
-        (0, 0): (8, 0),
-        (8, 0): (0, 0),
-        (0, 16): (16, 0),
-        (16, 0): (16, 16),
-        (16, 16): (0, 24),
-        (16, 24): (0, 16),
-    }
+    corners = {(0, 0): (8, 0), (8, 0): (0, 0), (0, 16): (16, 0)}
+    corners |= {(16, 0): (16, 16), (16, 16): (0, 24), (16, 24): (0, 16)}
     for (y, x), (source_y, source_x) in corners.items():
         assert divmod(int(came[y, x]), 32) == (source_y, source_x)
 
@@ -192,9 +177,8 @@ def test_speckle_grows_with_brightness() -> None:
     levels = torch.tensor([0, 40, 80]).byte().view(3, 1, 1, 1).expand(3, 3, 32, 32)
     made = outliers.speckle(levels).double()
     assert (made[0] == 0).all()
-    assert (made[1] == 0).double().mean() == pytest.approx(
-        0.16, abs=0.02
-    )  # what a normal puts below -1
+    black = (made[1] == 0).double().mean()
+    assert black == pytest.approx(0.16, abs=0.02)  # what a normal puts below -1
     assert made[2].std() == pytest.approx(2 * made[1].std().item(), rel=0.05)
     assert made[2].median() == pytest.approx(80, abs=5)
 
@@ -203,9 +187,8 @@ def test_pixelate_leaves_36_cells_and_their_colour(photos: torch.Tensor) -> None
     made = outliers.pixelate(photos)
     assert max(len(image.flatten(1).T.unique(dim=0)) for image in made) <= 36
     assert (made.float().mean((2, 3)) - photos.float().mean((2, 3))).abs().max() < 12
-    by_hand = (
-        Image.fromarray(photos[5].permute(1, 2, 0).numpy()).resize((6, 6), 4).resize((32, 32), 4)
-    )
+    image = Image.fromarray(photos[5].permute(1, 2, 0).numpy())
+    by_hand = image.resize((6, 6), 4).resize((32, 32), 4)
     assert np.array_equal(made[5].permute(1, 2, 0).numpy(), np.asarray(by_hand))
 
 
@@ -233,21 +216,16 @@ def test_bad_images_are_refused(kind: str) -> None:
         (good[..., :16], r"\(4, 3, 32, 16\)"),
         (good[:0], r"\(0, 3, 32, 32\)"),
     ):
-        with pytest.raises(
-            ValueError, match=rf"^thinkback: outliers are made from images uint8 .*{found}"
-        ):
+        message = rf"^thinkback: outliers are made from images uint8 .*{found}"
+        with pytest.raises(ValueError, match=message):
             OUTLIERS[kind](bad, 0)
 
 
 def test_a_single_image_and_a_negative_seed_are_refused() -> None:
     good = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    with pytest.raises(
-        ValueError, match=r"^thinkback: arithmetic_mean mixes pairs of images and got only 1"
-    ):
+    with pytest.raises(ValueError, match=r"^thinkback: arithmetic_mean mixes pairs .* got only 1"):
         validation_outliers(good[:1])
-    with pytest.raises(
-        ValueError, match=r"^thinkback: the seed of outliers must not be negative, got -1"
-    ):
+    with pytest.raises(ValueError, match=r"^thinkback: the seed .* not be negative, got -1"):
         validation_outliers(good, seed=-1)
 
 
@@ -276,11 +254,7 @@ def test_held_out_classes_of_a_set_without_names() -> None:
 @pytest.mark.parametrize(
     ("image_set", "classes", "message"),
     [
-        (
-            ImageSet(labelled().images, name="bare"),
-            [0],
-            "holding out classes needs labels and the set 'bare' has none",
-        ),
+        (ImageSet(labelled().images, name="bare"), [0], ".* the set 'bare' has none"),
         (labelled(), ["dog"], "set 'five' has no class 'dog'; it has plane, car, bird, cat, deer"),
         (labelled(), [-1], "set 'five' has no class -1"),
         (labelled(), "cat", "set 'five' has no class 'c'"),

@@ -80,9 +80,8 @@ def test_mahalanobis_is_the_distance_to_the_nearest_mean(name, world):
     means = np.stack([h[y == k].mean(0) for k in range(K)])
     precision = EmpiricalCovariance(assume_centered=True).fit(h - means[y]).precision_
     squared = cdist(x, means, "mahalanobis", VI=precision).min(1) ** 2
-    np.testing.assert_allclose(
-        scored(name, world), squared / 2 / N, rtol=2e-3
-    )  # the package does not divide by N
+    # The package does not divide by N.
+    np.testing.assert_allclose(scored(name, world), squared / 2 / N, rtol=2e-3)
 
 
 def test_mahalanobis_pp_does_not_see_the_length(world):
@@ -135,25 +134,22 @@ def test_dice_keeps_the_tenth_of_the_weights_that_contributes_most(world):
     contribution = W * numpy_of(train)[0].mean(0)
     kept = W * (contribution > np.quantile(contribution, 0.9))
     assert (kept != 0).sum() == K * D // 10
-    np.testing.assert_allclose(
-        scored("dice", world), -logsumexp(numpy_of(item)[0] @ kept.T + b, 1), rtol=1e-5
-    )
+    expected = -logsumexp(numpy_of(item)[0] @ kept.T + b, 1)
+    np.testing.assert_allclose(scored("dice", world), expected, rtol=1e-5)
 
 
 def test_she_is_the_product_with_the_mean_of_what_was_classified_right(world):
     (h, z, y), (x, logits, _) = numpy_of(world[1]), numpy_of(world[2])
     means = np.stack([h[(y == k) & (z.argmax(1) == k)].mean(0) for k in range(K)])
-    np.testing.assert_allclose(
-        scored("she", world), -(x * means[logits.argmax(1)]).sum(1), rtol=1e-5
-    )
+    expected = -(x * means[logits.argmax(1)]).sum(1)
+    np.testing.assert_allclose(scored("she", world), expected, rtol=1e-5)
 
 
 def test_gen_and_kl_matching_are_their_formulas(world):
     (_, z, _), (_, logits, _) = numpy_of(world[1]), numpy_of(world[2])
     p, q = softmax(logits, 1).clip(1e-7, 1 - 1e-7), softmax(z, 1)
-    np.testing.assert_allclose(
-        scored("gen", world), (p * (1 - p)) ** 0.1 @ np.full(K, 1 / K), rtol=1e-3
-    )
+    expected = (p * (1 - p)) ** 0.1 @ np.full(K, 1 / K)
+    np.testing.assert_allclose(scored("gen", world), expected, rtol=1e-3)
     typical = [q[q.argmax(1) == k].mean(0) for k in range(K)]
     expected = np.min([entropy(softmax(logits, 1), d, axis=1) for d in typical], axis=0)
     np.testing.assert_allclose(scored("kl_matching", world), expected, atol=1e-5)
@@ -167,11 +163,8 @@ def test_openmax_fits_the_tail_of_what_was_classified_right(world):
         own = z[(y == k) & (z.argmax(1) == k)]
         tail = np.sort(np.linalg.norm(own - own.mean(0), axis=1))[-20:]
         shape, _, scale = weibull_min.fit(tail - tail[0] + 1e4, floc=0)
-        outside.append(
-            weibull_min.cdf(
-                np.linalg.norm(logits - own.mean(0), axis=1) - tail[0] + 1e4, shape, 0, scale
-            )
-        )
+        away = np.linalg.norm(logits - own.mean(0), axis=1) - tail[0] + 1e4
+        outside.append(weibull_min.cdf(away, shape, 0, scale))
     rank = (-logits).argsort(1).argsort(1)
     lowered = logits * np.stack(outside, 1) * (1 - rank / K)
     revised = np.column_stack([lowered.sum(1), logits - lowered])
@@ -190,10 +183,8 @@ def test_the_table_says_what_a_peer_is_and_needs(name, world):
     assert ("images" in peer.needs) == (peer.reads == "images")
     assert detector.requires_fit == ("training data" in peer.needs)
     if detector.requires_fit:
-        with pytest.raises(
-            ValueError,
-            match=f"^thinkback: .{peer.title[1:].replace('+', '.')} is fitted on training",
-        ):
+        title = peer.title[1:].replace("+", ".")
+        with pytest.raises(ValueError, match=f"^thinkback: .{title} is fitted on training"):
             peer.fit(world[0])
     for setting, (value, why) in peer.settings.items():
         assert why
@@ -233,9 +224,8 @@ def test_bytes_are_what_a_detector_keeps_beside_the_network(world):
 
 def test_a_missing_package_is_named(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_ood.detector", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"thinkback: .* `pip install 'thinkback-utils\[peers\]'`"
-    ):
+    command = r"`pip install 'thinkback-utils\[peers\]'`"
+    with pytest.raises(ModuleNotFoundError, match=f"thinkback: .* {command}"):
         PEERS["energy"].fit(world[0])
 
 
@@ -275,16 +265,14 @@ def test_one_command_scores_every_peer_on_every_set(folder):
     assert set(kept) == set(SIZES) - {"cifar10-train"}
     for name, row in kept.items():
         assert set(row) == set(PEERS)
-        expected = dict.fromkeys(OF_FEATURES, SIZES[name]) | {
-            "odin": 20 if name == "cifar10-test" else 10
-        }
+        expected = dict.fromkeys(OF_FEATURES, SIZES[name])
+        expected["odin"] = 20 if name == "cifar10-test" else 10
         assert {peer: len(values) for peer, values in row.items()} == expected
         assert {values.dtype.name for values in row.values()} == {"float64"}
     bundle = Bundle.load(folder / "bundle.npz")
     detector = PEERS["knn"].fit(peers.last_layer(bundle), bundle.sets["cifar10-train"])
-    np.testing.assert_allclose(
-        kept["svhn"]["knn"], PEERS["knn"](detector, bundle.sets["svhn"]), rtol=1e-5
-    )
+    expected = PEERS["knn"](detector, bundle.sets["svhn"])
+    np.testing.assert_allclose(kept["svhn"]["knn"], expected, rtol=1e-5)
     assert record["images"]["count"] == {"cifar10-test": 20, "svhn": 10, "cifar100": 10}
 
 
@@ -301,25 +289,22 @@ def test_the_record_sets_our_costs_beside_theirs(folder):
     assert record["ours"]["thinkback"]["bytes"] == 8 * 10 * 64
     assert record["peers"]["knn"]["bytes"] == 4 * 120 * 64
     assert record["peers"]["odin"]["bytes"] == 0
-    assert record["peers"]["knn"]["needs"] == {
-        need: need == "training data" for need in peers.NEEDS
-    }
+    needs = {need: need == "training data" for need in peers.NEEDS}
+    assert record["peers"]["knn"]["needs"] == needs
     assert record["peers"]["knn"]["settings"]["k"]["value"] == 50
 
 
 def test_the_table_has_every_peer_near_and_far_with_intervals(folder):
     records = read_json(folder / "peers_table.json")
-    assert {(r["set"], r["method"]) for r in records} == {
-        (s, p) for s in ("svhn", "cifar100", "mean") for p in PEERS
-    }
+    pairs = {(name, peer) for name in ("svhn", "cifar100", "mean") for peer in PEERS}
+    assert {(r["set"], r["method"]) for r in records} == pairs
     assert {r["set"] for r in records if r["near"]} == {"cifar100"}
     kept = peers.load(folder)[0]
     record = evaluation.find(records, set="svhn", method="odin")
     assert (record["n_id"], record["n_ood"]) == (20, 10)
     ids, oods = kept["cifar10-test"]["odin"], kept["svhn"]["odin"]
-    assert record["auroc"] == pytest.approx(
-        roc_auc_score([0] * 20 + [1] * 10, np.concatenate([ids, oods]))
-    )
+    expected = roc_auc_score([0] * 20 + [1] * 10, np.concatenate([ids, oods]))
+    assert record["auroc"] == pytest.approx(expected)
     for record in records:
         low, high = record["interval95"]["auroc"]
         assert low <= record["auroc"] <= high
@@ -345,7 +330,6 @@ def test_only_the_sets_that_are_asked_for_and_no_images(folder, tmp_path):
     assert set(kept) == {"cifar10-test", "svhn"}
     assert set(kept["svhn"]) == set(OF_FEATURES)
     assert "images" not in record
-    with pytest.raises(
-        ValueError, match=r"^thinkback: no sets \['lsun'\] in .*, only \['cifar10-train'"
-    ):
+    message = r"^thinkback: no sets \['lsun'\] in .*, only \['cifar10-train'"
+    with pytest.raises(ValueError, match=message):
         peers.run(tmp_path, sets=["lsun"], images=False)

@@ -51,23 +51,16 @@ def test_label_names_every_recipe(tmp_path):
 
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"thinkback: no provenance.json in .*has the run finished"
-    ):
+    message = r"thinkback: no provenance.json in .*has the run finished"
+    with pytest.raises(ValueError, match=message):
         label(tmp_path)
 
 
 def git(folder, *arguments):
     who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(
-        ["git", "-C", str(folder), *who, *arguments],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    return done.stdout.strip()
+    command = ["git", "-C", str(folder), *who, *arguments]
+    return subprocess.check_output(command, text=True, env=environment).strip()
 
 
 @pytest.fixture

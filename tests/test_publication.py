@@ -35,35 +35,26 @@ def test_one_repository_names_the_site_and_the_citation() -> None:
     owner, name = config["repository"]["url"].removeprefix("https://github.com/").split("/")
     assert config["html"]["baseurl"] == f"https://{owner}.github.io/{name}/"
     assert config["sphinx"]["config"]["ogp_site_url"] == config["html"]["baseurl"]
-    assert (citation["repository-code"], citation["url"]) == (
-        config["repository"]["url"],
-        config["html"]["baseurl"],
-    )
+    assert citation["repository-code"] == config["repository"]["url"]
+    assert citation["url"] == config["html"]["baseurl"]
 
 
 def tracked() -> dict[str, str]:
     """The text files under version control, by name, without what others wrote."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("this is no clone, or there is no git")
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    paths = [
-        name for name in listed if not name.startswith("book/vendor/") and (ROOT / name).is_file()
-    ]
-    texts = {name: (ROOT / name).read_bytes() for name in paths}
-    return {
-        name: content.decode() for name, content in texts.items() if b"\0" not in content[:8000]
-    }
+    listed = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
+    own = [name for name in listed if not name.startswith("book/vendor/")]
+    contents = {name: (ROOT / name).read_bytes() for name in own if (ROOT / name).is_file()}
+    return {name: part.decode() for name, part in contents.items() if b"\0" not in part[:8000]}
 
 
 def test_no_other_address_of_the_book_is_named() -> None:
     config = load("_config.yml")
     right = {config["repository"]["url"], config["html"]["baseurl"].rstrip("/")}
     named = r"https://(?:github\.com/[\w-]+|[\w-]+\.github\.io)/thinkback[\w-]*"
-    found = {
-        address: name for name, text in tracked().items() for address in re.findall(named, text)
-    }
+    texts = tracked()
+    found = {address: name for name in texts for address in re.findall(named, texts[name])}
     assert set(found) <= right, found
     assert found.keys() & right
 
@@ -79,10 +70,8 @@ def test_citation_names_this_version_and_the_paper() -> None:
     assert citation["version"] == thinkback_utils.__version__
     [paper] = citation["references"]
     assert [author["family-names"] for author in paper["authors"]] == ["Yang", "Rossi"]
-    assert re.search(
-        rf"arXiv:2107\.06668|{re.escape(paper['url'])}",
-        (ROOT / "book" / "references.bib").read_text(encoding="utf-8"),
-    )
+    references = (ROOT / "book" / "references.bib").read_text(encoding="utf-8")
+    assert "arXiv:2107.06668" in references or paper["url"] in references
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
@@ -93,40 +82,24 @@ def test_workflow_names_what_exists(path: Path) -> None:
     assert {need for job in jobs.values() for need in job.get("needs", [])} <= set(jobs)
     script = "\n".join(step.get("run", "") for step in steps)
     assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
-    targets = re.findall(
-        r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert set(re.findall(r"\bmake ([\w-]+)", script)) <= set(targets)
-    assert [
-        module for module in re.findall(r"python3? -m ([\w.]+)", script) if not find_spec(module)
-    ] == []
-    ours = re.findall(r"\.venv/bin/([\w-]+)", script)
-    assert [
-        program
-        for program in ours
-        if not shutil.which(program, path=os.path.dirname(sys.executable))
-    ] == []
-    assert [
-        file
-        for file in re.findall(r"(?<![\w/])\.ci/\w+", script)
-        if not os.access(ROOT / file, os.X_OK)
-    ] == []
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"\bmake ([\w-]+)", script)) <= targets
+    for module in re.findall(r"python3? -m ([\w.]+)", script):
+        assert find_spec(module), module
+    for program in re.findall(r"\.venv/bin/([\w-]+)", script):
+        assert shutil.which(program, path=os.path.dirname(sys.executable)), program
+    for file in re.findall(r"(?<![\w/])\.ci/\w+", script):
+        assert os.access(ROOT / file, os.X_OK), file
 
 
 def test_actions_are_pinned_by_commit() -> None:
     """A tag can be moved, a commit cannot; comments say which version it is, and all agree."""
-    lines = [
-        line.strip(" -")
-        for path in WORKFLOWS
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if "uses:" in line
-    ]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in WORKFLOWS)
+    lines = [line.strip(" -") for line in text.splitlines() if "uses:" in line]
     assert lines
-    assert [
-        line
-        for line in lines
-        if not re.fullmatch(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)
-    ] == []
+    for line in lines:
+        assert re.fullmatch(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)
     pins = {line.split("@")[0]: line for line in lines}
     assert set(pins.values()) == set(lines)
 
@@ -143,31 +116,25 @@ def test_a_token_reaches_only_the_step_that_needs_it(path: Path) -> None:
     assert not re.search(TOKEN, json.dumps(workflow.get("env", {})))
     for name, job in workflow["jobs"].items():
         writes = {what for what, level in job["permissions"].items() if level != "read"}
-        assert not re.search(TOKEN, json.dumps({key: job[key] for key in job if key != "steps"})), (
-            name
-        )
+        rest = {key: job[key] for key in job if key != "steps"}
+        assert not re.search(TOKEN, json.dumps(rest)), name
         for step in job["steps"]:
-            runs, uses = step.get("run", ""), step.get("uses", "")
-            assert (
-                not uses.startswith("actions/checkout@")
-                or step["with"]["persist-credentials"] is False
-            ), name
-            assert not (
-                writes and (re.search(FOREIGN, runs) or uses.startswith("actions/checkout@"))
-            ), name
-            holds = re.search(TOKEN, json.dumps(step))
-            assert not (
-                holds and (not writes or re.search(FOREIGN, runs) or list(step) != ["env", "run"])
-            ), name
+            checkout = step.get("uses", "").startswith("actions/checkout@")
+            foreign = re.search(FOREIGN, step.get("run", ""))
+            if checkout:
+                assert step["with"]["persist-credentials"] is False, name
+            if writes:
+                assert not foreign, name
+                assert not checkout, name
+            if re.search(TOKEN, json.dumps(step)):
+                assert writes, name
+                assert list(step) == ["env", "run"], name
 
 
 def test_issue_forms_ask_something() -> None:
-    forms = [
-        path
-        for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
-        if path.stem != "config"
-    ]
-    for form in (load(str(path.relative_to(ROOT))) for path in forms):
+    paths = (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
+    for path in (path for path in paths if path.stem != "config"):
+        form = load(str(path.relative_to(ROOT)))
         assert {"name", "description", "body"} <= set(form)
         assert all(field["attributes"]["label"] for field in form["body"])
 
@@ -176,17 +143,12 @@ def commands(program: str) -> list[list[str]]:
     """The command lines of the page on running, and of the sweep, that begin so."""
     blocks = re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     blocks += [SWEEP.replace("\\\n", " ").replace(".venv/bin/", "")]
-    return [
-        shlex.split(line)
-        for line in "".join(blocks).splitlines()
-        if line.strip().startswith(program)
-    ]
+    lines = "".join(blocks).splitlines()
+    return [shlex.split(line) for line in lines if line.strip().startswith(program)]
 
 
 @pytest.mark.parametrize(
-    "words",
-    [*commands("python -m bookmaking run"), *commands("papermill ")],
-    ids=" ".join,
+    "words", [*commands("python -m bookmaking run"), *commands("papermill ")], ids=" ".join
 )
 def test_printed_commands_name_parameters_that_exist(words: list[str]) -> None:
     notebook = next(word for word in words if word.endswith(".ipynb"))
@@ -205,11 +167,9 @@ def test_bootstrap_cell_fetches_the_book_and_moves_into_it(tmp_path: Path) -> No
         pytest.skip("this is no clone, or there is no git")
     cells = sources.read(next((ROOT / "notebooks").glob("*.ipynb"))).cells
     bootstrap = next(cell.source for cell in cells if sources.tagged(cell, "bootstrap"))
-    (tmp_path / "pip.py").write_text(
-        "import sys, pathlib; assert sys.argv[1:4] == ['install', '-q', '--no-deps'] and"
-        " sys.argv[4] == '-e'\nassert (pathlib.Path(sys.argv[5]) / 'pyproject.toml').is_file()",
-        encoding="utf-8",
-    )
+    pip = "import sys, pathlib\nassert sys.argv[1:5] == ['install', '-q', '--no-deps', '-e']\n"
+    pip += "assert (pathlib.Path(sys.argv[5]) / 'pyproject.toml').is_file()"
+    (tmp_path / "pip.py").write_text(pip, encoding="utf-8")
     fake = {
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{ROOT.as_uri()}.insteadOf",

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 RUN = Run.at(ROOT / "results")
 KEPT = ("weights.safetensors", "bundle.npz", "scores.npz")
 SMOKE = ["--recipe", "smoke", "--epochs", "1", "--device", "cpu", "--results"]
+SETS = ("svhn", "cifar100")  # of the toy
 THREE = ("msp", "energy", "thinkback")  # the methods of Table 1
 
 
@@ -48,33 +50,56 @@ def provenance():
     return RUN.record
 
 
+SIZES = {"cifar10-train": 64, "cifar10-test": 40, "svhn": 30, "cifar100-test": 30, "textures10": 20}
+
+
 @pytest.fixture
 def toy_root(tmp_path, monkeypatch):
     """A data root with sets of a few images, in the layout of the real ones."""
-    sizes = {"cifar10-train": 64, "cifar10-test": 40, "svhn": 30, "cifar100-test": 30}
-    tiny.make_images(tmp_path, sizes)
+    tiny.make_images(tmp_path, SIZES)
     monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
     return tmp_path
 
 
-def test_one_command_makes_everything_and_repeats_itself(toy_root, tmp_path, capsys):
-    command = [*SMOKE, str(tmp_path / "results"), "--sets", "svhn", "cifar100", "--seeds", "0", "1"]
-    reproduce.main(command)
-    here, other = (Run.at(tmp_path / "results", "wrn10-1-cifar10", seed) for seed in (0, 1))
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """The results of one command, made from images such as those of ``toy_root``."""
+    root = tmp_path_factory.mktemp("once")
+    tiny.make_images(root, SIZES)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("THINKBACK_DATA", str(root))
+        reproduce.main([*SMOKE, str(root / "results"), "--sets", *SETS, "--seeds", "0", "1"])
+    return root / "results"
+
+
+@pytest.fixture
+def results(once, toy_root):
+    """A copy of them, to go on with."""
+    return shutil.copytree(once, toy_root / "results")
+
+
+@pytest.fixture
+def here(results):
+    """A run on ``SETS`` that has finished."""
+    return Run.at(results, "wrn10-1-cifar10")
+
+
+def test_one_command_makes_everything_and_repeats_itself(results, here, capsys):
+    other = Run.at(results, "wrn10-1-cifar10", 1)
     first = {name: (here.folder / name).read_bytes() for name in KEPT}
+    command = [*SMOKE, str(results), "--sets", *SETS, "--seeds", "0", "1"]
     reproduce.main(command)  # the weights are there: nothing is trained again
     assert {name: (here.folder / name).read_bytes() for name in first} == first
-    records = read_json(tmp_path / "results" / "table1.json")
+    records = read_json(results / "table1.json")
     assert sorted((r["seed"], r["set"], r["method"]) for r in records) == sorted(
         (seed, name, method)
         for seed in (0, 1)
-        for name in ("svhn", "cifar100", "mean")
+        for name in (*SETS, "mean")
         for method in evaluation.COMPARED
     )
     assert other.digest() != here.digest()
     assert here.record["recipe"] == "custom"  # one epoch is not the recipe's
-    sets = {"cifar10-train", "cifar10-test", "svhn", "cifar100"}
-    assert set(here.record["images_sha256"]) == sets
+    assert set(here.record["images_sha256"]) == {"cifar10-train", "cifar10-test", *SETS}
     assert "test accuracy" in capsys.readouterr().out
 
 
@@ -89,30 +114,26 @@ def test_processes_share_the_seeds(toy_root, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("results/wrn10-1-cifar10/seed*/weights.safetensors"))) == 3
 
 
-def test_sets_are_added_to_a_finished_run_without_training_it_again(toy_root, tmp_path):
+def test_sets_are_added_to_a_finished_run_without_training_it_again(results, here):
     """Without --recipe the folder's own stands, so the committed network can get more sets."""
-    results = ["--results", str(tmp_path / "results"), "--device", "cpu", "--sets"]
-    reproduce.main(["--depth", "10", "--width", "1", "--epochs", "1", *results, "svhn"])
-    here = Run.at(tmp_path / "results", "wrn10-1-cifar10")
-    weights = here.digest()
-    reproduce.main(["--depth", "10", "--width", "1", *results, "cifar100"])
+    weights, first = here.digest(), ["cifar10-train", "cifar10-test", *SETS]
+    command = ["--depth", "10", "--width", "1", "--results", str(results), "--device", "cpu"]
+    reproduce.main([*command, "--sets", "textures10"])
     assert here.digest() == weights
-    first = ["cifar10-train", "cifar10-test", "svhn"]
-    assert set(here.bundle().sets) == {*first, "cifar100"}
+    assert set(here.bundle().sets) == {*first, "textures10"}
     assert here.record["sets"] == first  # the first run keeps its own record
-    assert [addition["sets"] for addition in here.record["additions"]] == [["cifar100"]]
+    assert [addition["sets"] for addition in here.record["additions"]] == [["textures10"]]
     with pytest.raises(ValueError, match=r"belongs to another recipe \(dropout"):
-        reproduce.main(["--recipe", "smoke", *results, "svhn"])
+        reproduce.main([*command, "--recipe", "reference", "--sets", "svhn"])
 
 
-def test_a_set_whose_images_were_replaced_is_run_again_and_the_others_are_kept(toy_root, tmp_path):
-    command = [*SMOKE, str(tmp_path / "results"), "--sets"]
-    reproduce.main([*command, "svhn", "cifar100"])
-    here = Run.at(tmp_path / "results", "wrn10-1-cifar10")
+def test_a_set_whose_images_were_replaced_is_run_again_and_the_others_are_kept(
+    toy_root, results, here
+):
     before, hashes = here.bundle().sets, here.record["images_sha256"]
     old = read_json(here.folder / "ablations.json")
     tiny.make_images(toy_root, {"svhn": 25})
-    reproduce.main([*command, "cifar100"])  # also where the set is not named
+    reproduce.main([*SMOKE, str(results), "--sets", "cifar100"])  # also where it is not named
     after, record = here.bundle().sets, here.record
     assert len(after["svhn"]) == 25
     assert record["images_sha256"]["svhn"] == data.load("svhn").sha256() != hashes["svhn"]
@@ -130,6 +151,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 import torch
+import torch._dynamo  # an optimizer imports it, which takes seconds: once here, not in each child
 from experiments import reproduce
 from thinkback_utils.train import RECIPES
 
@@ -203,13 +225,6 @@ def lasting(folder):
     }
 
 
-@pytest.fixture
-def here(toy_root, tmp_path):
-    """A run on SVHN that has finished."""
-    go_on(Run(tmp_path / "run"), "svhn")
-    return Run(tmp_path / "run")
-
-
 def go_on(here, *sets):
     return reproduce.run(RECIPES["smoke"].override(epochs=1), here.folder, sets, "cpu")
 
@@ -222,12 +237,12 @@ def test_features_that_a_kill_left_without_a_record_are_not_computed_again(here,
     with monkeypatch.context() as patched:
         patched.setattr(Run, "save_record", killed)
         with pytest.raises(KeyboardInterrupt):
-            go_on(here, "svhn", "cifar100")
-    assert "cifar100" not in here.record["images_sha256"]
+            go_on(here, "textures10")
+    assert "textures10" not in here.record["images_sha256"]
     monkeypatch.setattr("experiments.benchmark.extract", killed)
-    go_on(here, "svhn", "cifar100")
+    go_on(here, "textures10")
     assert here.record["images_sha256"] == here.stated()["images_sha256"]
-    assert here.record["additions"][0]["sets"] == ["cifar100"]
+    assert here.record["additions"][0]["sets"] == ["textures10"]
 
 
 def test_images_put_back_after_a_kill_are_not_taken_for_those_of_the_new_bundle(
@@ -250,10 +265,8 @@ def test_images_put_back_after_a_kill_are_not_taken_for_those_of_the_new_bundle(
     assert here.record["images_sha256"] == record["images_sha256"]
 
 
-def test_a_checkout_without_its_bundle_makes_it_again(toy_root, tmp_path):
+def test_a_checkout_without_its_bundle_makes_it_again(here):
     """The record of the first run stays; all its sets come back, though one alone is asked for."""
-    here = Run(tmp_path / "run")
-    go_on(here, "svhn", "cifar100")
     before, content = here.record, (here.folder / "bundle.npz").read_bytes()
     (here.folder / "bundle.npz").unlink()
     go_on(here, "svhn")
@@ -297,16 +310,9 @@ def test_a_set_that_cannot_be_had_fails_before_the_training(toy_root, tmp_path):
 def test_results_are_of_the_promised_size_and_without_pickle(bundle):
     assert RUN.weights.stat().st_size <= 5e6
     sizes = {name: len(item) for name, item in bundle.sets.items()}
-    promised = {
-        "cifar10-train": 50_000,
-        "cifar10-test": 10_000,
-        "svhn": 5_000,
-        "textures10": 1_200,
-        "places9_crop": 2_500,
-        "places9_resize": 2_500,
-        "sun_resize": 2_500,
-        "cifar100": 5_000,
-    }
+    promised = {"cifar10-train": 50_000, "cifar10-test": 10_000, "svhn": 5_000, "cifar100": 5_000}
+    promised |= dict.fromkeys(("places9_crop", "places9_resize", "sun_resize"), 2_500)
+    promised["textures10"] = 1_200
     assert promised.items() <= sizes.items()
     share = sum(sizes.values()) / sum(promised.values())
     assert (RUN.folder / "bundle.npz").stat().st_size <= 20e6 * share
@@ -381,9 +387,8 @@ def test_scores_do_not_read_labels(bundle, scored):
     def relabelled(item):
         return Features(item.features, item.logits, torch.randint(10, (len(item),)))
 
-    again = evaluation.score_sets(
-        {name: relabelled(item) for name, item in bundle.sets.items()}, names=["svhn"]
-    )
+    sets = {name: relabelled(item) for name, item in bundle.sets.items()}
+    again = evaluation.score_sets(sets, names=["svhn"])
     for method, values in again["svhn"].items():
         assert np.array_equal(values, scored["svhn"][method])
 
@@ -392,9 +397,8 @@ def test_in_distribution_against_itself_is_a_coin(scored):
     half = {m: values[::2] for m, values in scored["cifar10-test"].items()}
     other = {m: values[1::2] for m, values in scored["cifar10-test"].items()}
     parts = {"cifar10-test": half, "cifar10 again": other}
-    for record in evaluation.with_intervals(
-        evaluation.table(parts, n_ood=10_000), parts, resamples=60
-    ):
+    rows = evaluation.table(parts, n_ood=10_000)
+    for record in evaluation.with_intervals(rows, parts, resamples=60):
         low, high = record["interval95"]["auroc"]
         assert low < 0.5 < high
 
@@ -404,13 +408,8 @@ def three_seeds(bundle, tmp_path_factory):
     """Three training seeds: a thinned copy of the committed run, and two that noise sets apart."""
     results, records = tmp_path_factory.mktemp("results"), []
     rules = Benchmark(methods=THREE, n_ood=500, draws=3, resamples=20)
-    sizes = {
-        "cifar10-train": 4000,
-        "cifar10-test": 1500,
-        "svhn": 600,
-        "textures10": 600,
-        "cifar100": 300,
-    }
+    sizes = {"cifar10-train": 4000, "cifar10-test": 1500}
+    sizes |= {"svhn": 600, "textures10": 600, "cifar100": 300}
     sets = {}
     for name, size in sizes.items():
         item, index = bundle.sets[name], evaluation.evenly(len(bundle.sets[name]), size)
@@ -472,14 +471,12 @@ def test_spread_over_training_seeds_on_the_page(three_seeds, tmp_path):
             compared += len(expected)
     assert compared == 4 * 3 * (3 + 3 + 2 + 2)
     line = re.search(r"Over 3 training seeds the mean AUROC is (.*) %\.", shown)[1]
-    values = [
-        [r["auroc"] for r in records if (r["set"], r["method"]) == ("mean", m)] for m in THREE
-    ]
+    means = [r for r in records if r["set"] == "mean"]
+    values = [[r["auroc"] for r in means if r["method"] == m] for m in THREE]
     expected = [[100 * np.mean(v), 100 * np.std(v, ddof=1)] for v in values]
     assert numbers(line) == pytest.approx(np.ravel(expected), abs=0.0051)
-    assert (three_seeds / "verdicts.md").read_text(encoding="utf-8").partition("\n\n")[
-        2
-    ].strip() in shown
+    text = (three_seeds / "verdicts.md").read_text(encoding="utf-8")
+    assert text.partition("\n\n")[2].strip() in shown
 
 
 def test_weights_make_the_features_of_the_bundle(bundle):

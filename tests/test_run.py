@@ -126,5 +126,5 @@ def test_scores_of_other_weights_are_not_read(here, program):
 
 
 def test_programs_share_their_options():
-    options = program_parser("any", "", "results", "seed").parse_args(["--seed", "2"])
+    options = program_parser("experiments.any", "", "results", "seed").parse_args(["--seed", "2"])
     assert vars(options) == {"results": Path("results"), "seed": 2}

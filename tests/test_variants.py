@@ -35,9 +35,8 @@ def test_augmented_images_are_moved_and_mirrored_images(digits):
     assert [len(x) for x, _ in batches] == [16, 16, 8]
     x, y = (torch.cat(part) for part in zip(*batches, strict=True))
     padded = torch.nn.functional.pad(digits.images.float() / 255, [4] * 4)
-    windows = (
-        padded.unfold(2, 32, 1).unfold(3, 32, 1).permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
-    )  # every crop
+    crops = padded.unfold(2, 32, 1).unfold(3, 32, 1)  # all there are
+    windows = crops.permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
     same = torch.cat([windows, windows.flip(-1)]).flatten(1)
     used = [int((same == image.flatten()).all(1).nonzero()[0]) for image in x]
     assert sorted(i % 40 for i in used) == list(range(40))  # each image once
@@ -54,7 +53,7 @@ def test_augmentation_follows_its_seed_and_needs_labels(digits):
 
 
 def test_bfloat16_features_are_rounded_and_close(network, digits):
-    exact, rounded = extract(network, digits), variants.in_bfloat16(network, digits, batch_size=16)
+    exact, rounded = extract(network, digits), extract(network, digits, precision="bfloat16")
     assert rounded.features.dtype == rounded.logits.dtype == torch.float32
     assert torch.equal(rounded.features, rounded.features.bfloat16().float())
     assert not torch.equal(rounded.features, exact.features)
@@ -65,33 +64,24 @@ def test_bfloat16_features_are_rounded_and_close(network, digits):
 
 def test_variants_take_rows_that_the_bundle_has_too(network, digits):
     unlabelled = dataclasses.replace(digits, labels=None)
-    made = variants.variants(
-        network, digits, {"a": digits, "b": unlabelled}, augmented=24, bfloat16=10
-    )
-    assert {name: len(item) for name, item in made.items()} == {
-        variants.AUGMENTED: 24,
-        "a@bfloat16": 10,
-        "b@bfloat16": 10,
-    }
+    made = variants.variants(network, digits, {"a": digits, "b": unlabelled}, 24, 10)
+    sizes = {variants.AUGMENTED: 24, "a@bfloat16": 10, "b@bfloat16": 10}
+    assert {name: len(item) for name, item in made.items()} == sizes
     rows = evaluation.evenly(40, 10)
     assert torch.equal(made["a@bfloat16"].labels, digits.labels[rows])
     assert made["b@bfloat16"].labels is None
-    torch.testing.assert_close(
-        made["b@bfloat16"].features, extract(network, digits).features[rows], atol=0.05, rtol=0.05
-    )
-    assert sorted(made[variants.AUGMENTED].labels.tolist()) == sorted(
-        digits.labels[evaluation.evenly(40, 24)].tolist()
-    )
+    exact = extract(network, digits).features[rows]
+    torch.testing.assert_close(made["b@bfloat16"].features, exact, atol=0.05, rtol=0.05)
+    labels = digits.labels[evaluation.evenly(40, 24)].sort().values
+    assert torch.equal(made[variants.AUGMENTED].labels.sort().values, labels)
 
 
 def test_one_command_writes_file_and_provenance(network, digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda *arguments: digits)
     here = Run.at(tmp_path, "tiny")
     network.save(here.weights)
-    sets = {
-        name: extract(network, digits)
-        for name in ("cifar10-train", "cifar10-test", "digits", "cifar100")
-    }
+    names = ("cifar10-train", "cifar10-test", "digits", "cifar100")
+    sets = dict.fromkeys(names, extract(network, digits))
     here.save_bundle(sets, network, images_sha256=dict.fromkeys(sets, digits.sha256()))
     command = ["--results", str(tmp_path), "--network", "tiny", "--device", "cpu"]
     command += ["--augmented", "16", "--bfloat16", "8"]
@@ -100,11 +90,8 @@ def test_one_command_writes_file_and_provenance(network, digits, tmp_path, monke
     variants.main(command)
     assert (here.folder / "variants.npz").read_bytes() == first
     record = read_json(here.folder / "variants.json")
-    assert record["sizes"] == {
-        variants.AUGMENTED: 16,
-        "cifar10-test@bfloat16": 8,
-        "digits@bfloat16": 8,
-    }
+    sizes = {variants.AUGMENTED: 16, "cifar10-test@bfloat16": 8, "digits@bfloat16": 8}
+    assert record["sizes"] == sizes
     assert {"command", "commit", "device", "seconds", "seed", "started", "versions"} <= set(record)
     assert "variants.npz" in capsys.readouterr().out
 

@@ -145,27 +145,6 @@ def image_set(name: str) -> data.ImageSet:
     return data.load(*SPLITS.get(name, (name, "test")))
 
 
-def load_verified(digests: Mapping[str, str]) -> dict[str, data.ImageSet]:
-    """The sets of a run, verified to be the images that its bundle was made from.
-
-    Args:
-        digests: ``images_sha256`` of the bundle, by set.
-
-    Raises:
-        ValueError: if the data root holds other images under a set's name.
-    """
-    sets = {}
-    for name, expected in digests.items():
-        sets[name] = image_set(name)
-        if (found := sets[name].sha256()) != expected:
-            raise ValueError(
-                f"thinkback: {name!r} in the data root {data.data_root()} is not the set that the"
-                f" bundle was made from (sha256 {found[:12]}…, expected {expected[:12]}…); run"
-                " `python -m experiments.reproduce` anew"
-            )
-    return sets
-
-
 def paper_table() -> list[Record]:
     """Table 1 of the paper: records ``{set, method, tpr10, fpr95, auroc, aupr}`` in [0, 1]."""
     records: list[Record] = read_json(Path(__file__).with_name("paper_table1.json"))["records"]

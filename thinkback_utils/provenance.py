@@ -18,7 +18,7 @@ import torch
 
 import thinkback_utils
 
-from .files import read_json, sha256
+from .files import read_json
 
 
 def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -36,11 +36,6 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
             "numpy": np.__version__,
         },
     }
-
-
-def digest(folder: Path) -> str:
-    """SHA-256 of the weights in a run's folder, for files beside them that are made from them."""
-    return sha256(folder / "weights.safetensors")
 
 
 def label(folder: str | Path) -> str:
