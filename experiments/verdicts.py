@@ -16,6 +16,7 @@ from thinkback_utils.evaluation import (
     BASELINES,
     ID_TRAIN,
     NEAR,
+    SET_TITLES,
     Record,
     Scores,
     evenly,
@@ -297,19 +298,35 @@ def claims(records: Sequence[Record], paper: Sequence[Record], here: Run) -> lis
 
 
 def of_the_chosen_score(records: Sequence[Record], method: str = "thinkback_averaged") -> str:
-    """A sentence on the score that was chosen apart from the suite; none if it is not measured."""
-    means = [record for record in records if record["set"] == "mean"]
-    if not find(means, method=method):
+    """A paragraph on the score that was chosen apart from the suite; none if it is not measured."""
+    names = (method, *BASELINES, "thinkback")
+    measured = {
+        kind: {name: _mean_auroc(records, sets, name) for name in names}
+        for kind, sets in {"far": ("mean",), "near": NEAR}.items()
+    }
+    far, near = measured["far"], measured["near"]
+    if np.isnan(far[method]):
         return ""
-    parts = []
-    for name in (method, *BASELINES, "thinkback"):
-        values = [record["auroc"] for record in means if record["method"] == name]
-        parts.append(f"{TITLES[name]} {100 * float(np.mean(values)):.1f} %")
+    titles = TITLES | {"thinkback": f"{TITLES['thinkback']} (reading A)"}
+    parts = [f"{titles[name]} {100 * far[name]:.1f} %" for name in names]
     text = (
         "Beyond the paper, a relative of the score was chosen apart from these sets. Mean AUROC:"
-        f" **{parts[0]}**"
+        f" **{parts[0]}**, {', '.join(parts[1:])}."
     )
-    return f"\n{text}, {', '.join(parts[1:])}.\n"
+    if not np.isnan(near[method]):
+        outcome = "ahead of" if near[method] > near["energy"] else "behind"
+        title = SET_TITLES[NEAR[0]]
+        text += (
+            f" On {title}, whose images resemble the training set, it is {outcome} Energy:"
+            f" {100 * near[method]:.1f} % and {100 * near['energy']:.1f} %."
+        )
+    return f"\n{text}\n"
+
+
+def _mean_auroc(records: Sequence[Record], sets: Sequence[str], method: str) -> float:
+    """Over the sets and training seeds; NaN where nothing was measured."""
+    values = [r["auroc"] for r in records if r["set"] in sets and r["method"] == method]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def table(

@@ -129,10 +129,14 @@ def test_the_sentence_on_the_chosen_score_takes_the_mean_over_seeds():
     values = {"thinkback_averaged": (0.9, 0.8), "msp": (0.5, 0.6)}
     values |= {"energy": (0.7, 0.7), "thinkback": (0.1, 0.2)}
     records = [{"set": "mean", "method": m, "auroc": v} for m, pair in values.items() for v in pair]
-    said = "**Thinkback, averaged 85.0 %**, Softmax 55.0 %, Energy 70.0 %, Thinkback 15.0 %."
-    assert said in verdicts.of_the_chosen_score(records)
+    said = "**Thinkback, averaged 85.0 %**, Softmax 55.0 %, Energy 70.0 %, Thinkback (reading A) "
+    assert f"{said}15.0 %." in verdicts.of_the_chosen_score(records)
     others = [r for r in records if r["method"] != "thinkback_averaged"]
     assert verdicts.of_the_chosen_score(others) == ""
+    near = [record | {"set": "cifar100"} for record in records]
+    assert "it is ahead of Energy: 85.0 % and 70.0 %." in verdicts.of_the_chosen_score(
+        [*records, *near]
+    )
 
 
 @pytest.mark.parametrize(
