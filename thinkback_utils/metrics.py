@@ -150,7 +150,6 @@ def conventions(
 ) -> dict[str, float]:
     """What other papers and libraries print under the same names, each in [0, 1].
 
-
     They differ in the positive class, and in the rule for the area under precision over recall:
 
     ======================================  ==============  =====================================
@@ -158,12 +157,12 @@ def conventions(
     ======================================  ==============  =====================================
     this package; Outlier Exposure          OOD             ``fpr95_out``, ``aupr_out`` (step)
     OpenOOD 1.5; pytorch-ood                OOD             ``fpr95_out``, ``aupr_*`` (trapezoid)
-    ODIN                                    ID              ``fpr95_in``, ``aupr_*``, detection
-    error Energy (its default), many after it     ID              ``fpr95_in``, ``aupr_in`` (step)
+    ODIN                                    ID              ``fpr95_in``, ``aupr_*``
+    Energy (its default), many after it     ID              ``fpr95_in``, ``aupr_in`` (step)
     ======================================  ==============  =====================================
 
-    The AUROC is the same either way. Outlier Exposure takes FPR95 by ``rule="nearest"`` of
-    :func:`fpr_at_tpr`.
+    ODIN prints the detection error, too. The AUROC is the same either way. Outlier Exposure takes
+    FPR95 by ``rule="nearest"`` of :func:`fpr_at_tpr`.
 
     Args:
         id_scores, ood_scores: float (N_id,) and (N_ood,), higher = more OOD, as everywhere here.
