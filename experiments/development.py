@@ -46,9 +46,7 @@ from .family import Candidate, candidates, statistics
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
 from .run import Run, program_parser
 
-CPU = RECIPES["cpu"]
-# The first cycle of the recipe of the table's network.
-RECIPE = CPU.override(depth=16, epochs=15, restarts=(), resolutions=CPU.resolutions)
+RECIPE = RECIPES["cpu-wrn16"]
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network
 COUNT = 2000  # outliers of each kind
 MARGIN = 0.001  # of AUROC: less than the figures can tell apart

@@ -382,3 +382,12 @@ def test_smoke_recipe_learns_digits():
     net = WideResNet(10, 1)
     trained(net, digits, RECIPES["smoke"])
     assert train.accuracy(net, load("digits", "test")) > 0.9
+
+
+def test_each_epoch_can_be_kept(tmp_path):
+    path, config = tmp_path / "checkpoint.safetensors", TINY.override(epochs=2)
+    trained(network(), images(40), config, path, keep_epochs=True)
+    first, last = (load_file(train.epoch_file(path, epoch)) for epoch in (1, 2))
+    assert all(torch.equal(value, last[name]) for name, value in load_file(path).items())
+    assert any(not torch.equal(value, last[name]) for name, value in first.items())
+    assert len(list(tmp_path.iterdir())) == 3
