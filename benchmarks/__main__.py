@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import thinkback_utils as tb
+from experiments import provenance
 
 from .context import Context
 
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     context, began = Context(device, options.quick, options.results), time.perf_counter()
     for group in options.groups or GROUPS:
         start = time.perf_counter()
-        head = tb.provenance.describe(device) | {"group": group, "threads": torch.get_num_threads()}
+        head = provenance.describe(device) | {"group": group, "threads": torch.get_num_threads()}
         records = importlib.import_module(f"benchmarks.{group}").run(context)
         head |= {"quick": options.quick, "took_seconds": round(time.perf_counter() - start, 1)}
         tb.files.write_json(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import thinkback_utils as tb
+from experiments import evaluation
 from experiments.peers import PEERS, last_layer
 
 from .context import Context, pytorch_ood, skipped
@@ -18,7 +19,7 @@ DRAWS = 10
 
 def ours(sets: dict[str, tb.features.Features], methods: tuple[str, ...]) -> list[Record]:
     """The package's table: fit, scores, and four metrics of each draw."""
-    return tb.evaluation.table(tb.evaluation.score_sets(sets, methods), draws=DRAWS)
+    return evaluation.table(evaluation.score_sets(sets, methods), draws=DRAWS)
 
 
 def theirs(library: Any, bundle: tb.features.Bundle) -> list[Record]:
@@ -27,9 +28,9 @@ def theirs(library: Any, bundle: tb.features.Bundle) -> list[Record]:
     for method in SHARED:
         peer = PEERS[method]
         detector = peer.fit(head)
-        known = peer(detector, sets[tb.evaluation.ID_TEST])
+        known = peer(detector, sets[evaluation.ID_TEST])
         for name in [
-            name for name in sets if name not in (tb.evaluation.ID_TRAIN, tb.evaluation.ID_TEST)
+            name for name in sets if name not in (evaluation.ID_TRAIN, evaluation.ID_TEST)
         ]:
             unknown = peer(detector, sets[name]).numpy()
             for draw in tb.metrics.draws(unknown, count=DRAWS if len(unknown) > 2000 else 1):
@@ -51,9 +52,7 @@ def run(context: Context) -> list[Record]:
             for name, f in bundle.sets.items()
         }
         bundle = tb.features.Bundle(few, bundle.weight, bundle.bias)
-    sizes = {
-        name: len(item) for name, item in bundle.sets.items() if name != tb.evaluation.ID_TRAIN
-    }
+    sizes = {name: len(item) for name, item in bundle.sets.items() if name != evaluation.ID_TRAIN}
     facts = {"sets": len(sizes), "images": sum(sizes.values()), "draws": DRAWS}
     everything = {
         f"all {len(tb.methods.METHODS)} methods": lambda: ours(

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 import thinkback_utils as tb
+from experiments.evaluation import ID_TEST, Scores
 
 from .costs import Machine, duration, kept_bytes, number, sent_bytes, size
 from .rounds import Record
@@ -305,16 +306,14 @@ def inference(runs: Runs) -> tuple[pd.DataFrame, str]:
     return pd.DataFrame(rows), text
 
 
-def precision(
-    exact: tb.evaluation.Scores, low: tb.evaluation.Scores, resamples: int = 200
-) -> pd.DataFrame:
+def precision(exact: Scores, low: Scores, resamples: int = 200) -> pd.DataFrame:
     """What reduced precision does to each metric, beside its 95 % bootstrap interval.
 
     Args:
         exact, low: set -> method -> scores (N,) of the same images; the in-distribution set is one
             of them.
     """
-    ID, rows = tb.evaluation.ID_TEST, []
+    ID, rows = ID_TEST, []
     for method in exact[ID]:
         inside, moved = [], []
         for name in [name for name in exact if name != ID]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import thinkback_utils as tb
+from experiments import evaluation
 from experiments.peers import PEERS
 
 from .context import Context, pytorch_ood, skipped
@@ -160,7 +161,7 @@ def on_network(context: Context) -> list[Record]:
     model, bundle, records = context.network(), context.bundle(), []
     head, train = (
         model.get_classifier(),
-        None if bundle is None else bundle.sets[tb.evaluation.ID_TRAIN],
+        None if bundle is None else bundle.sets[evaluation.ID_TRAIN],
     )
     if train is None or train.labels is None:
         train = tb.features.Features(

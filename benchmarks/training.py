@@ -13,13 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import thinkback_utils as tb
+from experiments import training
 
 from .context import Context
 from .machine import copy, product
 from .rounds import Call, Record
 
 BATCH = 128
-RECIPE = tb.train.RECIPES["cpu"]
+RECIPE = training.RECIPES["cpu"]
 
 
 class Photos(Dataset[tuple[Any, int]]):
@@ -76,9 +77,9 @@ def network(**options: Any) -> tb.models.WideResNet:
 
 
 def our_epoch(images: tb.data.ImageSet, side: int, device: torch.device) -> Callable[[], object]:
-    """An epoch of :func:`thinkback_utils.train.fit` at that resolution."""
+    """An epoch of :func:`experiments.training.fit` at that resolution."""
     model, config = network(), RECIPE.override(epochs=1, restarts=(), resolutions=((0, side),))
-    return lambda: tb.train.fit(model, images, config, device=device, progress=False)
+    return lambda: training.fit(model, images, config, device=device, progress=False)
 
 
 def operations(images: int) -> dict[str, int]:
@@ -122,10 +123,10 @@ def profile(images: tb.data.ImageSet, device: torch.device) -> dict[str, float]:
     }
 
 
-def shares(config: tb.train.TrainConfig = RECIPE, full: int = 32) -> dict[int, float]:
+def shares(config: training.TrainConfig = RECIPE, full: int = 32) -> dict[int, float]:
     """Share of the recipe's epochs at each side of the images.
 
-    >>> shares(tb.train.TrainConfig(epochs=4, resolutions=((0, 16), (1, 0))))
+    >>> shares(training.TrainConfig(epochs=4, resolutions=((0, 16), (1, 0))))
     {16: 0.25, 32: 0.75}
     """
     sides = [config.side(epoch, full) for epoch in range(config.epochs)]

@@ -16,16 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from experiments import plots
+from experiments.evaluation import ID_TEST, ID_TRAIN
+from experiments.provenance import describe, label
 from experiments.run import Run, program_parser
-from thinkback_utils import data, plots
+from thinkback_utils import data
 from thinkback_utils.calibration import conformal_threshold
 from thinkback_utils.commands import run_main
 from thinkback_utils.detector import OODDetector
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
 from thinkback_utils.features import extract
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
-from thinkback_utils.provenance import describe, label
 
 from .gallery_page import CLASSES, percent
 from .markup import fill

@@ -15,7 +15,8 @@ from IPython.display import HTML
 from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
-from thinkback_utils import evaluation, metrics, plots
+from experiments import evaluation, plots
+from thinkback_utils import metrics
 from thinkback_utils.methods import TITLES
 
 from .markup import fill
@@ -174,8 +175,8 @@ def results(
     both are there, over draws of images.
 
     Args:
-        records: from :func:`thinkback_utils.evaluation.with_intervals`.
-        paper: from :func:`thinkback_utils.evaluation.paper_table`.
+        records: from :func:`experiments.evaluation.with_intervals`.
+        paper: from :func:`experiments.evaluation.paper_table`.
         sets: rows from top to bottom; ``mean`` is the foot of the table.
         methods: columns.
     """

@@ -22,16 +22,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from experiments import plots
+from experiments.evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
+from experiments.provenance import describe
 from experiments.run import Run, program_parser
-from thinkback_utils import plots, scores
+from thinkback_utils import scores
 from thinkback_utils.calibration import Calibration
 from thinkback_utils.commands import run_main
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
 from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import TITLES
 from thinkback_utils.metrics import mean_auroc
-from thinkback_utils.provenance import describe
 
 from . import gallery_page
 from .gallery_page import CLASSES, Facts

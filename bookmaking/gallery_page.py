@@ -20,8 +20,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
-from thinkback_utils import data, plots
-from thinkback_utils.evaluation import ID_TEST, NEAR, SET_TITLES
+from experiments import plots
+from experiments.evaluation import ID_TEST, NEAR, SET_TITLES
+from thinkback_utils import data
 from thinkback_utils.methods import TITLES
 
 from . import explorers

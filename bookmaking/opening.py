@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from torch import Tensor
 
+from experiments.evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
+from experiments.plots import ID_COLOR, INK, OOD_COLOR
+from experiments.provenance import describe
 from experiments.run import Run, program_parser
 from thinkback_utils.calibration import conformal_threshold
 from thinkback_utils.commands import run_main
 from thinkback_utils.data import SIDE
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.fisher import KroneckerFisher
 from thinkback_utils.methods import METHODS, TITLES
-from thinkback_utils.plots import ID_COLOR, INK, OOD_COLOR
-from thinkback_utils.provenance import describe
 from thinkback_utils.scores import residual
 
 from .gallery import ALPHA, alarms, percentiles

@@ -20,12 +20,12 @@ from tqdm import tqdm
 from thinkback_utils import scores
 from thinkback_utils.commands import run_main
 from thinkback_utils.devices import process_device
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, evenly
 from thinkback_utils.features import extract, save_arrays
 from thinkback_utils.files import read_arrays, read_json, write_json
 from thinkback_utils.gradients import MeanSquare, find_layers, score, squared_gradients
 from thinkback_utils.models import WideResNet
 
+from .evaluation import ID_TEST, ID_TRAIN, evenly
 from .run import Run, program_parser
 
 PASSES = (("C", "D", "E"), ("all",))  # the readings that share one pass over the images

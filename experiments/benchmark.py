@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from thinkback_utils.evaluation import (
+from thinkback_utils.features import Features, extract
+from thinkback_utils.files import locking, read_json, write_json
+
+from .evaluation import (
     COMPARED,
     ID_TEST,
     ID_TRAIN,
@@ -28,9 +31,6 @@ from thinkback_utils.evaluation import (
     table,
     with_intervals,
 )
-from thinkback_utils.features import Features, extract
-from thinkback_utils.files import locking, read_json, write_json
-
 from .run import Run
 
 

@@ -20,8 +20,8 @@ from scipy.stats import binomtest, norm
 from thinkback_utils.commands import run_main
 from thinkback_utils.files import write_json
 from thinkback_utils.metrics import METRICS, interval95, resampled
-from thinkback_utils.provenance import describe
 
+from .provenance import describe
 from .run import program_parser
 
 

@@ -34,17 +34,17 @@ from thinkback_utils import data
 from thinkback_utils.commands import run_main
 from thinkback_utils.data import ImageSet
 from thinkback_utils.devices import process_device
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, available_sets, evenly, image_set
 from thinkback_utils.features import Features, extract
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
-from thinkback_utils.provenance import describe
-from thinkback_utils.train import RECIPES, TrainConfig, train_network
 
 from .benchmark import Benchmark
+from .evaluation import ID_TEST, ID_TRAIN, available_sets, evenly, image_set
 from .family import Candidate, candidates, statistics
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
+from .provenance import describe
 from .run import Run, program_parser
+from .training import RECIPES, TrainConfig, train_network
 
 RECIPE = RECIPES["cpu-wrn16"]
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network

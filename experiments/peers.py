@@ -32,7 +32,12 @@ from tqdm import tqdm
 from thinkback_utils import data
 from thinkback_utils.commands import run_main
 from thinkback_utils.devices import process_device
-from thinkback_utils.evaluation import (
+from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import write_json
+from thinkback_utils.methods import METHODS, Method, State
+
+from .benchmark import Benchmark
+from .evaluation import (
     BASELINES,
     COMPARED,
     ID_TEST,
@@ -42,12 +47,7 @@ from thinkback_utils.evaluation import (
     Scores,
     evenly,
 )
-from thinkback_utils.features import Bundle, Features
-from thinkback_utils.files import write_json
-from thinkback_utils.methods import METHODS, Method, State
-from thinkback_utils.provenance import describe
-
-from .benchmark import Benchmark
+from .provenance import describe
 from .run import Run, program_parser
 
 NEEDS = ("training data", "labels", "OOD data", "backward pass", "images")

@@ -30,7 +30,8 @@ from thinkback_utils.commands import Parser, run_main
 from thinkback_utils.features import extract
 from thinkback_utils.files import read_arrays, sha256, write_json
 from thinkback_utils.models import read_tensors
-from thinkback_utils.provenance import describe
+
+from .provenance import describe
 
 DRAWS, SIZE = 10, 2000  # of OOD images, as the authors drew
 HALF = 0.005  # half a unit of the last printed digit

@@ -10,7 +10,13 @@ from pathlib import Path
 from thinkback_utils import data
 from thinkback_utils.commands import run_main
 from thinkback_utils.devices import process_device
-from thinkback_utils.evaluation import (
+from thinkback_utils.features import Features
+from thinkback_utils.metrics import METRICS
+from thinkback_utils.shards import place
+
+from . import ablations, variants, verdicts
+from .benchmark import Benchmark, keep
+from .evaluation import (
     ID_TEST,
     ID_TRAIN,
     NEAR,
@@ -20,21 +26,15 @@ from thinkback_utils.evaluation import (
     score_sets,
     table,
 )
-from thinkback_utils.features import Features
-from thinkback_utils.metrics import METRICS
-from thinkback_utils.provenance import describe
-from thinkback_utils.shards import place
-from thinkback_utils.train import (
+from .provenance import describe
+from .run import Run, program_parser
+from .training import (
     TrainConfig,
     add_config_arguments,
     config_from,
     recipe_name,
     train_network,
 )
-
-from . import ablations, variants, verdicts
-from .benchmark import Benchmark, keep
-from .run import Run, program_parser
 
 
 def run(

@@ -20,11 +20,12 @@ import torch
 from thinkback_utils.commands import Parser
 from thinkback_utils.data import ImageSet, data_root
 from thinkback_utils.devices import process_device
-from thinkback_utils.evaluation import Record, Scores, image_set, load_scores, save_scores
 from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import read_json, replacing, sha256, write_json
 from thinkback_utils.models import WideResNet
-from thinkback_utils.provenance import describe
+
+from .evaluation import Record, Scores, image_set, load_scores, save_scores
+from .provenance import describe
 
 NETWORK = "wrn40-2-cifar10"  # of the book
 STATED = ("images_sha256", "float16_metric_error")  # of older bundles in provenance.json alone

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 
 from thinkback_utils.data import ABOUT, PAPER_SETS, STAND_INS
-from thinkback_utils.evaluation import BASELINES, ID_TEST, ID_TRAIN, NEAR, SET_TITLES, Record, find
 from thinkback_utils.features import Features
 from thinkback_utils.methods import TITLES
 from thinkback_utils.metrics import METRICS
 
 from . import verdicts
+from .evaluation import BASELINES, ID_TEST, ID_TRAIN, NEAR, SET_TITLES, Record, find
 from .run import Run
 from .verdicts import COLUMNS
 

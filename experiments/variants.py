@@ -12,13 +12,13 @@ from torch import Tensor
 from thinkback_utils.commands import run_main
 from thinkback_utils.data import ImageSet
 from thinkback_utils.devices import process_device
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
 from thinkback_utils.features import Features, extract
 from thinkback_utils.files import read_json, write_json
 from thinkback_utils.models import WideResNet
-from thinkback_utils.train import TrainConfig, augmented_batches
 
+from .evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly, score_sets
 from .run import Run, program_parser
+from .training import TrainConfig, augmented_batches
 
 AUGMENTED = f"{ID_TRAIN}-augmented"  # set of variants.npz; the others are "<set>@bfloat16"
 

@@ -12,7 +12,17 @@ import numpy as np
 from thinkback_utils import scores
 from thinkback_utils.commands import run_main
 from thinkback_utils.data import PAPER_SETS
-from thinkback_utils.evaluation import (
+from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import read_json, replacing, write_json
+from thinkback_utils.fisher import DiagonalFisher
+from thinkback_utils.gradients import READINGS
+from thinkback_utils.methods import TITLES
+from thinkback_utils.metrics import METRICS
+from thinkback_utils.metrics import TITLES as METRIC_TITLES
+
+from . import ablations
+from .benchmark import Benchmark
+from .evaluation import (
     BASELINES,
     ID_TRAIN,
     NEAR,
@@ -23,17 +33,7 @@ from thinkback_utils.evaluation import (
     find,
     paper_table,
 )
-from thinkback_utils.features import Bundle, Features
-from thinkback_utils.files import read_json, replacing, write_json
-from thinkback_utils.fisher import DiagonalFisher
-from thinkback_utils.gradients import READINGS
-from thinkback_utils.methods import TITLES
-from thinkback_utils.metrics import METRICS
-from thinkback_utils.metrics import TITLES as METRIC_TITLES
-from thinkback_utils.provenance import label
-
-from . import ablations
-from .benchmark import Benchmark
+from .provenance import label
 from .run import Run, program_parser
 
 YES = "reproduced"

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import thinkback_utils as tb
+from experiments.provenance import describe
 from thinkback_utils.files import replacing
 
 OUT = Path(__file__).parents[1] / "results" / "compatibility.json"
@@ -393,7 +394,7 @@ def write(package: str, rows: list[Row], path: Path) -> None:
     """Replace one package's part of the file, and the table beside it."""
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     versions = {package: importlib.import_module("importlib.metadata").version(package)}
-    provenance = tb.provenance.describe()
+    provenance = describe()
     provenance["versions"] |= versions
     whole[package] = {
         "rule": RULES[package],

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments import audit
-from thinkback_utils import evaluation, metrics
+from experiments import audit, evaluation
+from thinkback_utils import metrics
 
 PAPER = evaluation.paper_table()
 PREVALENCES = (0.02, 1 / 6, 0.5, 0.9)

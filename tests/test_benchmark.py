@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tiny
 
+from experiments import evaluation
 from experiments.benchmark import Benchmark, keep
 from experiments.run import Run
-from thinkback_utils import evaluation
 from thinkback_utils.files import read_json
 
 SIZES = {"cifar10-train": 20, "cifar10-test": 10, "svhn": 8}

@@ -27,6 +27,7 @@ from benchmarks import (
     training,
 )
 from benchmarks.rounds import Call, alternate, summarize
+from experiments.evaluation import ID_TEST
 from experiments.peers import kept_bytes
 
 needs_peers = pytest.mark.skipif(
@@ -403,7 +404,7 @@ def test_the_model_takes_the_slower_of_memory_and_arithmetic(tmp_path):
 
 
 def test_reduced_precision_is_held_against_the_interval():
-    rng, ID = np.random.default_rng(0), tb.evaluation.ID_TEST
+    rng, ID = np.random.default_rng(0), ID_TEST
     exact = {ID: {"msp": rng.normal(0, 1, 300)}, "svhn": {"msp": rng.normal(1, 1, 300)}}
     near = {name: {"msp": row["msp"] + 1e-9} for name, row in exact.items()}
     far = {ID: exact[ID], "svhn": {"msp": exact["svhn"]["msp"] + 2}}

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import reproduce
-from thinkback_utils import train
+from experiments import reproduce, training
 from thinkback_utils.commands import Parser, run_main
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +23,7 @@ def test_every_program_leaves_with_the_status_of_run_main():
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
-        (train, "--out {}/run --peak-lr nan", "TrainConfig.peak_lr must be positive and finite"),
+        (training, "--out {}/run --peak-lr nan", "TrainConfig.peak_lr must be positive and finite"),
         (reproduce, "--results {} --sets moon", "unknown set 'moon'"),
     ],
 )

@@ -8,16 +8,16 @@ import pytest
 import tiny
 import torch
 
-from experiments import development, family
+from experiments import development, evaluation, family
 from experiments.family import DAMPINGS, Candidate
 from experiments.run import Run
-from thinkback_utils import data, evaluation, scores
+from experiments.training import RECIPES
+from thinkback_utils import data, scores
 from thinkback_utils.data import ImageSet
 from thinkback_utils.features import Features, extract
 from thinkback_utils.files import read_json, write_json
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
 from thinkback_utils.methods import METHODS
-from thinkback_utils.train import RECIPES
 
 RESULTS = Path(__file__).parents[1] / "results" / "development"
 K, D, N = 3, 5, 400

@@ -9,7 +9,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from thinkback_utils import data, evaluation, metrics
+from experiments import evaluation
+from thinkback_utils import data, metrics
 from thinkback_utils.data import ImageSet
 from thinkback_utils.detector import conformal_threshold
 from thinkback_utils.features import extract

@@ -19,6 +19,7 @@ from sklearn.metrics import precision_score
 
 import thinkback_utils as tb
 from bookmaking import explorers
+from experiments import evaluation, plots
 
 ROOT = Path(__file__).parents[1]
 STATIC, GALLERY = ROOT / "book" / "_static", ROOT / "results" / "gallery"
@@ -47,13 +48,13 @@ Open = Callable[..., Any]
 
 def records() -> list[dict[str, Any]]:
     scored = {name: SCORES[name] for name in SETS if name != "isun"}
-    scored[tb.evaluation.ID_TEST] = SCORES["id"]
-    rows = tb.evaluation.table(scored)  # every set is smaller than a draw: drawn once, whole
-    return tb.evaluation.with_intervals([*rows, *tb.evaluation.means(rows)], scored, resamples=20)
+    scored[evaluation.ID_TEST] = SCORES["id"]
+    rows = evaluation.table(scored)  # every set is smaller than a draw: drawn once, whole
+    return evaluation.with_intervals([*rows, *evaluation.means(rows)], scored, resamples=20)
 
 
 def results(seeds: int = 1) -> Any:
-    return explorers.results(records() * seeds, tb.evaluation.paper_table(), SETS, METHODS)
+    return explorers.results(records() * seeds, evaluation.paper_table(), SETS, METHODS)
 
 
 @pytest.fixture(scope="module", params=[fonts.FIRST])
@@ -183,7 +184,7 @@ def test_results_show_what_was_measured(show: Open) -> None:
                 measured = found[metric]
                 shown = "not measured" if name == "isun" else f"{100 * measured:.2f}"
                 assert text.startswith(shown)
-                printed = tb.evaluation.find(tb.evaluation.paper_table(), set=name, method=method)
+                printed = evaluation.find(evaluation.paper_table(), set=name, method=method)
                 assert ("paper" in text) == (name != "cifar100")
                 assert printed is None or text.endswith(f"paper {100 * printed[metric]:.2f}")
             kinds = ("dot", "interval", "hollow")
@@ -225,7 +226,7 @@ def test_results_filter_by_keyboard(show: Open) -> None:
     page.get_by_role("checkbox", name="SVHN").press("Space")
     assert order(page) == [name for name in SETS if name != "svhn"]
     assert "3 of 4 sets" in page.locator("output").inner_text()
-    colors = {m: f"rgb{tuple(bytes.fromhex(tb.plots.METHOD_COLORS[m][1:]))}" for m in METHODS}
+    colors = {m: f"rgb{tuple(bytes.fromhex(plots.METHOD_COLORS[m][1:]))}" for m in METHODS}
     paint = "button => getComputedStyle(button).borderBottomColor"
     for method in METHODS[1:]:
         head = page.locator(f'table:visible th[data-method="{method}"] button')

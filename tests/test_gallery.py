@@ -12,9 +12,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from bookmaking import gallery, gallery_page
+from experiments.evaluation import ID_TEST, ID_TRAIN
 from experiments.run import Run
 from thinkback_utils import data
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
 from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import read_json, write_json
 

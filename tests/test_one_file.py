@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import thinkback_utils as tb
+from experiments import evaluation, training
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "notebooks" / "thinkback_in_one_file.py"
@@ -57,14 +58,14 @@ def test_the_committed_weights_make_the_same_features():
 def test_training_ends_in_the_same_weights():
     x, y = images(48), torch.arange(48) % 10
     config = replace(
-        tb.train.RECIPES["reference"], depth=10, width=1, epochs=2, batch_size=32, amp="off"
+        training.RECIPES["reference"], depth=10, width=1, epochs=2, batch_size=32, amp="off"
     )
     torch.manual_seed(3)
     theirs = tb.models.WideResNet(10, 1)
     torch.manual_seed(3)
     ours = one.WideResNet(10, 1)
     one.train(ours, x, y, epochs=2, batch_size=32)
-    tb.train.fit(theirs, tb.data.ImageSet(x, y), config, device="cpu", progress=False)
+    training.fit(theirs, tb.data.ImageSet(x, y), config, device="cpu", progress=False)
     for name, value in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], value), name
 
@@ -82,9 +83,7 @@ def test_the_table_is_that_of_the_package(monkeypatch, tmp_path):
     monkeypatch.setattr(one, "extract", extract)
     table = one.evaluate(None, tmp_path)
     assert len(table) == 2 * len(PAIRS)
-    kept = tb.evaluation.score_sets(
-        bundle.sets, PAIRS.values(), ["cifar10-test", "svhn", "cifar100"]
-    )
+    kept = evaluation.score_sets(bundle.sets, PAIRS.values(), ["cifar10-test", "svhn", "cifar100"])
     for (name, score), row in table.items():
         method = PAIRS[score]
         expected = tb.metrics.ood_metrics(kept["cifar10-test"][method], kept[name][method])

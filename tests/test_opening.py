@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from bookmaking import opening
+from experiments.evaluation import ID_TEST, ID_TRAIN
 from experiments.run import Run
 from thinkback_utils import data
-from thinkback_utils.evaluation import ID_TEST, ID_TRAIN
 from thinkback_utils.files import read_json
 from thinkback_utils.scores import head_gradients
 

@@ -15,9 +15,8 @@ from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from experiments import peers
+from experiments import evaluation, peers
 from experiments.peers import PEERS
-from thinkback_utils import evaluation
 from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import read_json
 from thinkback_utils.methods import METHODS

@@ -7,7 +7,7 @@ import pytest
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from thinkback_utils import plots
+from experiments import plots
 
 GENERATOR = np.random.default_rng(0)
 

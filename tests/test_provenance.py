@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import thinkback_utils
-from thinkback_utils import provenance
+from experiments import provenance
+from experiments.provenance import label
 from thinkback_utils.files import read_json, write_json
-from thinkback_utils.provenance import label
 
 NETWORK = Path(__file__).parents[1] / "results" / "wrn40-2-cifar10"
 

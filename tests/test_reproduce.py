@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bookmaking import chapters
-from experiments import reproduce, verdicts
+from experiments import evaluation, reproduce, verdicts
 from experiments.benchmark import Benchmark
 from experiments.run import Run
-from thinkback_utils import data, evaluation
+from experiments.training import RECIPES
+from thinkback_utils import data
 from thinkback_utils.features import Bundle, Features, extract, save_arrays
 from thinkback_utils.files import read_json, write_json
 from thinkback_utils.metrics import METRICS
-from thinkback_utils.train import RECIPES
 
 ROOT = Path(__file__).parents[1]
 RUN = Run.at(ROOT / "results")
@@ -153,7 +153,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # an optimizer imports it, which takes seconds: once here, not in each child
 from experiments import reproduce
-from thinkback_utils.train import RECIPES
+from experiments.training import RECIPES
 
 torch.set_num_threads(1)
 config, results, replace = RECIPES["smoke"].override(epochs=1), Path(sys.argv[1]), os.replace

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import summary, verdicts
+from experiments import evaluation, summary, verdicts
 from experiments.benchmark import Benchmark
 from experiments.run import Run
 from experiments.summary import Summary
-from thinkback_utils import evaluation
 from thinkback_utils.features import Features
 from thinkback_utils.files import read_json
 from thinkback_utils.metrics import METRICS

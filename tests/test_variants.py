@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from experiments import variants
+from experiments import evaluation, variants
 from experiments.run import Run
-from thinkback_utils import data, evaluation
+from thinkback_utils import data
 from thinkback_utils.features import extract
 from thinkback_utils.files import read_json
 from thinkback_utils.models import WideResNet

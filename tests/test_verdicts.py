@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import verdicts
+from experiments import evaluation, verdicts
 from experiments.benchmark import Benchmark
-from thinkback_utils import data, evaluation
+from thinkback_utils import data
 from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import write_json
 

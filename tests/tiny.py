@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from experiments.evaluation import image_set
 from experiments.run import Run
-from thinkback_utils.evaluation import image_set
 from thinkback_utils.models import WideResNet
 
 

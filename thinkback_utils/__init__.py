@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         data,
         detector,
         devices,
-        evaluation,
         export,
         features,
         files,
@@ -39,13 +38,10 @@ if TYPE_CHECKING:
         metrics,
         models,
         passes,
-        plots,
-        provenance,
         reference,
         score,
         scores,
         shards,
-        train,
     )
 
 __version__ = "0.1.0"
@@ -60,7 +56,6 @@ __all__ = [
     "data",
     "detector",
     "devices",
-    "evaluation",
     "export",
     "features",
     "files",
@@ -75,13 +70,10 @@ __all__ = [
     "metrics",
     "models",
     "passes",
-    "plots",
-    "provenance",
     "reference",
     "score",
     "scores",
     "shards",
-    "train",
 ]
 
 

@@ -155,8 +155,7 @@ class WideResNet(nn.Module):
         """
         if not Path(path).exists():
             raise FileNotFoundError(
-                f"thinkback: no weights at {path}; train some with `python -m"
-                " thinkback_utils.train`"
+                f"thinkback: no weights at {path}; train some with `python -m experiments.training`"
             )
         tensors, metadata = read_tensors(path, "fetch it anew, or train the network again")
         if "config" not in metadata:

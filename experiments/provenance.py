@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 import thinkback_utils
-
-from .files import read_json
+from thinkback_utils.files import read_json
 
 
 def describe(device: str | torch.device = "cpu") -> dict[str, Any]:

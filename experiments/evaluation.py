@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import data, metrics
-from .features import Features, save_arrays
-from .files import read_arrays, read_json
-from .methods import METHODS
-from .methods import TITLES as METHOD_TITLES
+from thinkback_utils import data, metrics
+from thinkback_utils.features import Features, save_arrays
+from thinkback_utils.files import read_arrays, read_json
+from thinkback_utils.methods import METHODS
+from thinkback_utils.methods import TITLES as METHOD_TITLES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,16 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
-
-try:
-    import matplotlib.pyplot as plt
-    from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
-except ImportError as error:
-    remedy = "pip install 'thinkback-utils[plots]'"
-    raise ImportError(f"thinkback: figures need matplotlib: {remedy}") from error
 
 INK = "#7c7f86"  # reads on white and on near-black
 ID_COLOR = "#3d8fd1"

@@ -20,13 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .commands import Parser, run_main
-from .data import ImageSet, load
-from .devices import multiplies_bfloat16, process_device
-from .features import extract
-from .files import read_json, replacing, write_json
-from .models import WideResNet, last_line, read_tensors
-from .passes import evaluating
+from thinkback_utils.commands import Parser, run_main
+from thinkback_utils.data import ImageSet, load
+from thinkback_utils.devices import multiplies_bfloat16, process_device
+from thinkback_utils.features import extract
+from thinkback_utils.files import read_json, replacing, write_json
+from thinkback_utils.models import WideResNet, last_line, read_tensors
+from thinkback_utils.passes import evaluating
+
 from .provenance import describe
 
 Anneal = Literal["cosine", "linear"]
@@ -273,11 +274,8 @@ def fit(
         batches = augmented_batches(images, labels, config, epoch)
         _epoch(forward, optimizer, scaler, batches, config, epoch, steps, history, bar)
         if path:
-            _save_checkpoint(path, model, optimizer, config, history, digest)
-            if keep_epochs:
-                _save_checkpoint(
-                    epoch_file(path, epoch + 1), model, optimizer, config, history, digest
-                )
+            for file in [path, epoch_file(path, epoch + 1)] if keep_epochs else [path]:
+                _save_checkpoint(file, model, optimizer, config, history, digest)
     bar.close()
     model.eval()
     return history
@@ -648,7 +646,7 @@ def recipe_name(config: TrainConfig) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train a network: a recipe, any field of it, and the folder that keeps the result."""
-    parser = Parser(prog="python -m thinkback_utils.train", description=main.__doc__)
+    parser = Parser(prog="python -m experiments.training", description=main.__doc__)
     add_config_arguments(parser)
     parser.add_argument("--dataset", default="cifar10", help="a set with a train and a test split")
     parser.add_argument(

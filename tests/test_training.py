@@ -16,10 +16,10 @@ from refusals import refused
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from thinkback_utils import train
+from experiments import training
+from experiments.training import RECIPES, TrainConfig, fit
 from thinkback_utils.data import ImageSet, load
 from thinkback_utils.models import WideResNet
-from thinkback_utils.train import RECIPES, TrainConfig, fit
 
 TINY = RECIPES["smoke"].override(
     epochs=3, dropout=0.1, resolutions=((0, 16), (1, 0)), flip="alternating", batch_size=64
@@ -74,7 +74,7 @@ def test_augmentation_only_shifts_and_mirrors():
         for source in padded
     ]
     seen = []
-    for x, y in train.augmented_batches(data.images, data.labels, config, epoch=0):
+    for x, y in training.augmented_batches(data.images, data.labels, config, epoch=0):
         for image, label in zip((x * 255).round().byte(), y, strict=True):
             matches = [i for i, known in enumerate(windows) if image.numpy().tobytes() in known]
             assert len(matches) == 1
@@ -99,7 +99,7 @@ def test_run_killed_by_sigkill_ends_in_the_same_weights(tmp_path, capsys):
     words = "--dataset digits --recipe smoke --epochs 2 --batch-size 256 --dropout 0.2 --device cpu"
     killed, peace = tmp_path / "killed", tmp_path / "peace"
     process = subprocess.Popen(
-        [sys.executable, "-m", "thinkback_utils.train", *words.split(), "--out", str(killed)],
+        [sys.executable, "-m", "experiments.training", *words.split(), "--out", str(killed)],
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         stderr=subprocess.DEVNULL,
     )
@@ -110,7 +110,7 @@ def test_run_killed_by_sigkill_ends_in_the_same_weights(tmp_path, capsys):
     process.wait()
     assert not (killed / "weights.safetensors").exists()
     for folder in (killed, peace):
-        train.main([*words.split(), "--out", str(folder)])
+        training.main([*words.split(), "--out", str(folder)])
         assert "test accuracy" in capsys.readouterr().out
     a, b = (load_file(folder / "checkpoint.safetensors") for folder in (killed, peace))
     assert a.keys() == b.keys()
@@ -176,7 +176,7 @@ def test_impossible_recipes_are_named(change, message):
 
 
 def test_every_field_has_a_range():
-    checked = {*train.RANGES, *train.CHOICES, "compile", "resolutions", "restarts"}
+    checked = {*training.RANGES, *training.CHOICES, "compile", "resolutions", "restarts"}
     assert checked == {field.name for field in fields(TrainConfig)}
 
 
@@ -198,18 +198,18 @@ def test_other_epochs_stretch_the_stages_of_small_images():
     assert double.restarts == ((30, 0.1),)
     short = RECIPES["cpu"].override(epochs=1)
     assert short.side(0, 32) == 32  # the last stage, at full size, is never lost
-    assert train.recipe_name(RECIPES["cpu"].override(seed=3)) == "cpu"
-    assert train.recipe_name(short) == "custom"
+    assert training.recipe_name(RECIPES["cpu"].override(seed=3)) == "cpu"
+    assert training.recipe_name(short) == "custom"
 
 
 def test_folder_of_another_set_or_without_a_record_is_refused(tmp_path):
     tiny, few = RECIPES["smoke"].override(epochs=1), replace(images(40), name="few")
-    train.train_network(tiny, few, tmp_path, "cpu", progress=False)
+    training.train_network(tiny, few, tmp_path, "cpu", progress=False)
     with refused("holds a network of 'few', not of 'cifar10'"):
-        train.train_network(tiny, "cifar10", tmp_path, "cpu", progress=False)
+        training.train_network(tiny, "cifar10", tmp_path, "cpu", progress=False)
     (tmp_path / "training.json").unlink()
     with refused(r"has no training\.json beside it"):
-        train.train_network(tiny, few, tmp_path, "cpu", progress=False)
+        training.train_network(tiny, few, tmp_path, "cpu", progress=False)
 
 
 def test_unlabelled_set_is_refused():
@@ -255,7 +255,7 @@ def test_what_cannot_be_trained_on_is_named(data, message, tmp_path):
     assert not list(tmp_path.iterdir())
     if "the model has" not in message:
         with refused(f"{message}"):
-            train.train_network(TINY, data, tmp_path, "cpu", progress=False)
+            training.train_network(TINY, data, tmp_path, "cpu", progress=False)
         assert not list(tmp_path.iterdir()), "the folder must stay free for another recipe"
 
 
@@ -372,7 +372,7 @@ def test_no_epoch_is_not_all_of_them():
 def test_a_record_that_is_none_is_named(text, message, tmp_path):
     (tmp_path / "training.json").write_text(text, encoding="utf-8")
     with refused(rf"training\.json {message}"):
-        train.main(["--dataset", "digits", "--out", str(tmp_path), "--device", "cpu"])
+        training.main(["--dataset", "digits", "--out", str(tmp_path), "--device", "cpu"])
 
 
 def test_smoke_recipe_learns_digits():
@@ -381,13 +381,13 @@ def test_smoke_recipe_learns_digits():
     torch.manual_seed(0)
     net = WideResNet(10, 1)
     trained(net, digits, RECIPES["smoke"])
-    assert train.accuracy(net, load("digits", "test")) > 0.9
+    assert training.accuracy(net, load("digits", "test")) > 0.9
 
 
 def test_each_epoch_can_be_kept(tmp_path):
     path, config = tmp_path / "checkpoint.safetensors", TINY.override(epochs=2)
     trained(network(), images(40), config, path, keep_epochs=True)
-    first, last = (load_file(train.epoch_file(path, epoch)) for epoch in (1, 2))
+    first, last = (load_file(training.epoch_file(path, epoch)) for epoch in (1, 2))
     assert all(torch.equal(value, last[name]) for name, value in load_file(path).items())
     assert any(not torch.equal(value, last[name]) for name, value in first.items())
     assert len(list(tmp_path.iterdir())) == 3
