@@ -1,0 +1,1 @@
+"""Drawing code of the chapters: one module each, named as the chapter."""
