@@ -435,6 +435,15 @@ def load(results: str | Path) -> list[Record]:
     return read_json(path)["records"] if path.exists() else []
 
 
+def others(here: Run) -> dict[str, list[Record]]:
+    """The records of the networks that are not this run, by their titles."""
+    out: dict[str, list[Record]] = {}
+    for record in load(here.results):
+        if NETWORKS[record["network"]].run(here.results) != here:
+            out.setdefault(record["title"], []).append(record)
+    return out
+
+
 def write(results: Path) -> list[Record]:
     """Measure every network that keeps its scores; write ``networks.json``."""
     start, made = time.perf_counter(), describe()
