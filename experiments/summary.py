@@ -1,4 +1,4 @@
-"""What the records of one network say, as the sentences and tables of the chapter on five sets."""
+"""What the records say, as the sentences and tables of the chapters on five sets and on layers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from thinkback_utils.data import ABOUT, PAPER_SETS, STAND_INS
-from thinkback_utils.features import Features
+from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import read_json
+from thinkback_utils.fisher import DiagonalFisher
+from thinkback_utils.gradients import READINGS
 from thinkback_utils.methods import TITLES as METHOD_TITLES
 from thinkback_utils.metrics import METRICS, interval95, mean_auroc, resampled
 
@@ -291,6 +296,22 @@ def mean_aurocs(kept: Mapping[str, Scores], methods: Sequence[str]) -> pd.DataFr
     return pd.DataFrame(columns)
 
 
+def coverage(results: str | Path) -> pd.DataFrame:
+    """How often simulated intervals held the true value, of ``coverage.json``; shares in [0, 1]."""
+    records = read_json(Path(results) / "coverage.json")["records"]
+    heads = {
+        "truth": "true value",
+        "coverage": "intervals that hold it",
+        "low": "from",
+        "high": "to",
+    }
+    rows = [
+        {"metric": COLUMNS[row["metric"]]} | {head: row[key] for key, head in heads.items()}
+        for row in records
+    ]
+    return pd.DataFrame(rows)
+
+
 def pair_intervals(
     scored: Scores, pair: tuple[str, str], methods: Sequence[str], resamples: int = 200
 ) -> pd.DataFrame:
@@ -320,3 +341,96 @@ def pair_intervals(
             row[f"± {head}"] = 100 * (high - low) / 2
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def of_readings(aurocs: pd.DataFrame) -> str:
+    """Which readings beat Energy on which networks, in sentences.
+
+    Args:
+        aurocs: of :func:`mean_aurocs`.
+    """
+    if aurocs.empty:
+        return "No network's scores are there."
+    gains = aurocs.sub(aurocs.loc["energy"])
+    parts = []
+    for method, title in READING_TITLES.items():
+        row = gains.loc[method]
+        values = ", ".join(f"{value:+.1f} on {name}" for name, value in row.items())
+        parts.append(f"**{title.rpartition(' ')[2]}** {values}".replace("-", "−"))
+    return (
+        f"Mean AUROC minus Energy's, in points, by reading: {'; '.join(parts)}. So the answer"
+        " depends on the reading and on the network."
+    )
+
+
+def of_pieces(pieces: Mapping[str, Mapping[str, ArrayLike]], far: Sequence[str]) -> str:
+    """What each piece of reading A does to the mean AUROC, as a list in Markdown.
+
+    Args:
+        pieces: scores ``{piece: {set: (N,)}}`` under the names of chapter 10.
+        far: the sets of the mean.
+    """
+
+    def auroc(name: str, names: Sequence[str]) -> float:
+        scores = pieces[name]
+        return 100 * mean_auroc(scores[ID_TEST], [scores[n] for n in names])[0]
+
+    mean = {name: auroc(name, far) for name in pieces}
+    wrong = [name for name in far if auroc("‖h‖²", [name]) < 50]
+    alone, product_, full = mean["‖r‖²"], mean["‖r‖² ‖h‖² (Eq. 5)"], mean["Eq. 6, predicted"]
+    labels = [mean[f"Eq. 6, {label}"] for label in ("predicted", "true", "model")]
+    lines = [
+        f"**The length alone has the wrong sign on {len(wrong)} of {len(far)} far sets**: it has"
+        f" {mean['‖h‖²']:.1f} % mean AUROC, with the sign turned {mean['−‖h‖²']:.1f} %.",
+        f"**As a factor it {'costs' if product_ < alone else 'adds'} {abs(product_ - alone):.1f}"
+        f" points**: the residual alone has {alone:.1f} %, times the squared length"
+        f" {product_:.1f} %, divided by it {mean['‖r‖² / ‖h‖²']:.1f} %.",
+        f"**Training data {'adds' if full > product_ else 'costs'} {abs(full - product_):.1f}"
+        f" points** to Eq. 5, which makes {full:.1f} %; with an $E$ of rank one"
+        f" {mean['Eq. 6, rank one']:.1f} %.",
+        f"**The label in $E$**: predicted, true and drawn from $p$ give {labels[0]:.1f},"
+        f" {labels[1]:.1f} and {labels[2]:.1f} %.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def reading_sizes(record: Record, bundle: Bundle, readings: Sequence[str]) -> pd.DataFrame:
+    """What each reading takes the gradient of, how many numbers that is, and how many never moved.
+
+    Args:
+        record: of ``ablations.json``, for D, E and all.
+        bundle: of the same run, for A, B and C.
+        readings: keys of ``gradients.READINGS``.
+    """
+    config, train = record["config"], bundle.sets[ID_TRAIN]
+    rows = []
+    for reading in readings:
+        if reading in ("A", "B"):
+            fisher = DiagonalFisher(config["temperature"], bias=reading == "B")
+            E = fisher.update(train.features, train.logits).compute()
+            facts = {"numbers": E.numel(), "zeros": int(E.eq(0).sum())}
+        else:
+            facts = record["readings"][reading]
+        row = {"reading": reading, "gradient of": READINGS[reading], "numbers": facts["numbers"]}
+        rows.append(row | {"of them $E = 0$": facts["zeros"]})
+    return pd.DataFrame(rows)
+
+
+def reading_costs(record: Record, readings: Sequence[str]) -> pd.DataFrame:
+    """What ``ablations.json`` timed: forward passes of each reading, and the memory of its E."""
+    cost, rows = record["cost"], []
+    for reading in readings:
+        if reading not in cost["forward_passes"]:
+            continue  # B was not timed apart from A: one more column
+        low, high = cost["range"][reading]
+        row = {"reading": reading, "forward passes": cost["forward_passes"][reading]}
+        facts = record["readings"].get(reading)
+        memory = float("nan") if facts is None else 8 * facts["numbers"] / 1e6
+        rows.append(row | {"least": low, "most": high, "memory of $E$ (MB)": memory})
+    return pd.DataFrame(rows)
+
+
+def epochs(results: str | Path, network: str = "wrn16-2-cifar10", seed: int = 0) -> list[Record]:
+    """The records of ``experiments.epochs`` of one run; none where it has not run."""
+    path = Run.at(results, network, seed).folder / "epochs.json"
+    return list(read_json(path)["records"]) if path.exists() else []
