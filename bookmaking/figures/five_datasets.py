@@ -48,7 +48,8 @@ def draw_answer(
         for marker, network in zip(MARKERS, aurocs.columns, strict=False):
             ax.plot(aurocs.loc[name, network], y, marker, color=color, markersize=7)
     ax.set(
-        ylim=(len(names) - 0.5, -0.5), xlabel="mean AUROC over the far sets (%), right is better"
+        ylim=(len(names) - 0.5, -0.75 if tall else -0.5),
+        xlabel="mean AUROC over the far sets (%), right is better",
     )
     ax.grid(axis="x")
     _name_rows(ax, [ROWS[name] for name in names], above=tall)
