@@ -57,7 +57,7 @@ def draw_answer(
         Line2D([], [], linestyle="", marker=marker, color=INK, label=network)
         for marker, network in zip(MARKERS, aurocs.columns, strict=False)
     ]
-    ring = {"marker": "o", "mfc": "none", "markersize": 10}
+    ring: dict[str, Any] = {"marker": "o", "mfc": "none", "markersize": 10}
     keys.append(Line2D([], [], linestyle="", color=INK, label="printed in the paper", **ring))
     figure.legend(handles=keys, loc="outside upper center", ncols=2 if tall else 4)
 
