@@ -44,13 +44,11 @@ def draw_answer(runs: pd.DataFrame, published: float, figure: Figure, tall: bool
         if len(values) > 1:
             ax.plot(values, np.full(len(values), -place), "|", color=color, markersize=14)
         several = f" ({len(values)} seeds)" if len(values) > 1 else ""
-        inside = values.mean() > 50
-        style = {"ha": "right", "color": "white"} if inside else {"ha": "left"}
-        place_x = values.mean() + (-1 if inside else 1)
-        ax.text(place_x, -place, f"{values.mean():.1f} %{several}", va="center", **style)
+        ax.text(values.max() + 1, -place, f"{values.mean():.1f} %{several}", va="center")
     ax.set_yticks([-place for place in range(len(rows))], [label for label, _, _ in rows])
     ax.tick_params(axis="y", length=0)
-    ax.set(xlim=(0, 100), xlabel="test images whose class is named correctly (%)")
+    ax.set(xlim=(0, 125), xticks=range(0, 101, 20))
+    ax.set(xlabel="test images named correctly (%)")
 
 
 def plot_band(
