@@ -14,8 +14,7 @@ import numpy as np
 from IPython.display import HTML
 from numpy.typing import NDArray
 
-from experiments import plots
-
+from . import palette
 from .markup import fill
 
 PYTHON = Path(__file__).parents[1] / "book" / "vendor" / "pyodide" / "0.27.7"
@@ -47,7 +46,8 @@ def run_here(arrays: Mapping[str, NDArray[np.generic]], titles: Sequence[str]) -
         "bytes": sum(file.stat().st_size for file in files),
         "megabytes": round(size / 1e6),
     }
-    style = f"--tb-ink: {plots.INK}; --tb-id: {plots.ID_COLOR}; --tb-ood: {plots.OOD_COLOR}"
+    colors = {name: palette.both(palette.PALETTE[name]) for name in ("ink", "id", "ood")}
+    style = "; ".join(f"--tb-{name}: {color}" for name, color in colors.items())
     return HTML(fill("run", facts=facts, style=style))
 
 

@@ -41,7 +41,9 @@ def test_outer_product_is_written_out():
     ax = figures.plot_outer([0.7, 0.2, 0.1], [-0.3, 0.2, 0.1], [2, 1])
     words = [text.get_text() for text in ax.texts]
     assert {"−0.6", "−0.3", "+0.4", "+0.2", "+0.1", "h = 2", "r = −0.3"} <= set(words)
-    assert len(ax.patches) == 6
+    assert len(ax.patches) == 12  # a frame and a bar for each weight
+    bars = [patch.get_width() for patch in ax.patches[1::2]]
+    assert bars == pytest.approx([0.8 * abs(w) / 0.6 for w in (0.6, 0.3, 0.4, 0.2, 0.2, 0.1)])
 
 
 def test_map_and_trap_have_labels():

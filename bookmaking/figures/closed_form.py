@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from bookmaking.answer import Answer
@@ -44,15 +45,16 @@ def draw_answer(
     left.plot(ends, ends, color=plots.INK, linewidth=0.8, linestyle=":")
     for label, color, mine in (("CIFAR-10", COLORS[0], ~ood), ("SVHN", COLORS[1], ood)):
         left.scatter(formula[mine], backward[mine], 12, color, label=label, alpha=0.7, linewidths=0)
-    left.set(xscale="log", yscale="log", title="The same score …")
+    left.set(xscale="log", yscale="log", title="The same score")
     first, second = scores
     left.set(xlabel=f"score by the {first}", ylabel=f"by {second}")
     left.legend(loc="upper left", handletextpad=0)
     names, times = list(seconds)[::-1], [1e6 * time for time in seconds.values()][::-1]
     right.barh(names, times, 0.55, color=(plots.INK, plots.METHOD_COLORS["thinkback"]))
     for row, time in enumerate(times):
-        right.text(time, row, f" {time:.2g} µs", va="center")
-    right.set(xlim=(0, 1.35 * max(times)), xlabel="time per image (µs)", title="… at once")
+        right.text(time, row, f" {time:.2g} µs" if time < 10 else f" {time:,.0f} µs", va="center")
+    right.set(xlim=(0, 1.45 * max(times)), xlabel="time per image (µs)", title="Its time")
+    right.locator_params(axis="x", nbins=4)
     right.set_yticks(range(len(names)), names)
 
 
@@ -72,11 +74,11 @@ def plot_outer(p: ArrayLike, r: ArrayLike, h: ArrayLike, *, ax: Axes | None = No
         ax.text(-1.6, -k, f"class {k}:  p = {p[k]:g}", ha="right", va="center")
         ax.text(-0.9, -k, f"r = {r[k]:+.1f}".replace("-", "−"), ha="center", va="center")
         for d, value in enumerate(row):
-            color = plots.OOD_COLOR if value < 0 else plots.ID_COLOR
-            box = {"facecolor": color, "edgecolor": plots.INK, "linewidth": 0.6}
-            alpha = 0.15 + 0.45 * abs(value) / top
-            ax.add_patch(plt.Rectangle((d - 0.5, -k - 0.5), 1, 1, alpha=alpha, **box))
-            ax.text(d, -k, f"{value:+.1f}".replace("-", "−"), ha="center", va="center")
+            place, width = (d - 0.5, -k - 0.5), 0.8 * abs(value) / top
+            ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor=plots.INK, linewidth=0.6))
+            bar, color = (d - width / 2, -k - 0.36), plots.OTHER_COLORS[0 if value < 0 else 1]
+            ax.add_patch(Rectangle(bar, width, 0.14, color=color, linewidth=0))
+            ax.text(d, -k + 0.12, f"{value:+.1f}".replace("-", "−"), ha="center", va="center")
     for d, value in enumerate(h):
         ax.text(d, 0.75, f"h = {value:g}", ha="center", va="center")
     ax.set(xlim=(-3.6, len(h) - 0.4), ylim=(0.6 - len(r), 1.1))
@@ -103,7 +105,7 @@ def plot_trap(
 ) -> Axes:
     """Relative errors of the residual over the logit margin; an exact one stands at the bottom."""
     ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
-    tones = (plots.METHOD_COLORS["energy"], plots.OOD_COLOR, plots.ID_COLOR)
+    tones = plots.OTHER_COLORS[:3]
     for (name, wrong), tone in zip(errors.items(), tones, strict=True):
         ax.plot(margins, np.maximum(wrong, 1e-17), color=tone, linewidth=1.5, label=name)
     ax.axhline(1, color=plots.INK, linewidth=0.8, linestyle=":")

@@ -71,13 +71,11 @@ def plot_sweep(
         metric: of the upper panel.
     """
     figure, axes = plt.subplots(2, 1, figsize=(5.6, 6.4), sharex=True)
-    palette = [*plots.METHOD_COLORS.values()]
     Ts = list(by_set)
     for ax, kind in zip(axes, (metric, "auroc" if metric == "fpr95" else "fpr95"), strict=True):
         lines = np.array([by_set[T][:, metrics.METRICS.index(kind)] for T in Ts])  # (T, sets)
         for i, line in enumerate(lines.T):
-            dashes = ("-", "--", ":", "-.")[i % 4]
-            color = palette[(i + 1) % len(palette)]
+            dashes, color = ("-", "--", ":", "-.")[i % 4], plots.OTHER_COLORS[i % 3]
             ax.plot(Ts, line, dashes, color=color, linewidth=1.4, label=titles[i])
         ax.plot(Ts, lines.mean(1), color=plots.INK, linewidth=3, label="mean")
         ax.axvspan(*SEARCHED, color=plots.INK, alpha=0.15, linewidth=0)

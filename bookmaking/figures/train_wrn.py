@@ -15,7 +15,7 @@ from bookmaking.answer import Answer
 from experiments import plots
 
 CHANCE = 0.1  # of ten classes
-OURS, OTHERS = plots.METHOD_COLORS["thinkback"], plots.INK
+OURS, OTHERS = plots.OTHER_COLORS[1], plots.INK
 
 
 def answer(runs: pd.DataFrame, published: float) -> Answer:
@@ -87,7 +87,7 @@ def plot_losses(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Training loss by epoch, a line for each run."""
     ax = ax or plt.subplots(figsize=(6.4, 3.4))[1]
     kinds = list(dict.fromkeys(zip(runs["network"], runs["recipe"], strict=True)))
-    colors = (OURS, plots.METHOD_COLORS["energy"], plots.METHOD_COLORS["max_logit"], OTHERS)
+    colors = (OURS, plots.OTHER_COLORS[0], *plots.OTHER_COLORS[2:])
     for run in runs.itertuples():
         kind = kinds.index((run.network, run.recipe))
         first = run.Index == runs.index[runs["network"].eq(run.network)][0]

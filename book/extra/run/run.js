@@ -83,7 +83,7 @@
     }
     load.remove();
     status.textContent = "Python runs in this page. Nothing that you type leaves it.";
-    cell.hidden = true;
+    cell.style.display = "none";
     bench.hidden = false;
     size();
     editor.focus();
