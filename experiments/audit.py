@@ -24,7 +24,7 @@ from scipy.stats import norm
 from sklearn.isotonic import isotonic_regression
 
 from thinkback_utils.methods import TITLES
-from thinkback_utils.metrics import Roc
+from thinkback_utils.metrics import Roc, average_precision
 
 from .evaluation import SET_TITLES, paper_table
 
@@ -322,6 +322,32 @@ class Row:
         if gap(start) <= 0:
             return start
         return float(brentq(gap, start, end, xtol=1e-6)) if gap(end) < 0 else float("inf")
+
+    def likely(self, prevalence: float) -> float:
+        """AUPR of the binormal curve through its two points: a model, not a bound.
+
+        Args:
+            prevalence: pi, fraction of OOD samples, in (0, 1).
+        """
+        levels, rho = (np.arange(20_000) + 0.5) / 20_000, _odds(prevalence)
+        return float(np.mean(levels / (levels + rho * binormal(self.curve, levels))))
+
+    def likely_prevalence(self) -> float:
+        """The prevalence at which the binormal curve has its AUPR."""
+        return float(brentq(lambda pi: self.likely(pi) - self.aupr, 1e-4, 1 - 1e-4, xtol=1e-6))
+
+    def reached(self, prevalence: float, points: int = 100_000) -> tuple[float, float]:
+        """How far the AUPR of each extremal curve is from its bound, the lower one first.
+
+        Args:
+            prevalence: pi, fraction of OOD samples, in (0, 1).
+            points: steps of the curves.
+        """
+        smooth = replace(self.curve, step=0.0)
+        curves = extremal_curves(smooth, prevalence, points)
+        low, high = (average_precision(curve, prevalence) for curve in curves)
+        least, most = smooth.bounds(prevalence)
+        return abs(low - least), abs(most - high)
 
     def _gaps(
         self, prevalence: float, trapezoids: bool, changes: Mapping[str, Any]

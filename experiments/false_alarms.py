@@ -8,7 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from thinkback_utils.calibration import conformal_threshold
+from thinkback_utils.calibration import (
+    Calibration,
+    GroupedCalibration,
+    benjamini_hochberg,
+    conformal_threshold,
+)
 
 Vector = NDArray[np.float64]
 
@@ -89,6 +94,53 @@ class Halves:
         """The same of the rate itself, as endless measuring would find it: a Beta law."""
         low, high = stats.beta(self.m, self.n + 1 - self.m).interval(level)
         return np.asarray(low), np.asarray(high)
+
+
+def by_group(
+    scores: Vector, groups: NDArray[np.integer], halves: Halves, alpha: float, split: int
+) -> tuple[Vector, Vector]:
+    """Rates of false alarms in each group: with one threshold for all, and with one for each.
+
+    Args:
+        scores: (count,).
+        groups: labels 0 to G - 1, (count,).
+        halves: of the scores.
+        alpha: the promise.
+        split: which of the divisions.
+
+    Returns: two arrays (G,).
+    """
+    mine, rest = np.split(halves.order[split], [halves.n])
+    one = Calibration.of(scores[mine], alpha).rejects(scores[rest])
+    each = GroupedCalibration.of(scores[mine], groups[mine], alpha)
+    own, found = each.rejects(scores[rest], groups[rest]), range(int(groups.max()) + 1)
+    rates = [[flags[groups[rest] == g].mean() for g in found] for flags in (one, own)]
+    return np.array(rates[0]), np.array(rates[1])
+
+
+def listed(
+    scores: Vector, oods: Vector, halves: Halves, split: int, size: int, share: float, q: float
+) -> tuple[int, float, float]:
+    """A stream of images and the list of alarms in it, by the rule of Benjamini and Hochberg.
+
+    Args:
+        scores: of in-distribution images, (count,).
+        oods: of outliers.
+        halves: of ``scores``: one half calibrates, the other is the stream.
+        split: which of the divisions; also the seed of the draw of outliers.
+        size: images in the stream.
+        share: of them that are outliers.
+        q: largest share of the alarms that may be false, on average.
+
+    Returns: alarms, the false share of them, the share of the outliers that is caught.
+    """
+    outliers = np.random.default_rng(split).choice(oods, round(share * size), replace=False)
+    mine, rest = np.split(halves.order[split], [halves.n])
+    stream = np.concatenate([scores[rest][: size - len(outliers)], outliers])
+    p = Calibration.of(scores[mine], float(halves.alphas[-1])).p_value(stream)
+    flags = benjamini_hochberg(p, q)
+    alarms, right = int(flags.sum()), int(flags[-len(outliers) :].sum())
+    return alarms, (alarms - right) / max(alarms, 1), right / len(outliers)
 
 
 def above(scores: ArrayLike, limits: ArrayLike) -> Vector:
