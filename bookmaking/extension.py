@@ -19,7 +19,14 @@ from pygments.token import Token  # type: ignore[import-untyped]
 from sphinx.application import Sphinx
 from sphinx.highlighting import PygmentsBridge
 
-FOR = {"explorers": "tb-", "gallery": "tb-", "design": "sd-"}  # files, and the classes they serve
+from . import search, terms
+
+FOR = {  # files, and the classes they serve
+    "explorers": "tb-",
+    "gallery": "tb-",
+    "design": "sd-",
+    "terms": terms.CLASS,
+}
 COLORLESS = (Token.Name, Token.Punctuation, Token.Text.Whitespace)  # as the text around
 BRACKETS = r"\((?:[^()]|\([^()]*\))*\)"  # with those in them
 EMPTY = re.compile(r"\s*@[^{};]+\{\s*\}")  # a group of rules without rules
@@ -55,6 +62,7 @@ def finish_page(
     for image in page.select('img[src*="_images/"][src$=".svg"]'):
         size(image, origins[posixpath.basename(str(image["src"]))])
     if "body" in context:
+        terms.explain(app, pagename, page)
         context["body"] = str(page)
     classes = {name for element in page.select("[class]") for name in element["class"]}
     for key in ("css_files", "script_files"):
@@ -86,6 +94,7 @@ def finish_site(app: Sphinx, exception: Exception | None) -> None:
     used = words(html)
     for sheet in html.glob("_static/**/*.css"):
         sheet.write_text(prune(sheet.read_text(encoding="utf-8"), used), encoding="utf-8")
+    search.write(html)
     front_page(html, f"{app.config.root_doc}.html")
 
 
