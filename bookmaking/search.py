@@ -17,8 +17,8 @@ from bs4.element import Tag
 
 SECTIONS = "search/sections.js"  # of the site
 SILENT = (  # has no sentences, or not those of the book
-    "h1, h2, h3, h4, script, style, noscript, svg, pre, button, select, .math, .headerlink,"
-    " .cell_input, .reproduce, [class*=tb-]"
+    "h1, h2, h3, h4, script, style, noscript, svg, pre, button, select, .headerlink, .eqno,"
+    " .cell_input, .cell summary, .cell_output table, div.math, [class*=tb-]"
 )
 LEFT_OUT = ("genindex", "search")
 
@@ -68,4 +68,7 @@ def plain(element: Tag) -> str:
     for part in copy.select(SILENT):
         if not (own and part.name == element.name):
             part.decompose()
+    for formula in copy.select("span.math"):
+        tex = formula.get_text().strip("\\() ")
+        formula.string = "…" if "\\" in tex else tex
     return " ".join(copy.get_text(" ").split()).replace(" .", ".").replace(" ,", ",")

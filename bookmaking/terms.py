@@ -26,7 +26,7 @@ NOT_IN = {  # elements in which nothing is explained
     *("a", "button", "caption", "code", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "kbd", "label"),
     *("noscript", "pre", "script", "select", "style", "summary", "svg", "table", "textarea"),
 }
-NOR_IN = ("tb-", "math", "highlight", "admonition-title", "prev-next", "sd-card", "sd-btn")
+NOR_IN = re.compile(r"tb-.*|highlight.*|sd-(?:card|btn).*|math|admonition-title")  # classes
 NOUN = (
     r"(?:an?|the|this|that|these|those|each|every|one|two|three|ten|which|both|other|any|all|no"
     r"|its|another|same)\s+"
@@ -121,9 +121,7 @@ def texts(element: Tag, folded: bool, inside: bool = False) -> Iterator[Navigabl
     for child in element.children:
         if isinstance(child, Tag):
             classes = child.get("class") or []
-            silent = (
-                any(name.startswith(NOR_IN) for name in classes) or "aria-hidden" in child.attrs
-            )
+            silent = any(map(NOR_IN.fullmatch, classes)) or "aria-hidden" in child.attrs
             if child.name not in NOT_IN and not silent:
                 hidden = child.name == "details" or "dropdown" in classes
                 yield from texts(child, folded, inside or hidden)
