@@ -70,5 +70,5 @@ def plain(element: Tag) -> str:
             part.decompose()
     for formula in copy.select("span.math"):
         tex = formula.get_text().strip("\\() ")
-        formula.string = "…" if "\\" in tex else tex
+        formula.string = "…" if re.search(r"[\\_^{}]", tex) else tex
     return " ".join(copy.get_text(" ").split()).replace(" .", ".").replace(" ,", ",")

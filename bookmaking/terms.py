@@ -19,6 +19,7 @@ from bs4 import BeautifulSoup
 from bs4.element import NavigableString, Tag
 
 GLOSSARY = "book/glossary"
+TITLES_ALONE = ("book/bibliography",)  # pages without sentences of the book
 CLASS = "defined"  # of the links; _static/terms.js and terms.css know it
 ENTRY = re.compile(r"(?m)^([^#:\s\[].*)\n: ((?:.+\n)(?: +.+\n)*)")
 MARKUP = re.compile(r"\[([^]]*)\](?:\([^)]*\))?|[*`]")  # links keep their words
@@ -28,7 +29,7 @@ NOT_IN = {  # elements in which nothing is explained
 }
 NOR_IN = re.compile(r"tb-.*|highlight.*|sd-(?:card|btn).*|math|admonition-title")  # classes
 NOUN = (
-    r"(?:an?|the|this|that|these|those|each|every|one|two|three|ten|which|both|other|any|all|no"
+    r"(?i:an?|the|this|that|these|those|each|every|one|two|three|ten|which|both|other|any|all|no"
     r"|its|another|same)\s+"
 )
 
@@ -170,5 +171,5 @@ def explain(app: Any, pagename: str, page: BeautifulSoup) -> None:
     terms = read(file.read_text(encoding="utf-8"))
     if pagename == GLOSSARY:
         place(page, terms)
-    else:
+    elif pagename not in TITLES_ALONE:
         mark(page, terms, app.builder.get_relative_uri(pagename, GLOSSARY))

@@ -55,10 +55,9 @@
 
   function entry(found) {
     const best = found[0];
-    const { page, at, heading } = sections[best.id];
-    const whole = heading === page;
-    const more = found.slice(whole ? 1 : 0, MOST + (whole ? 1 : 0));
-    const links = more.map(({ id }) => html("a", { href: sections[id].at }, sections[id].heading));
+    const { page, at } = sections[best.id];
+    const parts = found.filter(({ id }) => sections[id].heading !== page).slice(0, MOST);
+    const links = parts.map(({ id }) => html("a", { href: sections[id].at }, sections[id].heading));
     return html(
       "li",
       {},
