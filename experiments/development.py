@@ -48,7 +48,8 @@ from .training import RECIPES, TrainConfig, train_network
 
 RECIPE = RECIPES["cpu-wrn16"]
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network
-COUNT = 2000  # outliers of each kind
+COUNT = 2000  # outliers of each kind that is made
+HIDDEN_COUNT = 6000  # images of hidden classes
 MARGIN = 0.001  # of AUROC: less than the figures can tell apart
 FITTED = "fitted"
 HELD_OUT = "held_out"
@@ -68,9 +69,13 @@ class DevelopmentNetwork:
     config: TrainConfig = RECIPE
 
 
+SHORT = RECIPE.override(depth=10, epochs=6, resolutions=((0, 16), (4, 24), (5, 0)))
 NETWORKS = {
     "wrn16-2-all": DevelopmentNetwork(),
     "wrn16-2-seven": DevelopmentNetwork(hidden=(7, 8, 9)),  # horse, ship and truck: the last three
+    # So that the near half does not hang on these three: smaller networks, trained for minutes.
+    "wrn10-2-first": DevelopmentNetwork(hidden=(0, 1, 2), config=SHORT),
+    "wrn10-2-middle": DevelopmentNetwork(hidden=(3, 4, 5), config=SHORT),
 }
 
 
@@ -105,7 +110,7 @@ def features(
     model = here.model(device)
     sets = {FITTED: parts.fitted, HELD_OUT: parts.held_out}
     if parts.hidden is not None:
-        sets[HIDDEN] = _rows(parts.hidden, evenly(len(parts.hidden), COUNT), HIDDEN)
+        sets[HIDDEN] = _rows(parts.hidden, evenly(len(parts.hidden), HIDDEN_COUNT), HIDDEN)
     few = parts.fitted.images[evenly(len(parts.fitted), COUNT)]
     sets |= validation_outliers(few, network.config.seed)
     seen = {name: extract(model, images) for name, images in sets.items()}
@@ -262,12 +267,18 @@ def main(arguments: list[str] | None = None) -> None:
     """Train the development networks, score all candidates and choose; or run the suite."""
     parser = program_parser("experiments.development", main.__doc__, "results", "device")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    about = "train and keep features; score nothing"
+    parser.add_argument("--features", action="store_true", help=about)
     about = "do not choose; run the test suite on the first of them"
     parser.add_argument("--suite", action="store_true", help=about)
     parser.add_argument("--sets", nargs="*", help="of the suite (default: all)")
     options = parser.parse_args(arguments)
     if options.suite:
         suite(options.results, options.sets, options.networks[0], options.device)
+        return
+    if options.features:
+        for name in options.networks:
+            features(options.results / "development" / name, NETWORKS[name], options.device)
         return
     for name in options.networks:
         run(options.results, name, options.device)
