@@ -36,6 +36,7 @@ from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import write_json
 from thinkback_utils.methods import METHODS, Method, State
 
+from . import detectors
 from .benchmark import Benchmark
 from .evaluation import (
     BASELINES,
@@ -90,14 +91,19 @@ class Peer:
     unit: bool = False
     correct: bool = False
 
-    def fit(self, model: nn.Module, train: Features | None = None) -> Any:
+    def fit(self, model: nn.Module, train: Features | None = None, **others: Any) -> Any:
         """The detector around ``model``, fitted if it learns anything.
+
+        Args:
+            model: as of ``build``.
+            train: training data.
+            others: settings in place of the published ones.
 
         Raises:
             ValueError: if it does and there is no training data with labels.
             ModuleNotFoundError: without pytorch-ood.
         """
-        settings = {name: value for name, (value, _) in self.settings.items()}
+        settings = {name: value for name, (value, _) in self.settings.items()} | others
         detector = self.build(_detectors(), model, settings)
         if "training data" in self.needs:
             if train is None or train.labels is None:
@@ -111,7 +117,7 @@ class Peer:
     def __call__(self, detector: Any, batch: Features | Tensor) -> Tensor:
         """Scores (N,) of features, or of images uint8 (N, 3, H, W), higher = more OOD."""
         # Gradient detectors have predict alone.
-        predict = getattr(detector, f"predict_{self.reads}", detector.predict)
+        predict = getattr(detector, f"predict_{self.reads}", None) or detector.predict
         scores: Tensor = predict(self._input(batch))
         return scores
 
@@ -245,12 +251,12 @@ PEERS: dict[str, Peer] = {
     "vim": Peer(
         "ViM",
         "Wang et al., CVPR 2022",
-        lambda d, head, v: d.ViM(None, head.in_features // 2, head.weight, head.bias),
+        lambda d, head, v: d.ViM(None, round(head.in_features * v["share"]), head.weight, head.bias),
         "features",
         _TRAINING,
         {
-            "d": (
-                "D / 2",
+            "share": (
+                0.5,
                 (
                     "the authors' 512 are more than D, which the package then halves; theirs is"
                     " ImageNet's"
@@ -281,6 +287,71 @@ PEERS: dict[str, Peer] = {
         "features",
         _LABELS,
         unit=True,
+    ),
+    "rmds": Peer("RMDS", "Ren et al., arXiv 2021", lambda d, h, v: d.RMD(None), "features", _LABELS),
+    "rmds_pp": Peer(
+        "RMDS, unit features",
+        "Ren et al., arXiv 2021",
+        lambda d, head, v: d.RMD(None),
+        "features",
+        _LABELS,
+        unit=True,
+    ),
+    "pnml": Peer(
+        "pNML",
+        "Bibas et al., NeurIPS 2021",
+        lambda d, head, v: d.PNML(None, head),
+        "features",
+        _TRAINING,
+    ),
+    "fdbd": Peer(
+        "fDBD",
+        "Liu & Qin, ICML 2024",
+        lambda d, head, v: d.fDBD(None, head),
+        "features",
+        _TRAINING,
+    ),
+    "nnguide": Peer(
+        "NNGuide",
+        "Park et al., ICCV 2023",
+        lambda d, head, v: d.NNGuide(None, head, **v),
+        "features",
+        _TRAINING,
+        {"k": (10, "the package's default, with all training images")},
+    ),
+    "nci": Peer(
+        "NCI",
+        "Liu & Qin, CVPR 2025",
+        lambda d, head, v: d.NCI(None, head, **v),
+        "features",
+        _TRAINING,
+        {"alpha": (0.0, "the package's default: the angle alone; the authors choose it on data")},
+    ),
+    "vra": Peer(
+        "VRA",
+        "Xu et al., NeurIPS 2023",
+        lambda d, head, v: detectors.VRA(head, **v),
+        "features",
+        _TRAINING,
+        {
+            "lower": (0.5, "half of the activations; chosen on data by the authors"),
+            "upper": (0.95, "as ReAct does, milder; chosen on data by the authors"),
+        },
+    ),
+    "energy_mahalanobis_pp": Peer(
+        "Energy + Mahalanobis++",
+        "a control of this book",
+        lambda d, head, v: detectors.EnergyAndDistance(head, **v),
+        "features",
+        _LABELS,
+        {"weight": (1.0, "both standardised on training features")},
+    ),
+    "gini": Peer(
+        "Gini",
+        "a control of this book",
+        lambda d, head, v: detectors.Gini(**v),
+        "logits",
+        settings={"t": (1.0, "as Softmax")},
     ),
     "odin": Peer(
         "ODIN",
