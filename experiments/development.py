@@ -51,8 +51,10 @@ from .training import RECIPES, TrainConfig, train_network
 
 RECIPE = RECIPES["cpu-wrn16"]
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network
-COUNT = 2000  # outliers of each kind that is made
-HIDDEN_COUNT = 6000  # images of hidden classes
+FIT_COUNT = 10_000  # images that scores are fitted on, and
+HELD_COUNT = 3500  # held-out ones, spread evenly over those there are: for time's sake
+COUNT = 600  # outliers of each kind that is made
+HIDDEN_COUNT = 3000  # images of hidden classes
 MARGIN = 0.001  # of AUROC: less than the figures can tell apart
 HALVES = ("far", "near")
 FITTED = "fitted"
@@ -115,9 +117,9 @@ def features(
     if kept := here.kept()[1]:
         return kept
     model = here.model(device)
-    sets = {FITTED: parts.fitted, HELD_OUT: parts.held_out}
+    sets = {FITTED: _some(parts.fitted, FIT_COUNT), HELD_OUT: _some(parts.held_out, HELD_COUNT)}
     if parts.hidden is not None:
-        sets[HIDDEN] = _rows(parts.hidden, evenly(len(parts.hidden), HIDDEN_COUNT), HIDDEN)
+        sets[HIDDEN] = _some(parts.hidden, HIDDEN_COUNT)
     few = parts.fitted.images[evenly(len(parts.fitted), COUNT)]
     sets |= validation_outliers(few, network.config.seed)
     seen = {name: extract(model, images) for name, images in sets.items()}
@@ -220,6 +222,10 @@ def auroc(ids: NDArray[np.floating], ood: NDArray[np.floating]) -> float:
     """
     below = np.searchsorted(ids, ood, "left") + np.searchsorted(ids, ood, "right")
     return float(below.mean() / 2 / len(ids))
+
+
+def _some(images: ImageSet, count: int) -> ImageSet:
+    return _rows(images, evenly(len(images), count), images.name)
 
 
 def _rows(images: ImageSet, rows: Tensor, name: str) -> ImageSet:

@@ -41,8 +41,6 @@ FORMS: dict[str, Form] = {
     "diagonal": Form(lambda K, D: K * D, (*_INPUTS, "labels")),
     "kronecker": Form(lambda K, D: K * K + D * D, (*_INPUTS, "labels")),
     "kronecker_plain": Form(lambda K, D: D * D, _INPUTS),
-    "additive": Form(lambda K, D: K * K + D * D, _INPUTS),
-    "classwise": Form(lambda K, D: K * K + D * D + K * D, ("unit", "damping")),
     "full": Form(lambda K, D: (K * D) ** 2, ("unit", "damping")),
     "averaged": Form(lambda K, D: K * K + D * D, (*_INPUTS, "labels")),
     "averaged_plain": Form(lambda K, D: D * D, _INPUTS),
@@ -64,9 +62,8 @@ class Candidate(NamedTuple):
       squared distance to the nearest class mean under the scatter within classes (*means*); both.
       ``kronecker``: decision and leverage; ``averaged``: average and leverage; ``_plain``: these
       with A = 1; ``averaged_means``, ``gini_means``, ``averaged_both``, ``gini_both``: as they say;
-      ``doubt``, ``gini``: without a second factor. ``additive`` is the sum of the factors of
-      ``kronecker``; ``classwise``, decision times one plus the distance to the mean of the
-      predicted class. ``diagonal`` and ``full``: of the Fisher without a factorisation.
+      ``doubt``, ``gini``: without a second factor. ``diagonal`` and ``full``: of the decision,
+      under a Fisher that is not factorised.
     - ``unit``: gradient and Fisher read ``h / ||h||``; logits stay as they are.
     - ``bias``: the bias's gradient counts too. Forms with class means and the full one always
       count it: the constant is what centers them.
@@ -125,21 +122,16 @@ class Statistics:
             return self._diagonal(candidate)
         if form == "full":
             return self._full(candidate)
-        kind = "decision" if form.split("_")[0] in ("kronecker", "additive", "classwise") else "all"
+        kind = "decision" if form.startswith("kronecker") else "average"
         plain = form.endswith("_plain") or form.startswith("gini")
         first = self._doubt(kind, plain, T, labels)
         if form in ("doubt", "gini"):
             return first
-        if form == "classwise":
-            return {n: first[n] * (1 + self._away(unit)[1][n]) for n in self.sets}
         if form.endswith("_means"):
-            return {n: first[n] * self._away(unit)[0][n] for n in self.sets}
+            return {n: first[n] * self._away(unit)[n] for n in self.sets}
         second = self._leverage(unit, bias)
-        if form == "additive":  # each in units of its mean over the fit data
-            K, D = self.fit.logits.shape[1], self.fit.features.shape[1] + bias
-            return {n: first[n] / (K - 1) + second[n] / D for n in self.sets}
         if form.endswith("_both"):
-            return {n: first[n] * second[n] * self._away(unit)[0][n] for n in self.sets}
+            return {n: first[n] * second[n] * self._away(unit)[n] for n in self.sets}
         return {n: first[n] * second[n] for n in self.sets}
 
     def _inputs(self, unit: bool, bias: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -169,19 +161,13 @@ class Statistics:
         B = _Quadratic(h.T @ h / len(h), _automatic(len(h)))
         return {n: B(x) for n, x in others.items()}
 
-    def _away(self, unit: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Squared distance to the nearest mean of predicted classes, and to that of one's own."""
+    def _away(self, unit: bool) -> dict[str, Tensor]:
+        """Squared distance to the nearest mean of predicted classes, under the scatter within."""
         h, others = self._inputs(unit, False)
-        given = self.fit.logits.argmax(1)
         means = _class_means(h, self.fit.logits)
-        within = h - means[given]
+        within = h - means[self.fit.logits.argmax(1)]
         S = _Quadratic(within.T @ within / len(h), _automatic(len(h)))
-        nearest, own = {}, {}
-        for n, x in others.items():
-            away = torch.stack([S(x - mean) for mean in means])  # (K, N, dampings)
-            nearest[n] = away.amin(0)
-            own[n] = away[self.sets[n].logits.argmax(1), torch.arange(len(x))]
-        return nearest, own
+        return {n: torch.stack([S(x - mean) for mean in means]).amin(0) for n, x in others.items()}
 
     def _diagonal(self, candidate: Candidate) -> dict[str, Tensor]:
         _, unit, bias, labels, T, _ = candidate
