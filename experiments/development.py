@@ -23,7 +23,7 @@ import csv
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
 
 from .benchmark import Benchmark
-from .evaluation import ID_TEST, ID_TRAIN, available_sets, evenly, image_set
+from .evaluation import ID_TEST, ID_TRAIN, NEAR, available_sets, evenly, image_set
 from .family import DAMPINGS, Candidate, Statistics, candidates
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
 from .provenance import describe
@@ -127,21 +127,58 @@ def features(
     return seen
 
 
-def measure(sets: Mapping[str, Features]) -> list[dict[str, Any]]:
+def measure(
+    sets: Mapping[str, Features],
+    fit: str = FITTED,
+    found: Callable[[dict[str, NDArray[np.floating]]], dict[str, float]] | None = None,
+) -> list[dict[str, Any]]:
     """A record for every candidate: its fields, numbers kept, and AUROC on each kind of outlier.
 
-    ``far`` and ``near`` are its halves of the rule; without hidden classes there is no ``near``.
+    Args:
+        sets: of the development set-up, or of the suite.
+        fit: the set to fit on; all others are scored.
+        found: of the scores by set, what the record is to hold; default: :func:`halves`.
     """
-    fit, others = sets[FITTED], {name: item for name, item in sets.items() if name != FITTED}
-    K, D, records = fit.logits.shape[1], fit.features.shape[1], []
-    made, last, values = Statistics(fit, others), None, {}
+    fitted, others = sets[fit], {name: item for name, item in sets.items() if name != fit}
+    K, D, records = fitted.logits.shape[1], fitted.features.shape[1], []
+    made, last, values = Statistics(fitted, others), None, {}
     for candidate in candidates():
         if candidate[:-1] != last:  # all dampings at once
             last, values = candidate[:-1], made.of(candidate)
         column = DAMPINGS.index(candidate.damping)
-        found = halves({name: value[:, column].numpy() for name, value in values.items()})
-        records.append(candidate._asdict() | {"size": candidate.size(K, D)} | found)
+        of = (found or halves)({name: value[:, column].numpy() for name, value in values.items()})
+        records.append(candidate._asdict() | {"size": candidate.size(K, D)} | of)
     return records
+
+
+def suite_halves(values: Mapping[str, NDArray[np.floating]]) -> dict[str, float]:
+    """Of the suite: mean AUROC over the far sets, as in the tables, and that of the near ones."""
+    ids = np.sort(values[ID_TEST])
+    found = {name: auroc(ids, ood) for name, ood in values.items() if name != ID_TEST}
+    far = [value for name, value in found.items() if name not in NEAR]
+    return {"far": float(np.mean(far)), "near": float(np.mean([found[name] for name in NEAR]))}
+
+
+def save_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records of candidates as a table."""
+    fields = (*Candidate._fields, "size")
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, records[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: v if k in fields else f"{v:.5f}" for k, v in record.items()} for record in records
+        )
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Records that :func:`save_records` wrote, without kinds that a network lacks."""
+    types: dict[str, Callable[[str], Any]] = {"form": str, "labels": str, "size": int}
+    types |= {"unit": "True".__eq__, "bias": "True".__eq__}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {"damping": None} | {k: types.get(k, float)(v) for k, v in row.items() if v}
+            for row in csv.DictReader(file)
+        ]
 
 
 def peers(sets: Mapping[str, Features]) -> dict[str, dict[str, float]]:
@@ -157,16 +194,12 @@ def peers(sets: Mapping[str, Features]) -> dict[str, dict[str, float]]:
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The records of every network's ``candidates.csv``, without kinds that a network lacks."""
-    types: dict[str, Callable[[str], Any]] = {"form": str, "labels": str, "size": int}
-    types |= {"unit": "True".__eq__, "bias": "True".__eq__}
-    records: list[dict[str, Any]] = []
-    for name in NETWORKS:
-        with (folder / name / "candidates.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                filled = {k: types.get(k, float)(v) for k, v in row.items() if v}
-                records.append({"network": name, "damping": None} | filled)
-    return records
+    """The records of every network's ``candidates.csv``."""
+    return [
+        {"network": name} | record
+        for name in NETWORKS
+        for record in read_records(folder / name / "candidates.csv")
+    ]
 
 
 def chosen(folder: Path) -> Candidate:
@@ -182,7 +215,9 @@ def figures(records: Iterable[Mapping[str, Any]], *by: str) -> dict[tuple[Any, .
     """
     found: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for record in records:
-        parts = found.setdefault(tuple(record[field] for field in by), {half: [] for half in HALVES})
+        parts = found.setdefault(
+            tuple(record[field] for field in by), {half: [] for half in HALVES}
+        )
         for half in HALVES:
             if record.get(half) is not None:
                 parts[half].append(record[half])
@@ -244,16 +279,7 @@ def run(results: Path, name: str, device: str | None = None) -> None:
         return
     sets = features(folder, NETWORKS[name], device)
     records, reference = measure(sets), peers(sets)
-    with (
-        replacing(folder / "candidates.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, records[0], lineterminator="\n")
-        writer.writeheader()
-        fields = (*Candidate._fields, "size")
-        writer.writerows(
-            {k: v if k in fields else f"{v:.5f}" for k, v in record.items()} for record in records
-        )
+    save_records(folder / "candidates.csv", records)
     facts = describe(process_device(device)) | {"accuracy": sets[HELD_OUT].accuracy()}
     facts |= {"sizes": {n: len(x) for n, x in sets.items()}, "methods": reference}
     facts["seconds"] = round(time.perf_counter() - start, 1)
@@ -303,6 +329,24 @@ def suite(
     write_json(here.folder / "suite.json", describe(chosen) | facts | {"seconds": seconds})
 
 
+def suite_candidates(here: Run, fit: str = ID_TRAIN) -> None:
+    """Every candidate on the test suite, after the choice: ``candidates_suite.csv`` and its record.
+
+    It says how well development ranks candidates, and what a look at the suite would have won.
+    Nothing is chosen by it.
+
+    Args:
+        here: a run whose ``bundle.npz`` holds the suite.
+        fit: the set of the bundle to fit on.
+    """
+    start = time.perf_counter()
+    records = measure(here.bundle().sets, fit, suite_halves)
+    save_records(here.folder / "candidates_suite.csv", records)
+    facts = describe("cpu") | {"weights_sha256": here.digest()}
+    facts["seconds"] = round(time.perf_counter() - start, 1)
+    write_json(here.folder / "candidates_suite.json", facts)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train the development networks, score all candidates and choose; or run the suite."""
     parser = program_parser("experiments.development", main.__doc__, "results", "device")
@@ -312,7 +356,12 @@ def main(arguments: list[str] | None = None) -> None:
     about = "do not choose; run the test suite on the first of them"
     parser.add_argument("--suite", action="store_true", help=about)
     parser.add_argument("--sets", nargs="*", help="of the suite (default: all)")
+    about = "do not choose; run the test suite with every candidate on this run's bundle"
+    parser.add_argument("--candidates", type=Path, metavar="RUN", help=about)
     options = parser.parse_args(arguments)
+    if options.candidates:
+        suite_candidates(Run(options.candidates))
+        return
     if options.suite:
         suite(options.results, options.sets, options.networks[0], options.device)
         return

@@ -33,7 +33,7 @@ from thinkback_utils import data
 from thinkback_utils.commands import run_main
 from thinkback_utils.devices import process_device
 from thinkback_utils.features import Bundle, Features
-from thinkback_utils.files import write_json
+from thinkback_utils.files import read_json, write_json
 from thinkback_utils.methods import METHODS, Method, State
 
 from . import detectors
@@ -251,7 +251,9 @@ PEERS: dict[str, Peer] = {
     "vim": Peer(
         "ViM",
         "Wang et al., CVPR 2022",
-        lambda d, head, v: d.ViM(None, round(head.in_features * v["share"]), head.weight, head.bias),
+        lambda d, head, v: d.ViM(
+            None, round(head.in_features * v["share"]), head.weight, head.bias
+        ),
         "features",
         _TRAINING,
         {
@@ -288,7 +290,9 @@ PEERS: dict[str, Peer] = {
         _LABELS,
         unit=True,
     ),
-    "rmds": Peer("RMDS", "Ren et al., arXiv 2021", lambda d, h, v: d.RMD(None), "features", _LABELS),
+    "rmds": Peer(
+        "RMDS", "Ren et al., arXiv 2021", lambda d, h, v: d.RMD(None), "features", _LABELS
+    ),
     "rmds_pp": Peer(
         "RMDS, unit features",
         "Ren et al., arXiv 2021",
@@ -466,6 +470,8 @@ def run(
 ) -> None:
     """Fit all peers on the training features of a run, and score its test set and its other sets.
 
+    Peers that an earlier run has scored on the same weights and images are kept as they are.
+
     Writes beside the bundle: ``peers.npz`` (scores, float32, "<set>.<peer>"), ``peers.json``
     (provenance; what each peer needs, its hyper-parameters, and what it cost, with our methods
     timed in the same way) and ``peers_table.json`` (:func:`table`). No metric is printed.
@@ -489,21 +495,45 @@ def run(
     record = here.describe("cpu", names)
     record |= {"pytorch_ood": version("pytorch-ood"), "batch": BATCH, "absent": ABSENT}
     record |= {"peers": {}, "ours": {}}
+    kept, old = _kept(here, record)
+    record |= {key: old[key] for key in ("peers", "ours", "images") if key in old}
     scored = _run_features(bundle, names, record)
-    if images:
+    if images and "odin" not in kept[ID_TEST]:
         for name, row in _run_images(here, names, process_device(device), record).items():
             scored[name] |= row
+    new = set(scored[ID_TEST])
+    scored = {name: kept.get(name, {}) | row for name, row in scored.items()}
     here.save_scores(scored, "peers.npz")
     seconds = round(time.perf_counter() - start, 1)
+    record["earlier"] = [*old.get("earlier", ()), *_runs_of(old)]
     write_json(here.folder / "peers.json", record | {"seconds": seconds})
-    write_json(here.folder / "peers_table.json", table(folder))
+    path = here.folder / "peers_table.json"
+    rows = [] if not kept[ID_TEST] else read_json(path)
+    rows = [row for row in rows if row["method"] not in new]
+    write_json(path, rows + table(folder, peers=new))
+
+
+def _kept(here: Run, record: Record) -> tuple[Scores, Record]:
+    """Scores and record of an earlier run on the same weights and images; else none."""
+    try:
+        old = here.made("peers")
+    except (FileNotFoundError, ValueError):
+        return {ID_TEST: {}}, {}
+    same = all(old.get(key) == record[key] for key in ("images_sha256", "pytorch_ood", "batch"))
+    return (here.scores("peers.npz"), old) if same else ({ID_TEST: {}}, {})
+
+
+def _runs_of(old: Record) -> list[Record]:
+    """When and by what the peers of an earlier run were scored."""
+    keys = ("command", "commit", "started", "device", "versions", "seconds")
+    return [{key: old[key] for key in keys} | {"peers": [*old["peers"]]}] if old else []
 
 
 def _run_features(bundle: Bundle, names: Sequence[str], record: Record) -> Scores:
     """Scores of all peers but those of images; what they cost, and ours, goes into the record."""
     train, layer = _by_rows(bundle.sets[ID_TRAIN]), last_layer(bundle)
     batches = {name: _split(_by_rows(bundle.sets[name])) for name in names}
-    for name in COMPARED:
+    for name in COMPARED if not record["ours"] else ():
         record["ours"][name] = _cost_of_ours(METHODS[name], train, batches)
     return _score(False, lambda peer: peer.fit(layer, train), batches, layer, record)
 
@@ -531,7 +561,8 @@ def _score(
     """Scores ``[set][peer]`` of the peers that read images, or of the others."""
     scored: Scores = {name: {} for name in batches}
     own = list(model.state_dict().values())
-    for name, peer in tqdm(_peers(images).items(), desc="peers", unit=" peers"):
+    todo = {n: peer for n, peer in _peers(images).items() if n not in record["peers"]}
+    for name, peer in tqdm(todo.items(), desc="peers", unit=" peers"):
         found, cost = measure(partial(fit, peer), peer, batches, own)
         record["peers"][name] = _facts(peer) | cost
         for key, values in found.items():
@@ -581,7 +612,9 @@ def load(folder: str | Path) -> tuple[Scores, Record]:
     return here.scores("peers.npz"), record
 
 
-def table(folder: str | Path, resamples: int = 200) -> list[Record]:
+def table(
+    folder: str | Path, resamples: int = 200, peers: Collection[str] | None = None
+) -> list[Record]:
     """The four metrics of every peer on every set, with 95 % intervals, from the kept scores.
 
     Rows are as those of ``evaluation.table`` and ``evaluation.means``, the mean being over the far
@@ -592,21 +625,23 @@ def table(folder: str | Path, resamples: int = 200) -> list[Record]:
     Args:
         folder: ``results/<network>/seed<k>``.
         resamples: of the bootstrap; 200 take a few minutes for all peers.
+        peers: those of the table; default: all.
     """
     scored, _ = load(folder)
     records = []
     for images in (False, True):
-        peers = [name for name in _peers(images) if name in scored[ID_TEST]]
-        if not peers:
+        those = [name for name in _peers(images) if name in scored[ID_TEST]]
+        those = [name for name in those if peers is None or name in peers]
+        if not those:
             continue
-        group = {name: {peer: row[peer] for peer in peers} for name, row in scored.items()}
+        group = {name: {peer: row[peer] for peer in those} for name, row in scored.items()}
         for name, row in scored.items():
-            rows = evenly(len(row[BASELINES[0]]), len(row[peers[0]])).numpy()
+            rows = evenly(len(row[BASELINES[0]]), len(row[those[0]])).numpy()
             group[name] |= {baseline: row[baseline][rows] for baseline in BASELINES}
         records += [
             record | {"near": record["set"] in NEAR}
             for record in Benchmark(resamples=resamples).records(group)
-            if record["method"] in peers
+            if record["method"] in those
         ]
     return records
 

@@ -29,7 +29,7 @@ from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import read_json, write_json
 from thinkback_utils.methods import METHODS
 
-from . import development, detectors
+from . import detectors
 from .development import FITTED, HELD_OUT, NETWORKS, figures, halves
 from .evaluation import ID_TRAIN, Scores
 from .family import DAMPINGS, Candidate, Statistics
