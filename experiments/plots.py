@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
+STYLE = Path(__file__).with_name("book.mplstyle")
 INK = "#7c7f86"  # reads on white and on near-black
 ID_COLOR = "#3d8fd1"
 OOD_COLOR = "#d9622b"
@@ -28,7 +29,7 @@ METHOD_COLORS = {
 
 def use_style() -> None:
     """Switch matplotlib to the book's style and notebooks to vector graphics."""
-    plt.style.use(Path(__file__).with_name("book.mplstyle"))
+    plt.style.use(STYLE)
     try:
         from IPython.core.getipython import get_ipython
         from matplotlib_inline.backend_inline import set_matplotlib_formats
