@@ -20,9 +20,9 @@ from thinkback_utils.features import Features
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher, LabelKind
 from thinkback_utils.scores import residual
 
-TEMPERATURES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 20.0)
-TEMPERATURES_FULL = (3.0, 5.0)  # of the form whose matrix has (K D)^2 entries
-DAMPINGS = (0.0, None, 1e-3, 1e-2, 1e-1, 1.0)
+TEMPERATURES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
+TEMPERATURES_FULL = (5.0,)  # of the form whose matrix has (K D)^2 entries
+DAMPINGS = (0.0, None, 1e-2, 1e-1, 1.0)
 
 
 class Form(NamedTuple):
@@ -87,7 +87,7 @@ def candidates() -> Iterator[Candidate]:
     """The grid, dampings of the same setting side by side; a field that a form lacks stands still.
 
     >>> [c.temperature for c in candidates() if c.form == "gini"]
-    [1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 20.0]
+    [1.0, 2.0, 3.0, 5.0, 7.0, 10.0]
     """
     kinds: tuple[LabelKind, ...] = ("predicted", "model")
     for form, (_, fields) in FORMS.items():

@@ -1,7 +1,7 @@
 """Every score with a free setting, ours included, tuned alike on the development networks.
 
-    python -m experiments.tuning --results results            the settings, from development alone
-    python -m experiments.tuning --results results --suite    then the test suite, once
+    python -m experiments.tuning --results results              the settings, from development alone
+    python -m experiments.tuning --results results --suite RUN  then the test suite, once
 
 The rule is that of :mod:`development`: each score has ``COUNT`` settings, or one where nothing is
 free; the one with the best figure represents it. Ours are members of the family in the forms named
@@ -20,18 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from thinkback_utils import metrics
 from thinkback_utils.commands import run_main
 from thinkback_utils.features import Bundle, Features
-from thinkback_utils.files import read_json, write_json
+from thinkback_utils.files import read_json, sha256, write_json
 from thinkback_utils.methods import METHODS
 
 from . import detectors
-from .development import FITTED, HELD_OUT, NETWORKS, figures, halves
-from .evaluation import ID_TRAIN, Scores
+from .development import FITTED, NETWORKS, auroc, figures, halves
+from .development import chosen as chosen_by_rule
+from .evaluation import ID_TEST, ID_TRAIN, NEAR, Scores
 from .family import DAMPINGS, Candidate, Statistics
 from .peers import PEERS, last_layer
 from .provenance import describe
@@ -42,6 +46,7 @@ TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 20.0, 50.0, 100.0, 1000
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 NEIGHBOURS = (1, 2, 5, 10, 20, 50, 75, 100, 200, 300, 500, 1000)
 RIDGES = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+SAME_PHOTOS = {"places9_crop": "places9", "places9_resize": "places9"}
 WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0, 5.0)
 
 Settings = Mapping[str, Any]
@@ -260,15 +265,141 @@ def choices(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def score_suite(bundle: Bundle, chosen: Mapping[str, Mapping[str, Any]], fit: str) -> Scores:
-    """Scores ``[set][score]`` (N,) of the tuned scores on all sets of a bundle but the fit data."""
-    sets = {n: x for n, x in bundle.sets.items() if n not in (fit, ID_TRAIN, FITTED, HELD_OUT)}
-    out: Scores = {n: {} for n in sets}
-    for name, choice in chosen.items():
-        made = TUNED[name].score(last_layer(bundle), bundle.sets[fit], sets, [choice["setting"]])
-        for n, value in made.items():
-            out[n][name] = value[:, 0].double().numpy()
+PUBLISHED: dict[str, Settings] = {
+    "msp": {"t": 1.0},
+    "knn": {"k": 50},
+    "nnguide": {"k": 10},
+    **{key: {"ridge": 0.0} for key in ("mahalanobis", "mahalanobis_pp", "rmds", "rmds_pp")},
+    "thinkback": {"temperature": 5.0, "damping": 0.0},
+}  # of scores whose wrapper here does not know them
+CHOICE = "choice"  # the candidate that the rule chose, beside all others
+Both = dict[str, dict[str, dict[str, NDArray[np.float64]]]]  # kind -> set -> score -> (N,)
+
+
+def score_suite(
+    bundle: Bundle, tuned: Mapping[str, Mapping[str, Any]], chosen: Candidate, fit: str = ID_TRAIN
+) -> Both:
+    """Scores of all sets of a bundle but the fit data, at the tuned and at the published settings.
+
+    Args:
+        bundle: features of the suite and of the fit data, and the last layer.
+        tuned: what :func:`choices` gave.
+        chosen: by the rule; it is scored as ``CHOICE``. Its published setting is itself.
+        fit: the set to fit on.
+    """
+    layer, fitted = last_layer(bundle), bundle.sets[fit]
+    sets = {n: x for n, x in bundle.sets.items() if n != fit}
+    out: Both = {kind: {n: {} for n in sets} for kind in ("tuned", "published")}
+    for name, choice in tuned.items():
+        settings = [choice["setting"]]
+        if name not in OURS:
+            settings.append(PUBLISHED.get(name, {}))
+        made = TUNED[name].score(layer, fitted, sets, settings)
+        for kind, column in zip(out, range(len(settings)), strict=False):
+            for n, value in made.items():
+                out[kind][n][name] = value[:, column].double().numpy()
+    values = Statistics(fitted, sets).of(chosen)
+    for n, value in values.items():
+        for kind in out:
+            out[kind][n][CHOICE] = value[:, DAMPINGS.index(chosen.damping)].numpy()
     return out
+
+
+def compare(scored: Scores) -> list[dict[str, Any]]:
+    """What the scores separate: a record each, with the difference to ``CHOICE``, in [0, 1].
+
+    ``far`` and ``near`` are mean AUROC; ``fpr95_far`` and ``fpr95_near`` mean FPR95; ``ahead_far``
+    and ``ahead_near`` how far ``CHOICE`` is ahead in AUROC, with 95 % intervals over the images
+    (:func:`difference`).
+    """
+    far = [n for n in scored if n not in (*NEAR, ID_TEST)]
+    near = [n for n in scored if n in NEAR]
+    out = []
+    for name in scored[ID_TEST]:
+        record: dict[str, Any] = {"score": name}
+        ids = scored[ID_TEST][name]
+        order = np.sort(ids)
+        record["sets"] = {n: auroc(order, scored[n][name]) for n in (*far, *near)}
+        for half, names in (("far", far), ("near", near)):
+            record[half] = float(np.mean([record["sets"][n] for n in names]))
+            curves = [metrics.roc(ids, scored[n][name]) for n in names]
+            record[f"fpr95_{half}"] = float(np.mean([metrics.fpr_at_tpr(c) for c in curves]))
+            record[f"ahead_{half}"] = difference(scored, CHOICE, name, names)
+        out.append(record)
+    return out
+
+
+def difference(scored: Scores, a: str, b: str, names: Sequence[str]) -> tuple[float, float, float]:
+    """Mean AUROC of score a less that of b over these sets, on the same images: value, low, high.
+
+    An AUROC is a mean over the images of one side of the share of the other side that they beat;
+    so is a difference, and the variances of both sides add up (DeLong et al. 1988). Sets share
+    their in-distribution images, which are averaged over the sets first. Two sets of the same
+    photos (``SAME_PHOTOS``) are taken as wholly dependent: their deviations add, not their
+    variances.
+
+    Args:
+        scored: ``[set][score]``, with the in-distribution test set.
+        a, b: scores.
+        names: the OOD sets.
+    """
+    ids = scored[ID_TEST]
+    of_ids, deviation, value = np.zeros(len(ids[a])), dict.fromkeys(names, 0.0), 0.0
+    for name in names:
+        shares = [_shares(ids[score], scored[name][score]) for score in (a, b)]
+        of_ids += (shares[0][0] - shares[1][0]) / len(names)
+        of_ood = shares[0][1] - shares[1][1]
+        value += of_ood.mean() / len(names)
+        deviation[name] = of_ood.std(ddof=1) / np.sqrt(len(of_ood)) / len(names)
+    source: dict[str, float] = {}
+    for name, own in deviation.items():
+        photos = SAME_PHOTOS.get(name, name)
+        source[photos] = source.get(photos, 0.0) + own
+    variance = of_ids.var(ddof=1) / len(of_ids) + sum(part**2 for part in source.values())
+    half = 1.96 * float(np.sqrt(variance))
+    return float(value), float(value) - half, float(value) + half
+
+
+def _shares(
+    ids: NDArray[np.floating], ood: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each ID image the share of OOD scores above its own; of each OOD one that of IDs below."""
+
+    def below(values: NDArray[np.floating], among: NDArray[np.floating]) -> NDArray[np.float64]:
+        order = np.sort(among)
+        ranks = np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right")
+        return ranks / 2 / len(among)
+
+    return 1 - below(ids, ood), below(ood, ids)
+
+
+def suite(results: Path, here: Run, fit: str = ID_TRAIN, name: str = "bundle.npz") -> None:
+    """Run the test suite on a network, once and after the choice: ``tuned.npz``, ``tuned.json``.
+
+    Args:
+        results: where ``development`` holds the choices.
+        here: the run of the network; its bundle holds the suite.
+        fit: the set of the bundle to fit on.
+        name: of the bundle.
+    """
+    start, bundle = time.perf_counter(), here.bundle(name)
+    both = score_suite(
+        bundle, read(results)["choice"], chosen_by_rule(results / "development"), fit
+    )
+    here.save_scores(
+        {
+            n: {f"{s}-{kind}": v for kind in both for s, v in both[kind][n].items()}
+            for n in both["tuned"]
+        },
+        "tuned.npz",
+    )
+    facts: dict[str, Any] = describe("cpu") | {"weights_sha256": here.digest(), "fit": fit}
+    facts["images"] = {n: len(x) for n, x in bundle.sets.items()}
+    facts["choice_sha256"] = sha256(results / "development" / "choice.json")
+    facts |= {kind: compare(scored) for kind, scored in both.items()}
+    write_json(
+        here.folder / "tuned.json", facts | {"seconds": round(time.perf_counter() - start, 1)}
+    )
 
 
 def read(results: Path) -> dict[str, Any]:
@@ -278,9 +409,15 @@ def read(results: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Tune every score on the development networks."""
+    """Tune every score on the development networks; or run the suite with what was tuned."""
     parser = program_parser("experiments.tuning", main.__doc__, "results")
+    about = "do not tune; run the test suite on the bundle of this run"
+    parser.add_argument("--suite", type=Path, metavar="RUN", help=about)
+    parser.add_argument("--fit", default=ID_TRAIN, help="set of the bundle to fit on")
     options = parser.parse_args(arguments)
+    if options.suite:
+        suite(options.results, Run(options.suite), options.fit)
+        return
     run(options.results)
     for name, choice in read(options.results)["choice"].items():
         print(f"{name:24}{100 * choice['figure']:.2f} {choice['setting']}")
