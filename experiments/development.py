@@ -51,10 +51,10 @@ from .training import RECIPES, TrainConfig, train_network
 
 RECIPE = RECIPES["cpu-wrn16"]
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network
-FIT_COUNT = 10_000  # images that scores are fitted on, and
-HELD_COUNT = 3500  # held-out ones, spread evenly over those there are: for time's sake
-COUNT = 600  # outliers of each kind that is made
-HIDDEN_COUNT = 3000  # images of hidden classes
+FIT_COUNT = 5000  # images that scores are fitted on, and
+HELD_COUNT = 1500  # held-out ones, spread evenly over those there are: for time's sake
+COUNT = 200  # outliers of each kind that is made
+HIDDEN_COUNT = 1500  # images of hidden classes
 MARGIN = 0.001  # of AUROC: less than the figures can tell apart
 HALVES = ("far", "near")
 FITTED = "fitted"
