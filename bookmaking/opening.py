@@ -503,7 +503,8 @@ PLAIN = (  # how a claim begins, plain words for it, what in "measured" answers 
         "The same, under another reading",
         "The same, if “the penultimate layer” means another layer.",
         r"than both: ([^.]+)\. The best, (\w+) \(([^)]*)\).*?AUROC ([+−]\d+\.\d+)",
-        "True for reading {1}, the {2}: AUROC {3} points over Energy.",
+        "True for reading {1}, the {2}, on this book's network: AUROC {3} points over Energy."
+        " Chapter 8 asks other networks.",
     ),
     (
         "AUPR",
@@ -637,7 +638,9 @@ def run(here: Run) -> Path:
         | {name: round(lane.score, 2) for name, lane in pick.lanes.items()}
         for pick in story.picks
     ]
-    write_json(out / "opening.json", provenance | {"weights_sha256": here.digest(), "images": shown})
+    write_json(
+        out / "opening.json", provenance | {"weights_sha256": here.digest(), "images": shown}
+    )
     return page
 
 

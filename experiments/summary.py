@@ -235,8 +235,10 @@ class Summary:
                 rows.append({"network": title, "score": TITLES[method]} | values)
         return pd.DataFrame(rows, columns=["network", "score", *WIDE.values()])
 
-    def across(self, metric: str = "auroc", baseline: str = "energy") -> pd.DataFrame:
-        """Each score minus a baseline in the mean over the far sets, in points.
+    def across(
+        self, metric: str = "auroc", baseline: str = "energy", name: str = "mean"
+    ) -> pd.DataFrame:
+        """Each score minus a baseline on one set, by default the mean of the far sets, in points.
 
         A column a network, with the interval over its images; then the mean over networks, with
         the interval over networks.
@@ -249,7 +251,7 @@ class Summary:
             row, values = {"score": TITLES[method]}, []
             for title in found:
                 of = [r for r in self.networks if r["title"] == title]
-                gains = verdicts.gains(of, "mean", baseline, metric, method)
+                gains = verdicts.gains(of, name, baseline, metric, method)
                 row[title] = verdicts.points(*gains[0], digits=1) if gains else ""
                 values += [gain[0] for gain in gains]
             if len(found) > 1:
