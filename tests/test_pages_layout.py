@@ -72,28 +72,32 @@ def measured(request: pytest.FixtureRequest, browser: Page) -> dict[str, Any]:
     return found
 
 
+def told(faults: list[Any]) -> str:
+    return "\n" + "\n".join(map(str, faults))
+
+
 both_sizes = pytest.mark.parametrize("size", SIZES)
 
 
 @both_sizes
 def test_nothing_is_cut(measured: dict[str, Any], size: str) -> None:
     """On a desk nothing scrolls sideways; on a phone what is wider than the screen can scroll."""
-    assert measured[size]["cut"] == []
+    assert measured[size]["cut"] == [], told(measured[size]["cut"])
 
 
 @both_sizes
 def test_formulas_show_their_whole_height(measured: dict[str, Any], size: str) -> None:
-    assert measured[size]["clipped"] == []
+    assert measured[size]["clipped"] == [], told(measured[size]["clipped"])
 
 
 @both_sizes
 def test_no_text_is_too_small(measured: dict[str, Any], size: str) -> None:
-    assert measured[size]["small"] == []
+    assert measured[size]["small"] == [], told(measured[size]["small"])
 
 
 @both_sizes
 def test_text_in_drawings_can_be_read_in_both_themes(measured: dict[str, Any], size: str) -> None:
-    assert measured[size]["drawn"] == []
+    assert measured[size]["drawn"] == [], told(measured[size]["drawn"])
 
 
 @both_sizes
@@ -107,12 +111,12 @@ def test_answer_figure_is_near_the_top(measured: dict[str, Any], size: str) -> N
 
 @both_sizes
 def test_nothing_moves_when_a_control_is_used(measured: dict[str, Any], size: str) -> None:
-    assert measured[size]["moves"] == []
+    assert measured[size]["moves"] == [], told(measured[size]["moves"])
 
 
 @both_sizes
 def test_page_asks_no_other_host(measured: dict[str, Any], size: str) -> None:
-    assert measured[size]["elsewhere"] == []
+    assert measured[size]["elsewhere"] == [], told(measured[size]["elsewhere"])
 
 
 @both_sizes
