@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
+from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR, PAPER
 
 COLUMNS = ["$F\\,g^2$\nmultiply", "$g^2$\nnone", "$g^2/F$\ndivide"]
 REFIT_COLORS = {
@@ -55,7 +55,7 @@ def draw_answer(
         plane.text(*point, name, color=colors[i], va="center", clip_on=True, **BOLD)
         ranks.plot(range(3), order[:, i], color=colors[i], marker="o", markersize=15, alpha=0.9)
         for column, rank in enumerate(order[:, i].tolist()):
-            ranks.text(column, rank, name, color="white", va="center_baseline", **BOLD)
+            ranks.text(column, rank, name, color=PAPER, va="center_baseline", **BOLD)
     ranks.set_xticks(range(3), COLUMNS)
     ranks.set(ylabel="rank, 1 = most OOD", ylim=(len(probes) + 0.6, 0.4), xlim=(-0.3, 2.3))
     ranks.set_title("rank of each point")
