@@ -57,9 +57,7 @@ def browsers(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
     program = browsing.chromium()
     if program is None and not other:
         browsing.absent("no Chromium on this machine")
-    options: dict[str, Any] = (
-        {} if other else {"executable_path": program, "args": browsing.FLAGS}
-    )
+    options: dict[str, Any] = {} if other else {"executable_path": program, "args": browsing.FLAGS}
     with sync_playwright() as driver, contextlib.ExitStack() as started:
 
         @functools.cache
