@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from benchmarks import costs
 from experiments.false_alarms import Halves, allowed
 from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
 from thinkback_utils.methods import TITLES
@@ -136,23 +135,19 @@ def plot_luck(rates: Mapping[int, Vector], alpha: float, *, ax: Axes | None = No
     return ax
 
 
-def plot_streams(running: Mapping[str, Vector], alpha: float, *, ax: Axes | None = None) -> Axes:
+def plot_streams(running: Sequence[Vector], alpha: float, *, ax: Axes | None = None) -> Axes:
     """The share of false alarms so far, in streams that each use one calibration set.
 
     Args:
-        running: name of a calibration set -> share after each image, (N,).
+        running: share after each image, an array (N,) for each calibration set.
         alpha: the promise.
         ax: drawn on; None makes a new one.
     """
     ax = ax or plt.subplots(figsize=(6.4, 2.9))[1]
-    for share in running.values():
-        seen = np.arange(1, len(share) + 1)
-        start = min(100, len(share) - 1)
-        ax.plot(seen[start:], 100 * share[start:], color=ID_COLOR, linewidth=1.4)
-    top = ax.get_ylim()[1]
-    places = np.array([100 * share[-1] for share in running.values()])
-    for place, name in zip(costs.spread(places, 0.09 * top), running, strict=True):
-        ax.annotate(name, (1.01 * len(seen), place), va="center", color=ID_COLOR)
+    for share in running:
+        seen, start = np.arange(1, len(share) + 1), min(100, len(share) - 1)
+        ax.plot(seen[start:], 100 * share[start:], color=ID_COLOR, linewidth=1.2)
+        ax.plot(seen[-1], 100 * share[-1], "o", color=ID_COLOR, markersize=5)
     ax.axhline(100 * alpha, color=OOD_COLOR, linestyle=":", label="promise")
     ax.set(xlabel="images of the stream so far", ylabel="false alarms so far (%)", ylim=(0, None))
     ax.legend(loc="upper right")
@@ -181,7 +176,7 @@ def plot_classes(
     ax.axvline(100 * alpha, color=OOD_COLOR, linestyle=":", label="promise")
     ax.set_yticks(y, list(names))
     ax.set(xlabel="false alarms (%)", xlim=(0, None))
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, columnspacing=1)
     return ax
 
 
