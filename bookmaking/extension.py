@@ -7,6 +7,7 @@ go by ``book/_templates/layout.html`` and the cut fonts in ``book/_static/vendor
 
 from __future__ import annotations
 
+import base64
 import posixpath
 import re
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from pygments.token import Token  # type: ignore[import-untyped]
 from sphinx.application import Sphinx
 from sphinx.highlighting import PygmentsBridge
 
+from . import palette
 from .answer import portrait
 
 FOR = {"explorers": "tb-", "gallery": "tb-", "design": "sd-"}  # files, and the classes they serve
@@ -112,11 +114,26 @@ def finish_site(app: Sphinx, exception: Exception | None) -> None:
         return
     html = Path(app.outdir)
     for figure in html.glob("_images/*.svg"):
-        figure.write_text(short(figure.read_text(encoding="utf-8")), encoding="utf-8")
+        light = short(figure.read_text(encoding="utf-8"))
+        figure.write_text(palette.themed(light), encoding="utf-8")
     used = words(html)
     for sheet in html.glob("_static/**/*.css"):
         sheet.write_text(prune(sheet.read_text(encoding="utf-8"), used), encoding="utf-8")
+    for letters in html.glob("_static/fonts.css"):
+        letters.write_text(self_contained(letters), encoding="utf-8")
     front_page(html, f"{app.config.root_doc}.html")
+
+
+def self_contained(sheet: Path) -> str:
+    """A style sheet that holds the fonts it names; their files are removed."""
+
+    def data(address: re.Match[str]) -> str:
+        file = sheet.parent / address[1]
+        content = base64.b64encode(file.read_bytes()).decode()
+        file.unlink()
+        return f'url("data:font/woff2;base64,{content}")'
+
+    return re.sub(r'url\("([^":]+\.woff2)"\)', data, sheet.read_text(encoding="utf-8"))
 
 
 def short(svg: str) -> str:
