@@ -13,14 +13,14 @@ from matplotlib.lines import Line2D
 from benchmarks import costs, report
 from benchmarks.rounds import Record
 from benchmarks.score import PEER
-from experiments.plots import INK, METHOD_COLORS, OOD_COLOR
+from experiments.plots import INK, METHOD_COLORS, OTHER_COLORS
 
 AUTOGRAD = ("backward, batch 1", "autograd, head", "vmap(grad), head")
 COLORS = METHOD_COLORS | {
     "forward": INK,
     "kronecker": METHOD_COLORS["thinkback"],
     "averaged": METHOD_COLORS["thinkback_averaged"],
-    **dict.fromkeys(AUTOGRAD, OOD_COLOR),
+    **dict.fromkeys(AUTOGRAD, OTHER_COLORS[0]),
 }
 FAINT = 1e5  # bytes; growth below it is drawn at it
 
