@@ -25,7 +25,7 @@ LEFT_OUT = ("genindex", "search")
 
 def write(html: Path) -> None:
     """Write the sections of the pages of a built site, and remove Sphinx's index of them."""
-    found = []
+    found: list[dict[str, str]] = []
     for file in sorted(html.glob("*/*.html")):
         if "_static" not in file.parts and file.stem not in LEFT_OUT:
             page = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")

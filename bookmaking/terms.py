@@ -121,7 +121,7 @@ def texts(element: Tag, folded: bool, inside: bool = False) -> Iterator[Navigabl
     """The texts in which terms are explained: those outside of what is folded, or those inside."""
     for child in element.children:
         if isinstance(child, Tag):
-            classes = child.get("class") or []
+            classes: Any = child.get("class") or []
             silent = any(map(NOR_IN.fullmatch, classes)) or "aria-hidden" in child.attrs
             if child.name not in NOT_IN and not silent:
                 hidden = child.name == "details" or "dropdown" in classes
@@ -147,10 +147,8 @@ def split(
             continue
         seen.add(index)
         yield NavigableString(text[end : match.start(group)])
-        link = page.new_tag(
-            "a", href=f"{glossary}#{terms[index].anchor}", title=terms[index].definition
-        )
-        link["class"] = [CLASS]
+        facts: dict[str, Any] = {"class": [CLASS], "title": terms[index].definition}
+        link = page.new_tag("a", href=f"{glossary}#{terms[index].anchor}", attrs=facts)
         link.string = match[group]
         yield link
         end = match.end(group)

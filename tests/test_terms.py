@@ -141,7 +141,10 @@ CHAPTERS = [page.stem for page in pages(ROOT) if page.suffix == ".ipynb"]
 def test_each_first_use_in_a_chapter_carries_its_definition(chapter: str) -> None:
     """Counted apart from the code that does it: no seen text before a link has one of its names."""
     file = HTML / "notebooks" / f"{chapter}.html"
-    article = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser").select_one("article")
+    page = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
+    article = page.select_one("article")
+    assert page.select("script[src*='terms.js']")
+    assert page.select("link[href*='terms.css']")
     places = BeautifulSoup((HTML / "book" / "glossary.html").read_text("utf-8"), "html.parser")
     links = article.select("a.defined")
     assert len(links) > 8
