@@ -69,6 +69,6 @@ def plain(element: Tag) -> str:
         if not (own and part.name == element.name):
             part.decompose()
     for formula in copy.select("span.math"):
-        tex = formula.get_text().strip("\\() ")
+        tex = re.sub(r"^\\\(|\\\)$", "", formula.get_text().strip())
         formula.string = "…" if re.search(r"[\\_^{}]", tex) else tex
     return " ".join(copy.get_text(" ").split()).replace(" .", ".").replace(" ,", ",")
