@@ -29,7 +29,7 @@ NOT_IN = {  # elements in which nothing is explained
 }
 NOR_IN = re.compile(r"tb-.*|highlight.*|sd-(?:card|btn).*|math|admonition-title")  # classes
 NOUN = (
-    r"(?i:an?|the|this|that|these|those|each|every|one|two|three|ten|which|both|other|any|all|no"
+    r"(?i:an?|the|each|every|one|two|three|ten|which|both|other|any|all|no"
     r"|its|another|same)\s+"
 )
 

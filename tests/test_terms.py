@@ -108,7 +108,7 @@ def test_a_seen_use_goes_before_a_folded_one() -> None:
     [
         ("we draw lots of it, then a draw, draws", ["draw"]),
         ("we draw", []),
-        ("This reading counts; reading E does not", ["reading"]),
+        ("On reading it, this reading; The reading E, no reading", ["reading"]),
         ("Softmax and the softmax", ["Softmax", "softmax"]),
         ("an average precision, the precision", ["average precision", "precision"]),
     ],
