@@ -54,6 +54,20 @@ def draw_answer(
     figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 
 
+def rays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Made-up features of two inputs: three classes along rays, long; new ones short, between them.
+
+    Returns: features (90, 2), their classes (90,), new features (20, 2).
+    """
+    random = np.random.default_rng(seed)
+    labels = np.arange(90) % 3
+    angle = np.radians([12, 45, 78])[labels] + random.normal(0, 0.06, 90)
+    length = random.uniform(3, 8, 90)
+    between = np.radians(random.choice([28, 62], 20)) + random.normal(0, 0.06, 20)
+    new = random.uniform(0.8, 2.5, (20, 1)) * np.stack([np.cos(between), np.sin(between)], 1)
+    return length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1), labels, new
+
+
 def plot_sphere(
     features: ArrayLike, labels: ArrayLike, new: ArrayLike, figure: Figure | None = None
 ) -> Figure:
