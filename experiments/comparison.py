@@ -191,11 +191,10 @@ class Comparison:
         found = self.differences(["energy"]).set_index("sets")["networks"]
         return (
             "> **Takeaway.** Correlations between weights, directions of features and an average"
-            f" over labels make a score that is {_signed(*found['far'])} points of AUROC ahead of"
-            f" tuned Energy on far sets and {_signed(*found['near'])} on the near one (mean over"
-            f" {len(self.networks)} networks, with its interval over networks). It is a"
-            " combination of known parts, and its setting was chosen on other networks and other"
-            " outliers."
+            f" over labels make one score. Against tuned Energy its AUROC differs by"
+            f" {_signed(*found['far'])} points on far sets and by {_signed(*found['near'])} on the"
+            f" near one ({len(self.networks)} networks; in brackets 95 % over networks). It is a"
+            " combination of known parts, chosen on other networks and other outliers."
         )
 
     def ladder(self) -> pd.DataFrame:
