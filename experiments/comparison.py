@@ -110,6 +110,15 @@ class Comparison:
         frame["mean"] = (frame["far"] + frame["near"]) / 2
         return frame.sort_values("mean", ascending=False)
 
+    def table(self, kind: str = "tuned") -> pd.DataFrame:
+        """:meth:`standing` in percent, by title: the mean over networks, then each network."""
+        frame = self.standing(kind)
+        own = {half: f"{half}, mean" for half in development.HALVES}
+        columns = [f"{n}, {half}" for n in self.networks for half in development.HALVES]
+        made = 100 * frame[[*own, *columns]].rename(columns=own)
+        titles = [f"**{t}**" if name == DEFAULT else t for name, t in frame["title"].items()]
+        return made.set_axis(pd.Index(titles, name="score"), axis=0)
+
     def settings(self) -> pd.DataFrame:
         """What the rule took for every score, and its figures on the development networks."""
         rows = []
@@ -247,8 +256,8 @@ class Comparison:
         return out
 
     def kinds(self, candidate: Candidate | None = None) -> pd.DataFrame:
-        """AUROC of the choice and of Energy on kinds of development outliers, in percent."""
-        chosen = candidate or self.choice
+        """AUROC of the default and of Energy on kinds of development outliers, in percent."""
+        own = (candidate or default())._asdict()
         rows: dict[str, dict[str, list[float]]] = {}
         for network in development.NETWORKS:
             folder = self.results / "development" / network
@@ -256,7 +265,7 @@ class Comparison:
             ours = next(
                 r
                 for r in development.read_records(folder / "candidates.csv")
-                if all(r[k] == v for k, v in chosen._asdict().items())
+                if all(r[k] == v for k, v in own.items())
             )
             for kind, names in KINDS.items():
                 for title, found in ((TITLE, ours), ("Energy", energy)):

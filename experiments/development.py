@@ -117,10 +117,11 @@ def features(
     folder: Path, network: DevelopmentNetwork, device: str | None = None
 ) -> dict[str, Features]:
     """Train the network (or read it); run it once over fit data, held-out data and outliers."""
-    parts, here = split(data.load("cifar10", "train"), network.hidden), Run(folder)
-    train_network(network.config, parts.fitted, folder, device)
+    here = Run(folder)
     if kept := here.kept()[1]:
         return kept
+    parts = split(data.load("cifar10", "train"), network.hidden)
+    train_network(network.config, parts.fitted, folder, device)
     model = here.model(device)
     sets = {FITTED: _some(parts.fitted, FIT_COUNT), HELD_OUT: _some(parts.held_out, HELD_COUNT)}
     if parts.hidden is not None:
