@@ -95,6 +95,7 @@ def plot_sphere(
         ax.set(xlabel="feature 1", ylabel="feature 2")
     circle = Ellipse((0, 0), 2, 2, fill=False, edgecolor=plots.INK, linestyle=":")
     right.add_patch(circle)
+    right.set(xlim=(-0.08, 1.12), ylim=(-0.08, 1.12))
     left.set_title("features as they are")
     right.set_title("directions: all of length 1")
     left.plot([], [], "o", color=plots.ID_COLOR, label="training classes")
@@ -132,7 +133,7 @@ def plot_prediction(candidates: pd.DataFrame, figure: Figure | None = None) -> F
         for unit, color, label in ((False, plots.INK, "as they are"), (True, OWN, "directions")):
             own = candidates[candidates["unit"] == unit]
             x, y = 100 * own[half], 100 * own[f"suite_{half}"]
-            ax.plot(x, y, "o", color=color, markersize=3, alpha=0.5, mew=0, label=label)
+            ax.plot(x, y, "o", color=color, ms=3, alpha=0.5, mew=0, label=label, rasterized=True)
         ax.set(xlabel="development AUROC (%)", ylabel="suite AUROC (%)", title=half)
     handles = ax.get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=2, title="features")
