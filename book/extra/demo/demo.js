@@ -316,7 +316,8 @@
     const { probabilities, score, p, picture } = said;
     const refused = p <= level;
     const best = probabilities.indexOf(Math.max(...probabilities));
-    const guess = `${data.classes[best]} (${percent(probabilities[best], 0)})`;
+    const sure = probabilities[best] < 0.995 ? percent(probabilities[best], 0) : `over ${percent(0.99)}`; // never all
+    const guess = `${data.classes[best]} (${sure})`;
     verdict.dataset.refused = refused;
     headline.textContent = refused ? "Alarm: it looks foreign." : "No alarm: it looks familiar.";
     opinion.textContent = refused ? `Without the alarm, the network would say ${guess}.` : `The network would say ${guess}.`;
