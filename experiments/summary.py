@@ -282,6 +282,31 @@ class Summary:
         return f"In the mean over these sets: {', '.join(parts)}. {self.finding()}"
 
 
+def who(results: str | Path) -> pd.DataFrame:
+    """The networks whose scores are kept: what they are, and how many images were used.
+
+    Args:
+        results: the folder of results.
+
+    Returns: A row a network: ``accuracy`` in [0, 1] on the test images used, the width of its
+        features, images to fit the scores on, test images, images of an OOD set at most, and the
+        commit at which it was scored.
+    """
+    rows = []
+    for network in NETWORKS.values():
+        path = network.run(results).folder / "readings.json"
+        if not path.exists():
+            continue
+        facts = read_json(path)
+        sizes, commit = facts["sizes"], facts["commit"].partition("-")[0][:12]
+        row = {"network": network.title, "accuracy": facts["accuracy"], "D": facts["features"]}
+        row |= {"to fit": sizes[ID_TRAIN], "ID": sizes[ID_TEST]}
+        row["OOD, a set"] = max(n for k, n in sizes.items() if k not in (ID_TRAIN, ID_TEST))
+        rows.append(row | {"scored at commit": f"`{commit}`"})
+    columns = ["network", "accuracy", "D", "to fit", "ID", "OOD, a set", "scored at commit"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def mean_aurocs(kept: Mapping[str, Scores], methods: Sequence[str]) -> pd.DataFrame:
     """The mean AUROC over the far sets in percent: a row a score, a column a network.
 
