@@ -33,9 +33,9 @@ def test_no_two_colours_are_alike() -> None:
 def test_style_sheet_has_the_same_paper() -> None:
     sheet = (ROOT / "book" / "_static" / "thinkback.css").read_text(encoding="utf-8")
     for theme, color in palette.PAPER.items():
-        assert re.search(
-            rf'data-theme="{theme}"\] {{\s*--pst-color-background: {color};', sheet
-        ), theme
+        assert re.search(rf'data-theme="{theme}"\] {{\s*--pst-color-background: {color};', sheet), (
+            theme
+        )
 
 
 def test_figures_ask_for_no_colour_of_their_own_style() -> None:
@@ -51,6 +51,9 @@ def test_a_drawing_without_the_palette_stays_as_it_is() -> None:
 def test_dark_rules_are_inside_their_query() -> None:
     svg = palette.themed(f'<svg viewBox="0 0 1 1"><g style="stroke: {plots.INK}"/></svg>')
     light, dark = (palette.readable(plots.INK, theme) for theme in palette.PAPER)
-    assert f":root{{--ink:{light};}}@media (prefers-color-scheme:dark){{:root{{--ink:{dark};}}}}" in svg
+    assert (
+        f":root{{--ink:{light};}}@media (prefers-color-scheme:dark){{:root{{--ink:{dark};}}}}"
+        in svg
+    )
     assert svg.startswith('<svg viewBox="0 0 1 1"><style>')
-    assert 'stroke: var(--ink)' in svg
+    assert "stroke: var(--ink)" in svg
