@@ -98,7 +98,8 @@ def add_portrait(page: BeautifulSoup, image: Any, file: Path, html: Path) -> Non
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(tall, encoding="utf-8")
     picture = image.wrap(page.new_tag("picture"))
-    source = page.new_tag("source", attrs={"media": NARROW, "srcset": beside, **measured(tall)})
+    source = page.new_tag("source", attrs={"media": NARROW, "srcset": beside})
+    source.attrs |= measured(tall)
     picture.insert(0, source)
 
 
