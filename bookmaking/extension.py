@@ -20,10 +20,15 @@ from pygments.token import Token  # type: ignore[import-untyped]
 from sphinx.application import Sphinx
 from sphinx.highlighting import PygmentsBridge
 
-from . import palette
+from . import palette, search, terms
 from .answer import portrait
 
-FOR = {"explorers": "tb-", "gallery": "tb-", "design": "sd-"}  # files, and the classes they serve
+FOR = {  # files, and the classes they serve
+    "explorers": "tb-",
+    "gallery": "tb-",
+    "design": "sd-",
+    "terms": terms.CLASS,
+}
 COLORLESS = (Token.Name, Token.Punctuation, Token.Text.Whitespace)  # as the text around
 BRACKETS = r"\((?:[^()]|\([^()]*\))*\)"  # with those in them
 EMPTY = re.compile(r"\s*@[^{};]+\{\s*\}")  # a group of rules without rules
@@ -62,6 +67,7 @@ def finish_page(
         size(image, origin)
         add_portrait(page, image, origin, Path(app.outdir))
     if "body" in context:
+        terms.explain(app, pagename, page)
         context["body"] = str(page)
     classes = {name for element in page.select("[class]") for name in element["class"]}
     for key in ("css_files", "script_files"):
@@ -122,6 +128,7 @@ def finish_site(app: Sphinx, exception: Exception | None) -> None:
         sheet.write_text(prune(sheet.read_text(encoding="utf-8"), used), encoding="utf-8")
     for letters in html.glob("_static/fonts.css"):
         letters.write_text(self_contained(letters), encoding="utf-8")
+    search.write(html)
     front_page(html, f"{app.config.root_doc}.html")
 
 

@@ -1,92 +1,101 @@
-"""The opening figure, an SVG that plays once: two images on their way from pixels to a verdict."""
+"""The opening of the book: six pictures on their way to two scores, what was found, the verdicts.
+
+``results/opening.md`` holds all of it as parts that the front page includes. The figure needs no
+script: the browser shows the panel of the picture that is picked. Two images go with it, the card
+that other sites show of the book, and the six pictures alone.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from markupsafe import Markup
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageColor
+from PIL import Image
 from torch import Tensor
 
-from experiments.evaluation import ID_TEST, ID_TRAIN, SET_TITLES, score_sets
-from experiments.plots import ID_COLOR, INK, OOD_COLOR
+from experiments import ablations, plots, verdicts
+from experiments.evaluation import ID_TEST, ID_TRAIN, NEAR, SET_TITLES, Scores, score_sets
 from experiments.provenance import describe
 from experiments.run import Run, program_parser
 from thinkback_utils.calibration import conformal_threshold
 from thinkback_utils.commands import run_main
 from thinkback_utils.data import SIDE
+from thinkback_utils.features import Features
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.fisher import KroneckerFisher
-from thinkback_utils.methods import METHODS, TITLES
+from thinkback_utils.methods import METHODS
+from thinkback_utils.metrics import mean_auroc
 from thinkback_utils.scores import residual
 
-from .gallery import ALPHA, alarms, percentiles
+from .gallery import ALPHA, alarms, network_statistics, percentiles
+from .gallery_page import CLASSES
+from .markup import fill
+from .tables import percent, signed
 
-METHOD, COMPARED = "thinkback_averaged", ("thinkback", "energy")
-ROWS = {ID_TEST: ("familiar", ID_COLOR), "svhn": ("strange", OOD_COLOR)}
-STEPS = (  # where in the wide drawing, title, what is drawn
-    (0, "Image", ""),
-    (86, "Features h", "forward pass"),
-    (238, "Decision", "probabilities"),
-    (344, "Pretend it’s true", "residual r"),
-    (472, "Gradient r hᵀ", "against training"),
-    (622, "Score", "on the test scale"),
-)
-TALL = 64  # height of a picture
-SCALE = 116  # width of the test scale
-STEP = 118  # from step to step in the narrow drawing
-WIDE = (740, 232)  # size with the steps side by side
-NARROW = (340, 6 * STEP)  # and one below the other
-STYLE = f"""
-text {{ font: 12.5px system-ui, sans-serif; fill: {INK}; }} \
-text.b {{ font-weight: 600; }} text.v {{ font-size: 14px; }}
-image {{ image-rendering: pixelated; }}
-@media (max-aspect-ratio: 1/1) {{
-.all {{ transform: scale({WIDE[0] / NARROW[0]:.4f}); }} .arrow {{ display: none; }}
-"""
-PLAY = """}
-@media screen and (prefers-reduced-motion: no-preference) {
-.c { animation: show .5s both; } .x { animation: out .7s both; } .y { animation: up .7s both; }
-.m { animation: wipe .8s linear both; }
-@keyframes show { from { opacity: 0; } }
-@keyframes out { from { transform: scaleX(0); } }
-@keyframes up { from { transform: scaleY(0); } }
-@keyframes wipe { from { clip-path: inset(0 100% 0 0); } to { clip-path: inset(0); } }
-"""
+PAPER, REPAIRED = LANES = ("thinkback", "thinkback_averaged")
+NAMES = {
+    "msp": "Softmax",
+    "energy": "Energy",
+    PAPER: "The paper’s score",
+    REPAIRED: "The repaired score",
+}
+GROUPS = {  # of pictures: what they are to the network
+    ID_TEST: ("Familiar", "its ten kinds"),
+    "svhn": ("Strange", "house numbers"),
+    "cifar100": ("Strange", "but similar"),
+}
+START = 2  # place of the picture that is shown first
+BINS = 40  # of the histogram of test scores
+STRIP = 40  # height of the drawing of the features
+LEVELS = 32  # of strength in the picture of a gradient
+HIDDEN = (25.0, 75.0)  # percentiles: shorter than this, and more doubt than this
 
 Vector = NDArray[np.floating]
 
 
-class Row(NamedTuple):
-    """One image and what is drawn of it."""
+class Lane(NamedTuple):
+    """What one score makes of one picture."""
 
-    name: str
-    place: int  # in its set
+    score: float
+    place: float  # how many of 100 test images score lower
+    alarm: bool
+    cells: Vector  # (K, D) or (K, D + 1), the summands of the score
+
+
+class Pick(NamedTuple):
+    """One picture and what is drawn of it."""
+
+    name: str  # of its set
+    index: int  # in its set
     true: str
     answer: str  # the network's decision
     pixels: Image.Image
     h: Vector  # (D,)
     p: Vector  # (K,), softmax(z)
-    r: Vector  # (K,), of the decision, at the score's temperature
-    cells: Vector  # (K, D + 1)
-    score: float
+    doubt: float  # how many of 100 test images have a shorter residual, at the paper's T
+    length: float  # and how many have shorter features
+    lanes: dict[str, Lane]
+    share: float  # of its set with the same two outcomes
 
 
 class Story(NamedTuple):
-    """What the figure and its caption are made of."""
+    """What the figure is made of."""
 
-    rows: tuple[Row, ...]
-    test: Vector  # all CIFAR-10 test scores
-    threshold: float  # where an alarm begins
-    caught: dict[str, float]  # by method the share of SVHN that raises one
+    picks: tuple[Pick, ...]
+    test: dict[str, Vector]  # by score, of all test images
+    threshold: dict[str, float]  # by score, where an alarm begins
 
 
 def cells(
@@ -123,193 +132,512 @@ def cells(
 def tell(here: Run) -> Story:
     """Compute what is drawn.
 
-    Of each set the picture of the example browser is taken whose score is nearest to the median.
+    Nobody chose the pictures. Each set has two, of those in the example browser: one with an alarm
+    by the repaired score and one without, each nearest to the median score of all such images.
+
+    Raises:
+        ValueError: if the example browser lacks such a picture.
     """
-    bundle, gallery = here.bundle(), here.results / "gallery"
-    browsed = read_json(gallery / "examples.json")
-    method = METHODS[METHOD]
-    rows = []
-    scored = score_sets(bundle.sets, (METHOD, *COMPARED), ROWS)
-    train = bundle.sets[ID_TRAIN]
+    bundle, browsed = here.bundle(), read_json(here.results / "gallery" / "examples.json")
+    sprite = Image.open(here.results / "gallery" / "sprite.png")
+    scored = score_sets(bundle.sets, LANES, GROUPS)
+    summands = _summands(bundle.sets[ID_TRAIN])
+    seen = {name: network_statistics(bundle.sets[name]) for name in GROUPS}
+    picks = []
+    for name, index in chosen(scored, browsed["images"]):
+        row = next(r for r in browsed["images"] if (r["set"], r["index"]) == (name, index))
+        h, z = (item[index] for item in (bundle.sets[name].features, bundle.sets[name].logits))
+        outcome = {lane: alarms(scored, name, lane) for lane in LANES}
+        same = np.all([outcome[lane] == outcome[lane][index] for lane in LANES], axis=0)
+        lanes = {}
+        for lane, parts in summands(h, z).items():
+            place = percentiles(scored[ID_TEST][lane], scored[name][lane][[index]])[0]
+            own = float(scored[name][lane][index])
+            lanes[lane] = Lane(own, float(place), bool(outcome[lane][index]), parts)
+        doubt, length = (
+            float(percentiles(seen[ID_TEST][key], seen[name][key][[index]])[0])
+            for key in ("residual2", "norm2")
+        )
+        y, x = (SIDE * place for place in divmod(row["tile"], browsed["columns"]))
+        pixels, p = sprite.crop((x, y, x + SIDE, y + SIDE)), z.double().softmax(0).numpy()
+        facts = (name, index, row["true"], row["predicted"], pixels, h.double().numpy(), p)
+        picks.append(Pick(*facts, doubt, length, lanes, float(same.mean())))
+    test = {lane: scored[ID_TEST][lane] for lane in LANES}
+    cut = {lane: conformal_threshold(torch.as_tensor(test[lane]), ALPHA) for lane in LANES}
+    return Story(tuple(picks), test, cut)
+
+
+def _summands(train: Features) -> Callable[[Tensor, Tensor], dict[str, Vector]]:
+    """Of one image's h and z, what each score adds up: fitted on training data."""
+    paper, method = (METHODS[name] for name in LANES)
+    inverse = paper.fit([(train.features, train.logits)]).inverse  # type: ignore[union-attr]
     T = method.options["temperature"]
     fisher = KroneckerFisher(T, bias=True).update(method.inputs(train.features), train.logits)
     roots = fisher.inverse_root(method.options["damping"])
-    sprite = Image.open(gallery / "sprite.png")
-    for name in ROWS:
-        own = scored[name][METHOD]
-        shown = [row for row in browsed["images"] if row["set"] == name]
-        pick = shown[int(np.abs(own[[row["index"] for row in shown]] - np.median(own)).argmin())]
-        item = bundle.sets[name]
-        h, z = item.features[pick["index"]], item.logits[pick["index"]]
-        y, x = (SIDE * place for place in divmod(pick["tile"], browsed["columns"]))
-        pixels, p = sprite.crop((x, y, x + SIDE, y + SIDE)), z.double().softmax(0).numpy()
-        r, weighed = residual(z[None], T)[0].numpy(), cells(method.inputs(h[None])[0], z, roots, T)
-        facts = (name, pick["index"], pick["true"], pick["predicted"], pixels)
-        rows.append(Row(*facts, h.numpy(), p, r, weighed, float(own[pick["index"]])))
-    test = scored[ID_TEST][METHOD]
-    caught = {m: float(alarms(scored, "svhn", m).mean()) for m in (METHOD, *COMPARED)}
-    return Story(tuple(rows), test, conformal_threshold(torch.as_tensor(test), ALPHA), caught)
+
+    def of(h: Tensor, z: Tensor) -> dict[str, Vector]:
+        r = residual(z[None], paper.options["temperature"])[0]
+        diagonal = torch.outer(r.square(), h.double().square()) * inverse
+        return {
+            PAPER: diagonal.numpy(),
+            REPAIRED: cells(method.inputs(h[None])[0], z, roots, T),
+        }
+
+    return of
 
 
-def draw(story: Story) -> str:
-    """The SVG, complete before it moves; in an upright box its steps lie one below the other."""
-    style, play, body = STYLE, PLAY, []
-    for i, (left, title, drawn) in enumerate(STEPS):
-        style += (
-            f".t{i} {{ transform: translate(3px, {13 + STEP * i}px); }} .t{i} .d {{ transform:"
-            " translate(130px); }\n"
+def chosen(scored: Scores, shown: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """Set and index of the pictures, by the rule of :func:`tell`, the usual outcome first."""
+    found = []
+    for name in GROUPS:
+        familiar = name == ID_TEST
+        scores, alarm = scored[name][REPAIRED], alarms(scored, name, REPAIRED)
+        for side in (not familiar, familiar):
+            pool = np.array([r["index"] for r in shown if r["set"] == name], dtype=int)
+            pool = pool[alarm[pool] == side]
+            if not len(pool):
+                raise ValueError(
+                    f"thinkback: the example browser has no picture of {name} {'with' * side}"
+                    f"{'without' * (not side)} an alarm; run `python -m bookmaking.gallery`"
+                )
+            away = np.abs(scores[pool] - np.median(scores[alarm == side]))
+            found.append((name, int(pool[away.argmin()])))
+    return found
+
+
+def found(here: Run) -> dict[str, Any]:
+    """The numbers of the three cards, shares in [0, 1], of the network of this run.
+
+    Returns: ``far`` and ``near``, AUROC by method, over training seeds; ``alone``, lowest and
+        highest AUROC over the far sets of the two factors and of the paper's score; ``reading``,
+        the AUROC of Eq. 6 on the last convolution, None where it was not measured, and on how many
+        images a set; ``tested``, ``reproduced`` and ``printed`` differences of the paper's table.
+    """
+    records = [r for r in read_json(here.results / "table1.json") if r["network"] == here.network]
+
+    def auroc(method: str, names: Sequence[str]) -> float:
+        own = [r["auroc"] for r in records if r["method"] == method and r["set"] in names]
+        return float(np.mean(own))
+
+    limits = read_json(here.results / "gallery" / "limits.json")["lengths"]
+    far = [row for name, row in limits.items() if name not in NEAR]
+    ends = {
+        key: (min(row[key] for row in far), max(row[key] for row in far))
+        for key in ("residual2", "norm2", PAPER)
+    }
+    judged = [row["verdict"] for row in read_json(here.results / "verdicts.json")["differences"]]
+    value, images = _reading(here)
+    return {
+        "sets": len(far),
+        "far": {name: auroc(name, ["mean"]) for name in NAMES},
+        "near": {name: auroc(name, NEAR) for name in NAMES},
+        "near_set": SET_TITLES[NEAR[0]],
+        "alone": ends,
+        "reading": value,
+        "reading_images": images,
+        "printed": len(judged),
+        "tested": sum(verdict != verdicts.UNTESTED for verdict in judged),
+        "reproduced": judged.count(verdicts.YES),
+    }
+
+
+def _reading(here: Run, name: str = "E") -> tuple[float | None, int]:
+    """AUROC of Eq. 6 under that reading, in the mean over far sets, and images a set at most."""
+    try:
+        arrays, record = ablations.load(here.folder)
+    except FileNotFoundError:
+        return None, 0
+    sizes = record["readings"][name]["images"]
+    far = [key for key in sizes if key not in (ID_TEST, ID_TRAIN, *NEAR)]
+    outside = [arrays[f"{key}.{name}_eq6"] for key in far]
+    value = mean_auroc(arrays[f"{ID_TEST}.{name}_eq6"], outside)[0]
+    return float(value), max(sizes[key] for key in far)
+
+
+# The figure
+
+
+def figure(story: Story) -> Markup:
+    """All six panels as HTML, the first picture picked."""
+    first = story.picks[0]
+    return fill(
+        "opening",
+        panels=[_panel(story, pick) for pick in story.picks],
+        groups=list(GROUPS.values()),
+        start=START,
+        features=len(first.h),
+        weights=f"{len(first.h) * len(first.p):,}",
+        images=f"{len(story.test[PAPER]):,}",
+        alpha=percent(ALPHA, 0),
+    )
+
+
+def _panel(story: Story, pick: Pick) -> dict[str, Any]:
+    """What is drawn of one picture."""
+    answers = zip(CLASSES[ID_TEST], pick.p, strict=True)
+    meters = {"Doubt": pick.doubt, "Length of the features": pick.length}
+    return {
+        "familiar": pick.name == ID_TEST,
+        "name": pick.true,
+        "label": _label(pick),
+        "picture": embedded(pick.pixels),
+        "strip": _strip(pick.h, max(other.h.max() for other in story.picks)),
+        "answers": [(n, f"{100 * share:.1f}%", n == pick.answer) for n, share in answers],
+        "meters": [(name, f"{value:.1f}%", _place(value)) for name, value in meters.items()],
+        "lanes": [_lane(story, pick, lane) for lane in LANES],
+        "text": explained(pick),
+    }
+
+
+def _lane(story: Story, pick: Pick, lane: str) -> dict[str, Any]:
+    """What is drawn of one score, on axes that all pictures share."""
+    own, familiar, top = pick.lanes[lane], pick.name == ID_TEST, _top(story, lane)
+    roots = [np.sqrt(other.lanes[lane].cells) for other in story.picks]
+    return {
+        "kind": lane.replace("_", "-"),
+        "title": NAMES[lane],
+        "heat": embedded(heat(own.cells, float(np.quantile(roots, 0.99)))),
+        "hill": _hill(story.test[lane], top),
+        "cut": f"{100 * story.threshold[lane] / top:.2f}%",
+        "width": f"{100 * own.score / top:.2f}%",
+        "place": _place(own.place),
+        "good": own.alarm != familiar,
+        "outcome": _outcome(own.alarm, familiar),
+    }
+
+
+def explained(pick: Pick) -> str:
+    """What happens to this picture, in plain words, each from its numbers."""
+    familiar = pick.name == ID_TEST
+    words = [f"The network says {pick.answer} ({percent(pick.p.max(), 0)})."]
+    if familiar:
+        right = pick.true == pick.answer
+        words.append("That is right." if right else f"In truth it is a picture of: {pick.true}.")
+    else:
+        words.append(f"In truth: {pick.true}, which is none of its ten answers.")
+    words.append(
+        f"It leaves more doubt than {_place(pick.doubt)} of the familiar pictures; its features are"
+        f" longer than those of {_place(pick.length)}."
+    )
+    paper, repaired = (pick.lanes[lane].alarm for lane in LANES)
+    if familiar and (paper or repaired):
+        who = "Both scores raise" if paper and repaired else f"{NAMES[LANES[repaired]]} raises"
+        words.append(
+            f"{who} a false alarm: a threshold allows that for {percent(ALPHA, 0)} of the familiar"
+            " pictures."
         )
-        play += f".s{i}, .s{i} * {{ animation-delay: {0.7 * i:.1f}s; }}\n"
-        words = (
-            f'<text class="b">{title}</text><text class="d" transform="translate(0'
-            f' 16)">{drawn}</text>'
-        )
-        body.append(
-            f'<g class="t{i}" transform="translate({left} 12)"><g class="c s{i}">{words}</g></g>'
-        )
-        for j, row in enumerate(story.rows):
-            style += f".p{i}{j} {{ transform: translate({3 + 176 * j}px, {22 + STEP * i}px); }}\n"
-            arrow = (
-                f'<path class="arrow" d="M-15 27l5 5-5 5" fill="none" stroke="{INK}"/>' if i else ""
+    elif familiar:
+        words.append("Both scores stay below their thresholds, as they should.")
+    elif paper and repaired:
+        words.append("Both scores raise the alarm.")
+    elif paper:
+        words.append("Only the paper’s score raises the alarm.")
+    elif repaired:
+        if pick.length < HIDDEN[0] and pick.doubt > HIDDEN[1]:
+            words.append(
+                "The paper’s score multiplies the two: short features hide the doubt. The repaired"
+                " score does not read the length, and raises the alarm."
             )
-            inner = f'<g class="c s{i}">{arrow}{_picture(story, row, i)}</g>'
-            body.append(
-                f'<g class="p{i}{j}" transform="translate({left} {38 + 102 * j})">{inner}</g>'
-            )
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE[0]} {WIDE[1]}"'
-        ' preserveAspectRatio="xMidYMin">'
-    )
-    return (
-        f'{head}\n<style>{style}{play}}}</style>\n<g class="all">\n'
-        + "\n".join(body)
-        + "\n</g>\n</svg>\n"
-    )
+        else:
+            words.append("Only the repaired score raises the alarm.")
+    else:
+        words.append("Both scores miss it.")
+    words.append(f"{_place(100 * pick.share)} of the {_title(pick.name)} images end like this.")
+    return " ".join(words)
 
 
-def _picture(story: Story, row: Row, step: int) -> str:
-    """One step of one row, with the words below it."""
-    color, thick = ROWS[row.name][1], TALL / len(row.p)
-    longest = {key: max(abs(getattr(other, key)).max() for other in story.rows) for key in "hr"}
-    if step == 0:
-        return _embed(row.pixels, TALL) + _words(ROWS[row.name][0], color)
-    if step == 1:
-        lines = "".join(f"M{d + 0.5} 0v{-TALL * x / longest['h']:.1f}" for d, x in enumerate(row.h))
-        shape = f'<path class="y" d="{lines}" stroke="{color}"/>'
-        return f'<g transform="translate(0 {TALL})">{shape}</g>' + _words(f"{len(row.h)} values")
-    if step == 2:
-        return _bars(72 * row.p, thick, color) + _words(
-            f"{row.answer} {100 * row.p.max():.1f}\u00a0%"
-        )
-    if step == 3:
-        zero = f'<path d="M0 0v{TALL}" stroke="{INK}" stroke-opacity=".6"/>'
-        bars = _bars(72 * row.r / longest["r"], thick, color)
-        return f'<g transform="translate(74 0)">{zero}{bars}</g>' + _words(
-            f"‖r‖ = {np.linalg.norm(row.r):.2f}"
-        )
-    if step == 4:
-        top = np.quantile([np.sqrt(other.cells) for other in story.rows], 0.99)
-        alpha = np.rint(255 * (np.sqrt(row.cells) / top).clip(0, 1)).astype(np.uint8)[..., None]
-        solid = np.broadcast_to(np.array(ImageColor.getrgb(color), np.uint8), (*row.cells.shape, 3))
-        heat = _embed(Image.fromarray(np.concatenate([solid, alpha], 2)), row.cells.shape[1])
-        frame = (
-            f'<path d="M0 0H{row.cells.shape[1]}V{TALL}H0z" fill="none" stroke="{INK}"'
-            ' stroke-opacity=".5"/>'
-        )
-        return f'<g class="m">{heat}</g>{frame}' + _words(f"adds up to {row.score:,.0f}")
-    return _scale(story, row, color)
+def _label(pick: Pick) -> str:
+    paper, repaired = (_outcome(pick.lanes[m].alarm, pick.name == ID_TEST) for m in LANES)
+    return f"{pick.true}. Paper’s score: {paper}. Repaired score: {repaired}"
 
 
-def _scale(story: Story, row: Row, color: str) -> str:
-    """The row's score as a bar under the histogram of the test scores, and the verdict."""
-    unit = SCALE / (
-        1.1 * max(float(np.quantile(story.test, 0.999)), *(other.score for other in story.rows))
-    )
-    counts = np.histogram(story.test, 32, (0, SCALE / unit))[0]
-    hill = "".join(f"V{46 - 44 * n / counts.max():.1f}h{SCALE / 32:.2f}" for n in counts)
-    cut = f"{unit * story.threshold:.1f}"
-    verdict = _verdict(story, row, "out: an alarm", "in: no alarm")
-    return (
-        f'<path d="M0 46{hill}V46z" fill="{INK}" fill-opacity=".35"/>'
-        f'<path class="x" d="M0 50h{unit * row.score:.1f}v10H0z" fill="{color}"/>'
-        f'<path d="M{cut} 0V{TALL}" stroke="{INK}" stroke-dasharray="4 3"/>'
-        f'<text transform="translate({cut} 11)" dx="5">{100 * (1 - ALPHA):.0f}\u00a0%</text>'
-        + _words(verdict, color)
-    )
+def _title(name: str) -> str:
+    return SET_TITLES[name.removesuffix("-test")] + " test" * (name == ID_TEST)
 
 
-def _verdict(story: Story, row: Row, above: str, below: str) -> str:
-    return above if row.score >= story.threshold else below
+def _outcome(alarm: bool, familiar: bool) -> str:
+    """What an alarm, or none, means for a picture.
+
+    >>> _outcome(True, True), _outcome(False, True), _outcome(True, False), _outcome(False, False)
+    ('false alarm', 'no alarm', 'alarm', 'missed')
+    """
+    if familiar:
+        return "false alarm" if alarm else "no alarm"
+    return "alarm" if alarm else "missed"
 
 
-def _bars(lengths: Vector, thick: float, color: str) -> str:
-    shape = "".join(
-        f"M0 {thick * k + 0.7:.1f}h{x:.1f}v{thick - 1.4:.1f}H0z" for k, x in enumerate(lengths)
-    )
-    return f'<path class="x" d="{shape}" fill="{color}"/>'
+def _place(value: float) -> str:
+    """A percentile, near its ends with a digit more.
+
+    >>> _place(0.09), _place(54.06), _place(99.65)
+    ('0.1\\xa0%', '54\\xa0%', '99.7\\xa0%')
+    """
+    return percent(value / 100, 0 if 1 <= value <= 99 else 1)
 
 
-def _embed(picture: Image.Image, width: int) -> str:
+def _top(story: Story, lane: str) -> float:
+    """The right end of a score's axis."""
+    most = max(pick.lanes[lane].score for pick in story.picks)
+    return 1.08 * max(float(np.quantile(story.test[lane], 0.998)), most)
+
+
+def _hill(test: Vector, top: float) -> str:
+    """Outline of the histogram of the test scores, in a box of 100 by 40."""
+    counts = np.histogram(test, BINS, (0, top))[0]
+    return "M0 40" + "".join(f"V{40 - 38 * n / counts.max():.1f}h{100 / BINS:g}" for n in counts)
+
+
+def _strip(h: Vector, tallest: float) -> str:
+    """A line for each feature, in a box of their number by ``STRIP``."""
+    return "".join(f"M{d}.5 {STRIP}v{-STRIP * x / tallest:.1f}" for d, x in enumerate(h))
+
+
+def heat(values: Vector, top: float) -> Image.Image:
+    """The roots of the summands as opacity, a row a class; ``top`` is opaque."""
+    level = np.rint((LEVELS - 1) * (np.sqrt(values) / top).clip(0, 1)).astype(np.uint8)
+    picture = Image.fromarray(level).convert("P")
+    picture.putpalette(bytes(3 * LEVELS))
+    picture.info["transparency"] = bytes(round(255 * i / (LEVELS - 1)) for i in range(LEVELS))
+    return picture
+
+
+def embedded(picture: Image.Image) -> str:
+    """A picture as an address of its own."""
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
-    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return f'<image width="{width}" height="{TALL}" preserveAspectRatio="none" href="{source}"/>'
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _words(text: str, color: str = "") -> str:
-    look = f' class="b v" style="fill: {color}"' if color else ""
-    return f'<text{look} transform="translate(0 {TALL + 17})">{text}</text>'
+# What was found
 
 
-def as_markdown(story: Story) -> str:
-    """The figure as the book's first page includes it, with its text and its caption."""
-    alt, shown, place = [], [], []
-    for row in story.rows:
-        shown.append(f"{SET_TITLES['cifar10' if row.name == ID_TEST else row.name]}, {row.true}")
-        place.append(f"{percentiles(story.test, np.array([row.score]))[0]:.0f}\u00a0%")
-        alt.append(
-            f"A {ROWS[row.name][0]} image ({shown[-1]}): the network says {row.answer},"
-            f" {100 * row.p.max():.1f} %. Pretending that this is true leaves a residual of length"
-            f" {np.linalg.norm(row.r):.2f}. The gradient adds up to {row.score:,.0f},"
-            f" {_verdict(story, row, 'above', 'below')} the threshold, {story.threshold:,.0f}:"
-            f" {_verdict(story, row, 'out', 'in')}."
-        )
-    rate = {m: f"{100 * share:.0f}\u00a0%" for m, share in story.caught.items()}
-    T = METHODS[METHOD].options["temperature"]
-    caption = (
-        f"A familiar image ({shown[0]}) and a strange one ({shown[1]}) on their way through the"
-        " network of this book. *Decision*: ten classes, a bar each. *Pretend it’s true*: how far"
-        f" each class then is off, at the score’s T = {T:g}. *Gradient*: the weights of the last"
-        " layer, class by feature, the stronger the color the larger, in units of what training"
-        " images cause. Here and in the score the length of h is left out, and all ten answers are"
-        " pretended in turn and averaged by their probability. *Score*: the squares, added up."
-        f" {place[0]} and {place[1]} of the CIFAR-10 test images (gray) lie lower; the dashed line"
-        f" leaves {100 * ALPHA:.0f}\u00a0% above. The images follow a rule: of the pictures in this"
-        " book, those with the scores nearest to the medians of their sets. The score is"
-        f" *{TITLES[METHOD]}*. It raises an alarm for {rate[METHOD]} of SVHN, {TITLES['energy']}"
-        f" for {rate['energy']}, the paper’s Eq. 6 for {rate['thinkback']}."
+def summary(facts: Mapping[str, Any]) -> str:
+    """The finding in two sentences, for the first screen."""
+    far, near = facts["far"], facts["near"]
+    than = "worse" if far[PAPER] < far["energy"] else "better"
+    text = (
+        f"**What we found.** As printed, the score tells strange pictures from familiar ones {than}"
+        f" than Energy, which needs no gradient: {percent(far[PAPER])} against"
+        f" {percent(far['energy'])} (AUROC: guessing is {percent(0.5, 0)}). The repaired score"
+        f" reaches **{percent(far[REPAIRED])}**."
     )
-    options = f":name: fig-opening\n:class: tb-opening\n:alt: {' '.join(alt)}"
-    return f"```{{figure}} /book/_static/gallery/opening.svg\n{options}\n\n{caption}\n```\n"
+    order = "loses to" if near[REPAIRED] < near["energy"] else "is ahead of"
+    return (
+        f"{text} Where strange pictures resemble familiar ones, it {order} Energy:"
+        f" {percent(near[REPAIRED])} and {percent(near['energy'])}."
+    )
+
+
+def cards(facts: Mapping[str, Any]) -> Markup:
+    """What failed, what works, and why: three cards with their numbers drawn."""
+    far, near, alone = facts["far"], facts["near"], facts["alone"]
+    two = {"far": "Strange pictures", "near": f"Similar ones ({facts['near_set']})"}
+    ranges = {
+        "residual2": "Doubt alone",
+        "norm2": "Length alone",
+        PAPER: "Both, multiplied",
+    }
+    return fill(
+        "opening_cards",
+        failed=[_bar(NAMES[m], far[m], m) for m in ("msp", "energy", PAPER)],
+        works=[
+            (title, [_bar(NAMES[m], facts[key][m], m) for m in ("energy", REPAIRED)])
+            for key, title in two.items()
+        ],
+        why=[
+            {
+                "title": title,
+                "kind": "thinkback" if key == PAPER else "ink",
+                "left": f"{100 * alone[key][0]:.1f}%",
+                "width": f"{100 * (alone[key][1] - alone[key][0]):.1f}%",
+                "value": f"{100 * alone[key][0]:.0f} to {percent(alone[key][1], 0)}",
+            }
+            for key, title in ranges.items()
+        ],
+        facts=facts,
+        worse=far[PAPER] < min(far["msp"], far["energy"]),
+        behind=near[REPAIRED] < near["energy"],
+        over_paper=signed(100 * (far[REPAIRED] - far[PAPER])),
+        reading=None if facts["reading"] is None else percent(facts["reading"]),
+        over_reading=signed(100 * (far[REPAIRED] - (facts["reading"] or 0))),
+        images=f"{facts['reading_images']:,}",
+    )
+
+
+def _bar(title: str, value: float, kind: str) -> dict[str, str]:
+    """A bar from guessing, 50 %, to perfect."""
+    width = f"{max(0.0, 200 * (value - 0.5)):.1f}%"
+    return {
+        "title": title,
+        "kind": kind.replace("_", "-"),
+        "left": "0%",
+        "width": width,
+        "value": percent(value),
+    }
+
+
+# The verdicts
+
+MARKS = {verdicts.YES: ("yes", "✓"), verdicts.NO: ("no", "✗")}
+PLAIN = (  # how a claim begins, plain words for it, what in "measured" answers it, in plain words
+    (
+        "Consistent gains",
+        "It beats Softmax and Energy on every set of pictures, by every metric (but for one set).",
+        r"(\d+) of (\d+) differences are gains.*?(\d+) are losses",
+        "Of {1} comparisons it wins {0} and loses {2}; the rest could be chance.",
+    ),
+    (
+        "Significantly more accurate",
+        "On average it is clearly more accurate than both.",
+        r"in (\d+) of (\d+) differences of means",
+        "It is clearly better in {0} of {1} averages.",
+    ),
+    (
+        "The same, under another reading",
+        "The same, if “the penultimate layer” means another layer.",
+        r"than both: ([^.]+)\. The best, (\w+) \(([^)]*)\).*?AUROC ([+−]\d+\.\d+)",
+        "True for reading {1}, the {2}: AUROC {3} points over Energy.",
+    ),
+    (
+        "AUPR",
+        "Its AUPR is far above that of Softmax.",
+        r"^([+−]\d+\.\d+)",
+        "With the same mix of pictures for both, the difference is {0} points.",
+    ),
+    (
+        "The rule for T",
+        "A rule without strange pictures finds the best temperature, T\u00a0=\u00a05.",
+        r"Eq\. 6: T = (\d+) in (\[1, 5\])",
+        "In the range that the paper tries, the rule says T\u00a0=\u00a0{0}.",
+    ),
+    (
+        "No tuning",
+        "Nothing has to be tuned.",
+        r"follows the range",
+        "In a wider range the same rule finds another T: it follows the range it is given.",
+    ),
+)
+ELSEWHERE = re.compile(r"\s*\[[+−-][^\]]*\]")  # an interval, as chapter 8 shows it
+
+
+def plain(row: Mapping[str, str]) -> tuple[str, str]:
+    """A claim and what was measured, in plain words where there are some, without intervals.
+
+    >>> plain({"claim": "It is fast", "measured": "+1.0 [+0.5, +1.5] s"})
+    ('It is fast', '+1.0 s')
+    """
+    measured = ELSEWHERE.sub("", row["measured"])
+    for begins, claim, pattern, words in PLAIN:
+        answer = re.search(pattern, measured)
+        if row["claim"].startswith(begins) and answer:
+            return claim, words.format(*answer.groups())
+    return row["claim"], measured
+
+
+def judged(kept: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The rows of ``verdicts.json`` as the front page shows them: mark, verdict, claim, finding."""
+    rows = []
+    for row in kept["claims"]:
+        claim, finding = plain(row)
+        rows.append(_judged(row["verdict"], claim, finding))
+    verdict = [row["verdict"] for row in kept["differences"]]
+    tested = [one for one in verdict if one != verdicts.UNTESTED]
+    kinds = set(tested)
+    whole = kinds.pop() if len(kinds) == 1 else "in parts" if tested else verdicts.UNTESTED
+    finding = (
+        f"{len(tested)} could be tested, {tested.count(verdicts.YES)} were reproduced. The pictures"
+        f" for the other {len(verdict) - len(tested)} could not be had."
+    )
+    claim = f"Each of the {len(verdict)} differences to Softmax and Energy in its table."
+    return [*rows, _judged(whole, claim, finding)]
+
+
+def _judged(verdict: str, claim: str, finding: str) -> dict[str, str]:
+    kind, mark = MARKS.get(verdict, ("open", "?"))
+    return {"kind": kind, "mark": mark, "verdict": verdict, "claim": claim, "finding": finding}
+
+
+# The files
+
+
+def as_markdown(story: Story, facts: Mapping[str, Any], kept: Mapping[str, Any]) -> str:
+    """The parts of the front page, each between a comment that names it and ``<!-- end -->``."""
+    parts = {
+        "found": "{.op-lead}\n" + summary(facts),
+        "figure": _raw(figure(story)),
+        "cards": _raw(cards(facts)),
+        "verdicts": _raw(fill("opening_verdicts", rows=judged(kept))),
+    }
+    return "".join(f"<!-- {name} -->\n\n{text}\n\n<!-- end -->\n\n" for name, text in parts.items())
+
+
+def _raw(html: Markup) -> str:
+    return f"```{{raw}} html\n{html.strip()}\n```"
+
+
+def six(story: Story) -> Image.Image:
+    """The pictures, three a row, the usual outcomes above, framed in the color of their kind."""
+    side, edge, gap = 6 * SIDE, 8, 14
+    step = side + 2 * edge + gap
+    whole = Image.new("RGB", (3 * step - gap, 2 * step - gap), "white")
+    for place, pick in enumerate(story.picks):
+        color = plots.ID_COLOR if pick.name == ID_TEST else plots.OOD_COLOR
+        framed = Image.new("RGB", (side + 2 * edge, side + 2 * edge), color)
+        framed.paste(pick.pixels.resize((side, side), Image.Resampling.NEAREST), (edge, edge))
+        whole.paste(framed, (place // 2 * step, place % 2 * step))
+    return whole
+
+
+def card(story: Story, facts: Mapping[str, Any]) -> Figure:
+    """What other sites show of the book, 1200 by 630 pixels: pictures, title, finding."""
+    made = Figure(figsize=(12, 6.3), dpi=100, facecolor="white")
+    dark, far = "#1f2328", facts["far"]
+    made.text(0.05, 0.83, "Thinkback", size=46, weight="bold", color=dark)
+    made.text(0.05, 0.74, "An executable book on a paper about", size=19, color=dark)
+    made.text(0.05, 0.675, "pictures that a network was not trained for", size=19, color=dark)
+    ax = made.add_axes((0.05, 0.13, 0.44, 0.46))
+    names = ("msp", "energy", *LANES)
+    values = [100 * far[name] for name in names]
+    ax.barh(range(4), values, 0.62, color=[plots.METHOD_COLORS[name] for name in names])
+    for y, (name, value) in enumerate(zip(names, values, strict=True)):
+        ax.text(51, y, NAMES[name], va="center", size=17, color="white", weight="bold")
+        ax.text(value + 0.7, y, percent(value / 100), va="center", size=17, color=dark)
+    ax.set(xlim=(50, 102), ylim=(3.5, -0.5), yticks=[], xticks=[])
+    ax.spines[:].set_visible(False)
+    said = "AUROC, from guessing (50 %) to perfect (100 %), strange against familiar pictures"
+    made.text(0.05, 0.06, said, size=13, color=dark)
+    right = made.add_axes((0.56, 0.19, 0.40, 0.503))  # of the shape of the pictures
+    right.imshow(six(story))
+    right.set_axis_off()
+    made.text(0.56, 0.715, "familiar", size=18, color=plots.ID_COLOR, weight="bold")
+    made.text(0.697, 0.715, "strange", size=18, color=plots.OOD_COLOR, weight="bold")
+    return made
 
 
 def run(here: Run) -> Path:
-    """Write ``opening.md`` and ``gallery/opening.svg`` with its provenance; returns its path."""
-    provenance, story = describe(), tell(here)
-    path = here.results / "gallery" / "opening.svg"
-    picks: dict[str, Any] = {
-        row.name: {"index": row.place, "score": round(row.score, 2)} for row in story.rows
-    }
-    for file, text in ((path, draw(story)), (here.results / "opening.md", as_markdown(story))):
-        with replacing(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    facts = {"weights_sha256": here.digest(), "method": METHOD, "images": picks}
-    write_json(path.with_suffix(".json"), provenance | facts)
-    return path
+    """Write ``opening.md`` and, in ``gallery/``, both images and the provenance; returns it."""
+    provenance, story, facts = describe(), tell(here), found(here)
+    kept = read_json(here.results / "verdicts.json")
+    page, out = here.results / "opening.md", here.results / "gallery"
+    with replacing(page) as temporary:
+        temporary.write_text(as_markdown(story, facts, kept), encoding="utf-8")
+    with replacing(out / "pictures.png") as temporary:
+        six(story).save(temporary, "PNG", optimize=True)
+    with replacing(out / "card.png") as temporary, plt.rc_context({"font.family": "DejaVu Sans"}):
+        card(story, facts).savefig(temporary, format="png", metadata={"Software": None})
+    shown = [
+        {"set": pick.name, "index": pick.index}
+        | {name: round(lane.score, 2) for name, lane in pick.lanes.items()}
+        for pick in story.picks
+    ]
+    write_json(
+        out / "opening.json", provenance | {"weights_sha256": here.digest(), "images": shown}
+    )
+    return page
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw the opening figure of the book from one run's features and the gallery's pictures."""
+    """Write the opening of the book from one run's features and the gallery's pictures."""
     parser = program_parser("bookmaking.opening", main.__doc__, "results")
     print(f"wrote {run(Run.at(parser.parse_args(arguments).results))}")
 

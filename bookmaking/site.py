@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 
 from experiments.run import Run
 
-from . import demo
+from . import demo, front
 from .chapters import contents, errors, modules, renew, surroundings, unrun
 from .profiles import declared
 from .sources import BookError, pages, read, read_yaml, slug, tagged
@@ -82,6 +82,8 @@ def stage(root: Path, build: Path) -> None:
     for part in (root / "results").glob("*.md"):  # what pages of prose include
         (src / "results").mkdir(exist_ok=True)
         shutil.copyfile(part, src / "results" / part.name)
+    if (src / "results" / "opening.md").is_file():
+        (src / "results" / "front.md").write_text(front.as_markdown(root), encoding="utf-8")
     if (root / "results" / "gallery").is_dir():
         shutil.copytree(root / "results" / "gallery", src / "book" / "_static" / "gallery")
     if (root / "book" / "demo.md").is_file():
