@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,7 +57,7 @@ def draw_answer(
     ax.set(xscale="log", xlabel=label, ylim=(-0.6, len(names) + 0.4))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.minorticks_off()
-    dot = {"color": INK, "marker": "o", "linestyle": ""}
+    dot: dict[str, Any] = {"color": INK, "marker": "o", "linestyle": ""}
     one_image = "one image at a time" if small == 1 else f"{small} images at a time"
     handles = [
         Line2D([], [], label=f"{large:,} images at a time", **dot),
@@ -89,7 +90,12 @@ def plot_latency(
     for (name, points), height in zip(curves.items(), heights, strict=True):
         color = COLORS.get(name, INK)
         thick, dotted = name in ("thinkback", "forward"), name == "kronecker" or PEER in name
-        style = {"color": color, "marker": "o", "markersize": 3, "linewidth": 3.2 if thick else 1.4}
+        style: dict[str, Any] = {
+            "color": color,
+            "marker": "o",
+            "markersize": 3,
+            "linewidth": 3.2 if thick else 1.4,
+        }
         ax.plot(*zip(*points, strict=True), ":" if dotted else "-", **style)
         label_end(ax, title(name), points[-1], height, color)
     ax.set(xscale="log", yscale="log", xlabel="batch size", ylabel="milliseconds a sample")
@@ -111,7 +117,7 @@ def plot_memory(
     ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
     colors = {"diagonal": COLORS["thinkback"], "Kronecker": COLORS["averaged"]}
     peaks = {method: [max(peak, FAINT) for _, peak, _ in points] for method, points in fits.items()}
-    heights = apart([found[-1] for found in peaks.values()], 14)
+    heights = apart([found[-1] for found in peaks.values()], 11)
     for (method, points), height in zip(fits.items(), heights, strict=True):
         color = colors.get(method, INK)
         samples = [point[0] for point in points]
@@ -139,6 +145,6 @@ def apart(values: Sequence[float], lines: int) -> list[float]:
 
 def label_end(ax: Axes, text: str, end: tuple[float, float], height: float, color: str) -> None:
     """A label beside the end of a line, and a thin line that leads to it."""
-    line = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0, 0.5)}
-    look = {"color": color, "va": "center", "fontsize": 9, "arrowprops": line}
+    line: dict[str, Any] = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0, 0.5)}
+    look: dict[str, Any] = {"color": color, "va": "center", "fontsize": 9, "arrowprops": line}
     ax.annotate(text, end, (1.7 * end[0], height), **look)
