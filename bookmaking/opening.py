@@ -637,9 +637,7 @@ def run(here: Run) -> Path:
         | {name: round(lane.score, 2) for name, lane in pick.lanes.items()}
         for pick in story.picks
     ]
-    write_json(
-        out / "opening.json", provenance | {"weights_sha256": here.digest(), "images": shown}
-    )
+    write_json(out / "opening.json", provenance | {"weights_sha256": here.digest(), "images": shown})
     return page
 
 
