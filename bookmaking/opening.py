@@ -11,7 +11,7 @@ import base64
 import io
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image, ImageColor
+from PIL import Image
 from torch import Tensor
 
 from experiments import ablations, plots, verdicts
@@ -32,6 +32,7 @@ from experiments.run import Run, program_parser
 from thinkback_utils.calibration import conformal_threshold
 from thinkback_utils.commands import run_main
 from thinkback_utils.data import SIDE
+from thinkback_utils.features import Features
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.fisher import KroneckerFisher
 from thinkback_utils.methods import METHODS
@@ -140,28 +141,19 @@ def tell(here: Run) -> Story:
     bundle, browsed = here.bundle(), read_json(here.results / "gallery" / "examples.json")
     sprite = Image.open(here.results / "gallery" / "sprite.png")
     scored = score_sets(bundle.sets, LANES, GROUPS)
-    train, (paper, method) = bundle.sets[ID_TRAIN], (METHODS[name] for name in LANES)
-    inverse = paper.fit([(train.features, train.logits)]).inverse  # type: ignore[union-attr]
-    T = method.options["temperature"]
-    fisher = KroneckerFisher(T, bias=True).update(method.inputs(train.features), train.logits)
-    roots = fisher.inverse_root(method.options["damping"])
+    summands = _summands(bundle.sets[ID_TRAIN])
     seen = {name: network_statistics(bundle.sets[name]) for name in GROUPS}
     picks = []
     for name, index in chosen(scored, browsed["images"]):
         row = next(r for r in browsed["images"] if (r["set"], r["index"]) == (name, index))
         h, z = (item[index] for item in (bundle.sets[name].features, bundle.sets[name].logits))
-        r = residual(z[None], paper.options["temperature"])[0]
-        summands = {
-            PAPER: (torch.outer(r.square(), h.double().square()) * inverse).numpy(),
-            REPAIRED: cells(method.inputs(h[None])[0], z, roots, T),
-        }
         outcome = {lane: alarms(scored, name, lane) for lane in LANES}
         same = np.all([outcome[lane] == outcome[lane][index] for lane in LANES], axis=0)
         lanes = {}
-        for lane in LANES:
+        for lane, parts in summands(h, z).items():
+            place = percentiles(scored[ID_TEST][lane], scored[name][lane][[index]])[0]
             own = float(scored[name][lane][index])
-            place = float(percentiles(scored[ID_TEST][lane], np.array([own]))[0])
-            lanes[lane] = Lane(own, place, bool(outcome[lane][index]), summands[lane])
+            lanes[lane] = Lane(own, float(place), bool(outcome[lane][index]), parts)
         doubt, length = (
             float(percentiles(seen[ID_TEST][key], seen[name][key][[index]])[0])
             for key in ("residual2", "norm2")
@@ -173,6 +165,25 @@ def tell(here: Run) -> Story:
     test = {lane: scored[ID_TEST][lane] for lane in LANES}
     cut = {lane: conformal_threshold(torch.as_tensor(test[lane]), ALPHA) for lane in LANES}
     return Story(tuple(picks), test, cut)
+
+
+def _summands(train: Features) -> Callable[[Tensor, Tensor], dict[str, Vector]]:
+    """Of one image's h and z, what each score adds up: fitted on training data."""
+    paper, method = (METHODS[name] for name in LANES)
+    inverse = paper.fit([(train.features, train.logits)]).inverse  # type: ignore[union-attr]
+    T = method.options["temperature"]
+    fisher = KroneckerFisher(T, bias=True).update(method.inputs(train.features), train.logits)
+    roots = fisher.inverse_root(method.options["damping"])
+
+    def of(h: Tensor, z: Tensor) -> dict[str, Vector]:
+        r = residual(z[None], paper.options["temperature"])[0]
+        diagonal = torch.outer(r.square(), h.double().square()) * inverse
+        return {
+            PAPER: diagonal.numpy(),
+            REPAIRED: cells(method.inputs(h[None])[0], z, roots, T),
+        }
+
+    return of
 
 
 def chosen(scored: Scores, shown: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
@@ -248,62 +259,51 @@ def _reading(here: Run, name: str = "E") -> tuple[float | None, int]:
 
 def figure(story: Story) -> Markup:
     """All six panels as HTML, the first picture picked."""
-    tallest = max(pick.h.max() for pick in story.picks)
-    strength = {
-        lane: float(np.quantile([np.sqrt(pick.lanes[lane].cells) for pick in story.picks], 0.99))
-        for lane in LANES
-    }
-    scale = {lane: _top(story, lane) for lane in LANES}
-    panels = []
-    for pick in story.picks:
-        lanes, familiar = [], pick.name == ID_TEST
-        for lane in LANES:
-            own, top = pick.lanes[lane], scale[lane]
-            color = plots.METHOD_COLORS[lane]
-            lanes.append(
-                {
-                    "kind": lane.replace("_", "-"),
-                    "title": NAMES[lane],
-                    "heat": embedded(heat(own.cells, color, strength[lane])),
-                    "hill": _hill(story.test[lane], top),
-                    "cut": f"{100 * story.threshold[lane] / top:.2f}%",
-                    "width": f"{100 * own.score / top:.2f}%",
-                    "place": _place(own.place),
-                    "good": own.alarm != familiar,
-                    "outcome": _outcome(own.alarm, familiar),
-                }
-            )
-        panels.append(
-            {
-                "familiar": familiar,
-                "name": pick.true,
-                "label": _label(pick),
-                "picture": embedded(pick.pixels),
-                "strip": _strip(pick.h, tallest),
-                "answers": [
-                    (name, f"{100 * share:.1f}%", name == pick.answer)
-                    for name, share in zip(CLASSES[ID_TEST], pick.p, strict=True)
-                ],
-                "meters": [
-                    ("Doubt", f"{pick.doubt:.1f}%", _place(pick.doubt)),
-                    ("Length of the features", f"{pick.length:.1f}%", _place(pick.length)),
-                ],
-                "lanes": lanes,
-                "text": explained(pick),
-            }
-        )
-    count = story.picks[0]
+    first = story.picks[0]
     return fill(
         "opening",
-        panels=panels,
+        panels=[_panel(story, pick) for pick in story.picks],
         groups=list(GROUPS.values()),
         start=START,
-        features=len(count.h),
-        weights=f"{len(count.h) * len(count.p):,}",
+        features=len(first.h),
+        weights=f"{len(first.h) * len(first.p):,}",
         images=f"{len(story.test[PAPER]):,}",
         alpha=percent(ALPHA, 0),
-        style=_colors(),
     )
+
+
+def _panel(story: Story, pick: Pick) -> dict[str, Any]:
+    """What is drawn of one picture."""
+    answers = zip(CLASSES[ID_TEST], pick.p, strict=True)
+    meters = {"Doubt": pick.doubt, "Length of the features": pick.length}
+    return {
+        "familiar": pick.name == ID_TEST,
+        "name": pick.true,
+        "label": _label(pick),
+        "picture": embedded(pick.pixels),
+        "strip": _strip(pick.h, max(other.h.max() for other in story.picks)),
+        "answers": [(n, f"{100 * share:.1f}%", n == pick.answer) for n, share in answers],
+        "meters": [(name, f"{value:.1f}%", _place(value)) for name, value in meters.items()],
+        "lanes": [_lane(story, pick, lane) for lane in LANES],
+        "text": explained(pick),
+    }
+
+
+def _lane(story: Story, pick: Pick, lane: str) -> dict[str, Any]:
+    """What is drawn of one score, on axes that all pictures share."""
+    own, familiar, top = pick.lanes[lane], pick.name == ID_TEST, _top(story, lane)
+    roots = [np.sqrt(other.lanes[lane].cells) for other in story.picks]
+    return {
+        "kind": lane.replace("_", "-"),
+        "title": NAMES[lane],
+        "heat": embedded(heat(own.cells, float(np.quantile(roots, 0.99)))),
+        "hill": _hill(story.test[lane], top),
+        "cut": f"{100 * story.threshold[lane] / top:.2f}%",
+        "width": f"{100 * own.score / top:.2f}%",
+        "place": _place(own.place),
+        "good": own.alarm != familiar,
+        "outcome": _outcome(own.alarm, familiar),
+    }
 
 
 def explained(pick: Pick) -> str:
@@ -392,11 +392,11 @@ def _strip(h: Vector, tallest: float) -> str:
     return "".join(f"M{d}.5 {STRIP}v{-STRIP * x / tallest:.1f}" for d, x in enumerate(h))
 
 
-def heat(values: Vector, color: str, top: float) -> Image.Image:
-    """The roots of the summands as strengths of one color, a row a class; ``top`` is full."""
+def heat(values: Vector, top: float) -> Image.Image:
+    """The roots of the summands as opacity, a row a class; ``top`` is opaque."""
     level = np.rint((LEVELS - 1) * (np.sqrt(values) / top).clip(0, 1)).astype(np.uint8)
     picture = Image.fromarray(level).convert("P")
-    picture.putpalette([*ImageColor.getrgb(color)] * LEVELS)
+    picture.putpalette(bytes(3 * LEVELS))
     picture.info["transparency"] = bytes(round(255 * i / (LEVELS - 1)) for i in range(LEVELS))
     return picture
 
@@ -406,12 +406,6 @@ def embedded(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _colors() -> str:
-    named = {"ink": plots.INK, "id": plots.ID_COLOR, "ood": plots.OOD_COLOR}
-    named |= {name.replace("_", "-"): plots.METHOD_COLORS[name] for name in NAMES}
-    return "; ".join(f"--op-{name}: {color}" for name, color in named.items())
 
 
 # What was found
@@ -445,7 +439,6 @@ def cards(facts: Mapping[str, Any]) -> Markup:
     }
     return fill(
         "opening_cards",
-        style=_colors(),
         failed=[_bar(NAMES[m], far[m], m) for m in ("msp", "energy", PAPER)],
         works=[
             (title, [_bar(NAMES[m], facts[key][m], m) for m in ("energy", REPAIRED)])
@@ -513,9 +506,9 @@ PLAIN = (  # how a claim begins, plain words for it, what in "measured" answers 
     ),
     (
         "The rule for T",
-        "A rule without strange pictures finds the best temperature, T = 5.",
+        "A rule without strange pictures finds the best temperature, T\u00a0=\u00a05.",
         r"Eq\. 6: T = (\d+) in (\[1, 5\])",
-        "In the range that the paper tries, the rule says T = {0}.",
+        "In the range that the paper tries, the rule says T\u00a0=\u00a0{0}.",
     ),
     (
         "No tuning",
@@ -637,7 +630,9 @@ def run(here: Run) -> Path:
         | {name: round(lane.score, 2) for name, lane in pick.lanes.items()}
         for pick in story.picks
     ]
-    write_json(out / "opening.json", provenance | {"weights_sha256": here.digest(), "images": shown})
+    write_json(
+        out / "opening.json", provenance | {"weights_sha256": here.digest(), "images": shown}
+    )
     return page
 
 

@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 
 from experiments.run import Run
 
-from . import chapter_map, demo
+from . import demo, front
 from .chapters import contents, errors, modules, renew, surroundings, unrun
 from .profiles import declared
 from .sources import BookError, pages, read, read_yaml, slug, tagged
@@ -83,7 +83,7 @@ def stage(root: Path, build: Path) -> None:
         (src / "results").mkdir(exist_ok=True)
         shutil.copyfile(part, src / "results" / part.name)
     if (src / "results" / "opening.md").is_file():
-        (src / "results" / "map.md").write_text(chapter_map.as_markdown(root), encoding="utf-8")
+        (src / "results" / "front.md").write_text(front.as_markdown(root), encoding="utf-8")
     if (root / "results" / "gallery").is_dir():
         shutil.copytree(root / "results" / "gallery", src / "book" / "_static" / "gallery")
     if (root / "book" / "demo.md").is_file():

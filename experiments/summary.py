@@ -109,7 +109,7 @@ class Summary:
         return (
             f"Thinkback (reading A) is {100 * abs(gap):.1f} points {side} {TITLES[baseline]}"
             f" (paired 95 % interval of the gain: {100 * low:+.1f} to {100 * high:+.1f})."
-        )
+        ).replace("-", "−")
 
     def spread(self) -> str:
         """The mean AUROC over training seeds, or that there is one only."""
@@ -252,7 +252,8 @@ class Summary:
                 gains = verdicts.gains(of, "mean", baseline, metric, method)
                 row[title] = verdicts.points(*gains[0], digits=1) if gains else ""
                 values += [gain[0] for gain in gains]
-            row["mean over networks"] = verdicts.points(*over_networks(values), digits=1)
+            if len(found) > 1:
+                row["mean over networks"] = verdicts.points(*over_networks(values), digits=1)
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -355,8 +356,9 @@ def of_readings(aurocs: pd.DataFrame) -> str:
     parts = []
     for method, title in READING_TITLES.items():
         row = gains.loc[method]
-        values = ", ".join(f"{value:+.1f} on {name}" for name, value in row.items())
-        parts.append(f"**{title.rpartition(' ')[2]}** {values}".replace("-", "−"))
+        signed = {name: f"{value:+.1f}".replace("-", "−") for name, value in row.items()}
+        values = ", ".join(f"{value} on {name}" for name, value in signed.items())
+        parts.append(f"**{title.rpartition(' ')[2]}** {values}")
     return (
         f"Mean AUROC minus Energy's, in points, by reading: {'; '.join(parts)}. So the answer"
         " depends on the reading and on the network."
@@ -412,21 +414,20 @@ def reading_sizes(record: Record, bundle: Bundle, readings: Sequence[str]) -> pd
         else:
             facts = record["readings"][reading]
         row = {"reading": reading, "gradient of": READINGS[reading], "numbers": facts["numbers"]}
+        row["memory of $E$ (kB)"] = 8 * facts["numbers"] / 1e3  # as float64
         rows.append(row | {"of them $E = 0$": facts["zeros"]})
     return pd.DataFrame(rows)
 
 
 def reading_costs(record: Record, readings: Sequence[str]) -> pd.DataFrame:
-    """What ``ablations.json`` timed: forward passes of each reading, and the memory of its E."""
+    """What ``ablations.json`` timed: each reading in forward passes, and the range over rounds."""
     cost, rows = record["cost"], []
     for reading in readings:
         if reading not in cost["forward_passes"]:
             continue  # B was not timed apart from A: one more column
         low, high = cost["range"][reading]
         row = {"reading": reading, "forward passes": cost["forward_passes"][reading]}
-        facts = record["readings"].get(reading)
-        memory = float("nan") if facts is None else 8 * facts["numbers"] / 1e6
-        rows.append(row | {"least": low, "most": high, "memory of $E$ (MB)": memory})
+        rows.append(row | {"least": low, "most": high})
     return pd.DataFrame(rows)
 
 

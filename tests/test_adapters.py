@@ -38,7 +38,7 @@ pytestmark = [  # what fit says of toy networks
         "the promise holds on average",
     )
 ]
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "book" / "how_to_run.md"
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(700, 1, 2, 3, generator=GENERATOR)
 FIT, NEW, FAR = IMAGES[:400], IMAGES[400:], 5 + IMAGES[400:500].flip(2)
@@ -102,7 +102,7 @@ def test_pytorch_ood_detector_scores_as_ooddetector(ood, net, method):
 
 
 @pytest.mark.parametrize("name", ["WideResNet", "ResNet18", "GRUClassifier", "resnet18"])
-def test_readme_s_pytorch_ood_call_runs_as_printed(ood, name):
+def test_the_printed_call_for_pytorch_ood_runs(ood, name):
     """On that library's own networks and on torchvision's; the head is found."""
     torch.manual_seed(0)
     if name == "GRUClassifier":
@@ -113,7 +113,7 @@ def test_readme_s_pytorch_ood_call_runs_as_printed(ood, name):
         arguments = {"depth": 10} if name == "WideResNet" else {}
         model, x = getattr(ood.model, name)(num_classes=10, **arguments), torch.rand(24, 3, 32, 32)
     train_loader = DataLoader(TensorDataset(x, torch.arange(24) % 10), batch_size=8)
-    lines = README.read_text(encoding="utf-8").splitlines()
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
     (row,) = (line for line in lines if line.startswith("| pytorch-ood"))
     call = row.split("`")[3]
     assert call.startswith("ThinkbackDetector(")
@@ -298,7 +298,7 @@ class BasePostprocessor:
 
 
 class Thinkback(ThinkbackPostprocessor, BasePostprocessor):
-    """As the README says to pass OpenOOD's check of the type."""
+    """As the book says to pass OpenOOD's check of the type."""
 
 
 class Evaluator:

@@ -19,8 +19,7 @@ def figure():
 def test_answer_draws_ratios_in_percent(figure, tall):
     one = {"energy": {"ratio": 0.01}, "backward, batch 1": {"ratio": 3.0}, "extra": {"ratio": 1.0}}
     many = {"energy": {"ratio": 0.001}, "backward, batch 1": {"ratio": 8.0}}
-    methods = ("energy", "extra", "backward, batch 1")
-    figures.draw_answer({1: one, 200: many}, methods, figure, tall)
+    figures.draw_answer({1: one, 200: many}, figure, tall)
     [ax] = figure.axes
     names = [text.get_text() for text in ax.get_yticklabels()]
     assert names == ["full backward" + ", one by one" * (not tall), "Energy"]

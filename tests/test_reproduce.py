@@ -431,6 +431,7 @@ def three_seeds(bundle, tmp_path_factory):
     first = Run.at(results)
     Bundle(sets, bundle.weight, bundle.bias).save(first.folder / "bundle.npz")
     first.weights.symlink_to(RUN.weights)
+    (results / "coverage.json").symlink_to(RUN.results / "coverage.json")
     arrays = {f"{n}.E_eq6": row["energy"] for n, row in scored.items()}
     save_arrays(first.folder / "ablations.npz", arrays)
     readings = {"E": {"images": {n: sizes[n] for n in scored}}}
@@ -491,10 +492,9 @@ def test_weights_make_the_features_of_the_bundle(bundle):
 
 def test_readme_examples_run_as_shown(capsys):
     data.import_torchvision()  # which the second example imports plainly
-    first, second = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
-    for code in (first, second):
+    for page in ("README.md", "book/how_to_run.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
         assert len(code.strip().splitlines()) <= 10
         exec(code, {})
     assert "auroc" in capsys.readouterr().out

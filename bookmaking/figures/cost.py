@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,21 +13,22 @@ from matplotlib.lines import Line2D
 from benchmarks import costs, report
 from benchmarks.rounds import Record
 from benchmarks.score import PEER
-from experiments.plots import INK, METHOD_COLORS, OOD_COLOR
+from experiments.plots import INK, METHOD_COLORS, OTHER_COLORS
 
 AUTOGRAD = ("backward, batch 1", "autograd, head", "vmap(grad), head")
 COLORS = METHOD_COLORS | {
     "forward": INK,
     "kronecker": METHOD_COLORS["thinkback"],
     "averaged": METHOD_COLORS["thinkback_averaged"],
-    **dict.fromkeys(AUTOGRAD, OOD_COLOR),
+    **dict.fromkeys(AUTOGRAD, OTHER_COLORS[0]),
 }
+PEERS = tuple(f"{name}{PEER}" for name in ("ViM", "Mahalanobis", "KNN", "GradNorm"))
+SHOWN = ("energy", "msp", "thinkback", "averaged", *PEERS, *AUTOGRAD[::-1])  # in the answer
 FAINT = 1e5  # bytes; growth below it is drawn at it
 
 
 def draw_answer(
     measured: Mapping[int, Mapping[str, Record]],
-    methods: Iterable[str],
     figure: Figure,
     tall: bool,
 ) -> None:
@@ -35,13 +36,12 @@ def draw_answer(
 
     Args:
         measured: batch size -> what was timed -> its record, with the ratio to the network.
-        methods: what to draw, from top to bottom.
         figure: empty; drawn into.
         tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     (small, one), (large, many) = measured.items()
-    names = [name for name in methods if name in one and name in many]
+    names = [name for name in SHOWN if name in one and name in many]
     for y, name in enumerate(reversed(names)):
         color = COLORS.get(name, INK)
         ends = [100 * record[name]["ratio"] for record in (many, one)]

@@ -1,13 +1,14 @@
-"""The map of the chapters on the front page, and its buttons, from the sources as they are."""
+"""What the front page takes from the sources as they are: buttons, colors, map of the chapters."""
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
+
+from experiments import plots
 
 from .markup import fill
 from .sources import pages, read, read_yaml, tagged
@@ -113,12 +114,19 @@ def colab(root: Path) -> str:
     )
 
 
+def colors() -> Markup:
+    """The colors of the book's figures under the names that ``opening.css`` knows."""
+    named = {"ink": plots.INK, "id": plots.ID_COLOR, "ood": plots.OOD_COLOR, **plots.METHOD_COLORS}
+    rules = "; ".join(f"--op-{name.replace('_', '-')}: {color}" for name, color in named.items())
+    return Markup(f"<style>:root {{ {rules} }}</style>")  # names and colors of this book's code
+
+
 def as_markdown(root: Path) -> str:
     """What the front page includes of this module."""
     found = stops(root)
     buttons = fill("buttons", colab=colab(root), first=found[0].page, last=found[-1].page)
-    parts = {"buttons": buttons, "map": as_html(found)}
+    parts = {"buttons": buttons + colors(), "map": as_html(found)}
     return "".join(
-        f"<!-- {name} -->\n\n```{{raw}} html\n{part.strip()}\n```\n\n<!-- end -->\n\n"
+        f"<!-- {name} -->\n\n```{{raw}} html\n{part}\n```\n\n<!-- end -->\n\n"
         for name, part in parts.items()
     )

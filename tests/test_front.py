@@ -1,0 +1,80 @@
+"""The map of the chapters: every chapter once, every way possible, every link a page."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from bs4 import BeautifulSoup
+
+from bookmaking import front
+from bookmaking.sources import pages
+
+ROOT = Path(__file__).parents[1]
+STYLE = (ROOT / "book" / "_static" / "opening.css").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page():
+    return BeautifulSoup(front.as_markdown(ROOT), "html.parser")
+
+
+def test_the_map_has_every_chapter_once_in_order(page):
+    chapters = [path for path in pages(ROOT) if path.suffix == ".ipynb"]
+    links = [link["href"] for link in page.select(".op-stop a")]
+    assert links == [f"../{path.with_suffix('.html').as_posix()}" for path in chapters]
+    for number, (stop, path) in enumerate(zip(page.select(".op-stop"), chapters, strict=True), 1):
+        first = nbformat.read(ROOT / path, as_version=4).cells[0].source
+        assert stop.b.get_text() == str(number)
+        assert stop.a.get_text().removeprefix(str(number)) in first
+        assert stop.span.get_text().endswith("?")
+        assert re.fullmatch(r"\d+ min", stop.small.get_text())
+
+
+def test_every_link_leads_to_a_page(page):
+    known = {f"../{path.with_suffix('.html').as_posix()}" for path in pages(ROOT)}
+    known |= {path.removeprefix("../book/") for path in known}
+    colab, own = [], []
+    for link in page.select("a"):
+        (colab if link["href"].startswith("https:") else own).append(link["href"])
+    assert set(own) <= known
+    repository = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["repository"]
+    (address,) = colab
+    name, _, notebook = address.partition(f"/blob/{repository['branch']}/")
+    assert name.endswith(repository["url"].removeprefix("https://github.com"))
+    assert (ROOT / notebook).is_file()
+
+
+def test_ways_lead_through_chapters_and_take_their_time(page):
+    minutes = {stop.number: stop.minutes for stop in front.stops(ROOT)}
+    for way, (numbers, label) in enumerate(
+        zip(front.WAYS.values(), page.select(".op-way"), strict=True), 1
+    ):
+        marked = [int(stop.b.get_text()) for stop in page.select(f".op-w{way}")]
+        assert marked == sorted(numbers)
+        assert label.small.get_text() == front.duration(sum(minutes[n] for n in numbers))
+        assert f":has(#op-way-{way}:checked) .op-w{way}" in STYLE
+    assert set(front.WAYS["All of it"]) == set(minutes)
+
+
+def test_a_longer_chapter_takes_longer():
+    def of(*cells):
+        return front.minutes(nbformat.v4.new_notebook(cells=list(cells)))
+
+    text = nbformat.v4.new_markdown_cell("word " * 10 * front.WORDS)
+    code = nbformat.v4.new_code_cell("x = 1\n" * 10 * front.LINES)
+    assert (of(text), of(text, code)) == (10, 20)
+    code.metadata["tags"] = ["hide-input"]
+    folded = nbformat.v4.new_markdown_cell(f":::{{dropdown}} Deeper\n{text.source}\n:::")
+    assert of(text, code, folded) == 10
+
+
+def test_a_chapter_without_a_question_still_has_a_place(tmp_path):
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: notebooks/01_one\n", encoding="utf-8"
+    )
+    (tmp_path / "notebooks").mkdir()
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1. One")])
+    nbformat.write(notebook, tmp_path / "notebooks" / "01_one.ipynb")
+    assert front.stops(tmp_path) == [front.Stop(1, "One", "", "../notebooks/01_one.html", "", 5)]
