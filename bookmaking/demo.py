@@ -35,6 +35,11 @@ N_CALIBRATION = 5000  # test images, the first; the pictures are of the others
 ALPHA = 0.05
 ALPHAS = tuple(i / 200 for i in range(1, 41))  # places of the slider
 FIRST = {ID_TEST: N_CALIBRATION, "svhn": 0, "cifar100": 0}  # index of the first picture of each set
+KINDS = {  # of pictures in plain words: the name of the row, and what one of its pictures shows
+    ID_TEST: ("Kinds that it knows", "{a} {name}"),
+    "svhn": ("House numbers", "a house number with the {name}"),
+    "cifar100": ("Other animals and things", "{a} {name}"),
+}
 COUNT = 6  # pictures of each, in the sets' own order: nobody chose them
 BINS = 40
 SITE = "book/extra/demo"  # served as demo/
@@ -92,7 +97,7 @@ def assets(folder: Path, root: Path = Path()) -> None:
         temporary.write_bytes(packed)
     for picture, tile, expected in zip(pictures, images, _answers(said, images), strict=True):
         picture |= {"png": _png(tile), **expected}
-    size = (len(packed) + (root / RUNTIME).stat().st_size) / 1e6
+    size = len(packed) + (root / RUNTIME).stat().st_size
     parts = {"facts": _facts(said, results), "widget": _widget(said, pictures, size)}
     with replacing(folder / "results" / "demo.md") as temporary:
         texts = [f"<!-- {name} -->\n\n{part}\n\n<!-- end -->\n" for name, part in parts.items()]
@@ -124,12 +129,15 @@ def _facts(said: OODDetector, results: Path) -> str:
     )
 
 
-def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> str:
-    """The demo without JavaScript, a table, and the numbers that demo.js makes more of."""
+def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: int) -> str:
+    """The demo without JavaScript, a table, and the numbers that demo.js makes more of.
+
+    ``size`` is that of what the button loads, in bytes.
+    """
     scores = said.calibration.scores  # type: ignore[union-attr]
     facts = {
         "classes": CLASSES[ID_TEST],
-        "megabytes": round(size, 1),
+        "bytes": size,
         "count": len(scores),
         "alphas": ALPHAS,
         "thresholds": [conformal_threshold(scores, alpha) for alpha in ALPHAS],
@@ -137,7 +145,14 @@ def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> s
         "histogram": _histogram(scores.numpy(), [picture["score"] for picture in pictures]),
         "title": METHODS[said.method].title,
         "pictures": [
-            {key: picture[key] for key in ("title", "class", "score")} for picture in pictures
+            {
+                "kind": KINDS[picture["set"]][0],
+                "set": picture["title"],
+                "shows": _shows(picture),
+                "class": picture["class"] if picture["set"] == ID_TEST else None,
+                "score": picture["score"],
+            }
+            for picture in pictures
         ],
     }
     style = f"--tb-ink: {plots.INK}; --tb-id: {plots.ID_COLOR}; --tb-ood: {plots.OOD_COLOR}"
@@ -145,13 +160,22 @@ def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: float) -> s
     return fill("demo", facts=facts, pictures=rows, style=style, alpha=percent(ALPHA, 0))
 
 
+def _shows(picture: Mapping[str, Any]) -> str:
+    """What a picture shows, as a sentence goes on: "a ship".
+
+    >>> _shows({"set": "cifar10-test", "class": "airplane"})
+    'an airplane'
+    """
+    name = picture["class"]
+    return KINDS[picture["set"]][1].format(a="an" if name[0] in "aeiou" else "a", name=name)
+
+
 def _row(picture: Mapping[str, Any]) -> dict[str, Any]:
     best = int(np.argmax(picture["probabilities"]))
-    answer = f"{CLASSES[ID_TEST][best]}, {percent(picture['probabilities'][best])}"
-    verdict = "refused" if picture["p"] <= ALPHA else "accepted"
-    name = f"{picture['title']}: {picture['class']}"
-    cells = (answer, f"{picture['p']:.4f}", verdict)
-    return {"png": picture["png"], "name": name, "cells": cells}
+    answer = f"{CLASSES[ID_TEST][best]} ({percent(picture['probabilities'][best], 0)})"
+    verdict = "alarm" if picture["p"] <= ALPHA else "no alarm"
+    cells = (answer, verdict, f"{picture['p']:.4f}")
+    return {"png": picture["png"], "name": _shows(picture), "cells": cells}
 
 
 def _histogram(scores: np.ndarray, shown: list[float]) -> dict[str, Any]:

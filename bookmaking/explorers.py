@@ -15,17 +15,18 @@ from IPython.display import HTML
 from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
-from experiments import evaluation, plots
+from experiments import evaluation
 from thinkback_utils import metrics
 from thinkback_utils.methods import TITLES
 
+from . import palette
 from .markup import fill
 
 BINS = 40  # of a drawn histogram
 STEPS = 3 * BINS  # of the threshold's slider
 START = "thinkback"  # the score that the example browser shows first
 # of its sets, in their order
-SET_COLORS = (plots.ID_COLOR, plots.OOD_COLOR, plots.METHOD_COLORS["energy"])
+SET_COLORS = tuple(palette.PALETTE[name] for name in ("id", "ood", "other-0"))
 SLIDERS = '<a href="#{}">A figure of this page</a> has sliders where JavaScript runs.'
 MARKS = '<a href="#{}">The figure</a> shows the picture behind each mark where JavaScript runs.'
 
@@ -225,8 +226,8 @@ def _fed(kind: str, figure: str, data: Mapping[str, Any], hint: str = SLIDERS) -
 
 
 def _explorer(kind: str, content: Markup, hint: str) -> HTML:
-    colors = {"ink": plots.INK, "id": plots.ID_COLOR, "ood": plots.OOD_COLOR, **plots.METHOD_COLORS}
-    style = "; ".join(f"--tb-{name}: {color}" for name, color in colors.items())
+    colors = palette.PALETTE.items()
+    style = "; ".join(f"--tb-{name}: {palette.both(color)}" for name, color in colors)
     return HTML(fill("explorer", kind=kind, content=content, hint=hint, style=style))
 
 

@@ -7,6 +7,7 @@ go by ``book/_templates/layout.html`` and the cut fonts in ``book/_static/vendor
 
 from __future__ import annotations
 
+import base64
 import posixpath
 import re
 from collections.abc import Iterable
@@ -19,12 +20,21 @@ from pygments.token import Token  # type: ignore[import-untyped]
 from sphinx.application import Sphinx
 from sphinx.highlighting import PygmentsBridge
 
-FOR = {"explorers": "tb-", "gallery": "tb-", "design": "sd-"}  # files, and the classes they serve
+from . import palette, search, terms
+from .answer import portrait
+
+FOR = {  # files, and the classes they serve
+    "explorers": "tb-",
+    "gallery": "tb-",
+    "design": "sd-",
+    "terms": terms.CLASS,
+}
 COLORLESS = (Token.Name, Token.Punctuation, Token.Text.Whitespace)  # as the text around
 BRACKETS = r"\((?:[^()]|\([^()]*\))*\)"  # with those in them
 EMPTY = re.compile(r"\s*@[^{};]+\{\s*\}")  # a group of rules without rules
 ALIKE = re.compile(r'<use ([^>]*?) style="([^"]*)"/>(?:\s*<use [^>]*? style="\2"/>)+')
-ADDRESSES = ("href", "src", "action", "data-content_root")
+ADDRESSES = ("href", "src", "srcset", "action", "data-content_root")
+NARROW = "(max-width: 600px)"  # where answer figures stand upright
 
 
 class Formatter(HtmlFormatter):  # type: ignore[misc]
@@ -53,8 +63,11 @@ def finish_page(
         entry["role"] = "listitem"
     origins = {name: Path(app.srcdir, uri) for uri, name in app.builder.images.items()}
     for image in page.select('img[src*="_images/"][src$=".svg"]'):
-        size(image, origins[posixpath.basename(str(image["src"]))])
+        origin = origins[posixpath.basename(str(image["src"]))]
+        size(image, origin)
+        add_portrait(page, image, origin, Path(app.outdir))
     if "body" in context:
+        terms.explain(app, pagename, page)
         context["body"] = str(page)
     classes = {name for element in page.select("[class]") for name in element["class"]}
     for key in ("css_files", "script_files"):
@@ -63,11 +76,36 @@ def finish_page(
 
 def size(image: Any, file: Path) -> None:
     """Say how large a drawing of Matplotlib is: its place is kept, style sheets know its width."""
-    head = file.read_text(encoding="utf-8")[:2000]
-    points = re.findall(r' (?:width|height)="([\d.]+)pt"', head)
-    if len(points) == 2:
-        width, height = (round(float(length) * 4 / 3) for length in points)
-        image.attrs |= {"width": width, "height": height, "style": f"--width: {width}px"}
+    if pixels := measured(file.read_text(encoding="utf-8")):
+        image.attrs |= {**pixels, "style": f"--width: {pixels['width']}px"}
+
+
+def measured(svg: str) -> dict[str, int]:
+    """Width and height in pixels of a drawing of Matplotlib; nothing for any other."""
+    points = re.findall(r' (width|height)="([\d.]+)pt"', svg[:2000])
+    return {name: round(float(length) * 4 / 3) for name, length in points}
+
+
+def add_portrait(page: BeautifulSoup, image: Any, file: Path, html: Path) -> None:
+    """Show the portrait form of an answer figure on narrow screens; it becomes a file of its own.
+
+    Args:
+        page: the page that shows the image.
+        image: the ``<img>`` element; it is put into a ``<picture>``.
+        file: the drawing, which may carry a portrait form (:mod:`bookmaking.answer`).
+        html: folder of the built site.
+    """
+    tall = portrait(file.read_text(encoding="utf-8"))
+    if tall is None:
+        return
+    shown = str(image["src"])
+    beside = shown.removesuffix(".svg") + ".portrait.svg"
+    target = html / "_images" / posixpath.basename(beside)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(tall, encoding="utf-8")
+    picture = image.wrap(page.new_tag("picture"))
+    source = page.new_tag("source", attrs={"media": NARROW, "srcset": beside, **measured(tall)})
+    picture.insert(0, source)
 
 
 def needed(file: str, classes: Iterable[str]) -> bool:
@@ -82,11 +120,27 @@ def finish_site(app: Sphinx, exception: Exception | None) -> None:
         return
     html = Path(app.outdir)
     for figure in html.glob("_images/*.svg"):
-        figure.write_text(short(figure.read_text(encoding="utf-8")), encoding="utf-8")
+        light = short(figure.read_text(encoding="utf-8"))
+        figure.write_text(palette.themed(light), encoding="utf-8")
     used = words(html)
     for sheet in html.glob("_static/**/*.css"):
         sheet.write_text(prune(sheet.read_text(encoding="utf-8"), used), encoding="utf-8")
+    for letters in html.glob("_static/fonts.css"):
+        letters.write_text(self_contained(letters), encoding="utf-8")
+    search.write(html)
     front_page(html, f"{app.config.root_doc}.html")
+
+
+def self_contained(sheet: Path) -> str:
+    """A style sheet that holds the fonts it names; their files are removed."""
+
+    def data(address: re.Match[str]) -> str:
+        file = sheet.parent / address[1]
+        content = base64.b64encode(file.read_bytes()).decode()
+        file.unlink()
+        return f'url("data:font/woff2;base64,{content}")'
+
+    return re.sub(r'url\("([^":]+\.woff2)"\)', data, sheet.read_text(encoding="utf-8"))
 
 
 def short(svg: str) -> str:
@@ -106,7 +160,7 @@ def short(svg: str) -> str:
         near = re.sub(r"\d+\.\d{2,}", lambda n: f"{float(n[0]):.1f}".removesuffix(".0"), places[0])
         return re.sub(r"\s*([MLCQZ])\s*", r"\1", near)
 
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata\b.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(?:d|x|y|points)="[^"]*"', tenths, svg)
     return re.sub(r"\n\s+", "\n", ALIKE.sub(together, svg))
 

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from experiments import plots
-
+from . import palette
 from .markup import fill
 from .sources import pages, read, read_yaml, tagged
 
@@ -115,9 +114,9 @@ def colab(root: Path) -> str:
 
 
 def colors() -> Markup:
-    """The colors of the book's figures under the names that ``opening.css`` knows."""
-    named = {"ink": plots.INK, "id": plots.ID_COLOR, "ood": plots.OOD_COLOR, **plots.METHOD_COLORS}
-    rules = "; ".join(f"--op-{name.replace('_', '-')}: {color}" for name, color in named.items())
+    """The colors of the book's figures, in both themes, under the names that the style knows."""
+    named = palette.PALETTE.items()
+    rules = "; ".join(f"--op-{n.replace('_', '-')}: {palette.both(color)}" for n, color in named)
     return Markup(f"<style>:root {{ {rules} }}</style>")  # names and colors of this book's code
 
 

@@ -20,14 +20,23 @@ from tqdm import tqdm
 from thinkback_utils import scores
 from thinkback_utils.commands import run_main
 from thinkback_utils.devices import process_device
-from thinkback_utils.features import extract, save_arrays
+from thinkback_utils.features import Bundle, Features, extract, save_arrays
 from thinkback_utils.files import read_arrays, read_json, write_json
-from thinkback_utils.gradients import MeanSquare, find_layers, score, squared_gradients
+from thinkback_utils.fisher import DiagonalFisher
+from thinkback_utils.gradients import (
+    READINGS,
+    MeanSquare,
+    activation_gradients,
+    find_layers,
+    score,
+    squared_gradients,
+)
 from thinkback_utils.models import WideResNet
 
 from .evaluation import ID_TEST, ID_TRAIN, evenly
 from .run import Run, program_parser
 
+FORMS = ("eq5", "eq6", "eq6damped")
 PASSES = (("C", "D", "E"), ("all",))  # the readings that share one pass over the images
 
 
@@ -234,6 +243,59 @@ def load(folder: str | Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, 
     """
     record = Run(Path(folder)).made("ablations")
     return read_arrays(Path(folder) / "ablations.npz", "run the command again"), record
+
+
+Forms = dict[str, dict[str, Tensor]]
+
+
+def of_run(here: Run, readings: Iterable[str]) -> dict[str, Forms]:
+    """Scores of a run's readings, ``{reading: {form: {set: (N,)}}}``: eq5, eq6, and eq6damped.
+
+    A, B and C follow from the features and logits of all images; the others are those of
+    :func:`load`, of fewer images, and have the damped form.
+
+    Raises:
+        ValueError: on a reading that is none.
+    """
+    chosen = list(readings)
+    if not chosen or set(chosen) - set(READINGS):
+        raise ValueError(f"thinkback: layers are some of {list(READINGS)}, got {chosen}")
+    (kept, record), bundle = load(here.folder), here.bundle()
+    names = [name for name in bundle.sets if name != ID_TRAIN]
+    out: dict[str, Forms] = {}
+    for reading in chosen:
+        if reading in ("A", "B", "C"):
+            out[reading] = _from_features(bundle, reading, AblationConfig(**record["config"]))
+        else:
+            forms = {f: {n: kept[f"{n}.{reading}_{f}"] for n in names} for f in FORMS}
+            out[reading] = {
+                f: {n: torch.from_numpy(v) for n, v in s.items()} for f, s in forms.items()
+            }
+    return out
+
+
+def _from_features(bundle: Bundle, reading: str, config: AblationConfig) -> Forms:
+    """Eq. 5 and Eq. 6 of reading A, B or C, without a network."""
+    T, train = config.temperature, bundle.sets[ID_TRAIN]
+    items = {name: item for name, item in bundle.sets.items() if name != ID_TRAIN}
+    if reading == "C":
+
+        def squares(x: Features) -> Tensor:
+            return activation_gradients(x.logits, bundle.weight, T).square()
+
+        E = squares(train).mean(0)
+        found = {name: squares(x) for name, x in items.items()}
+        return {
+            "eq5": {name: score(s) for name, s in found.items()},
+            "eq6": {name: score(s, E, config.eps) for name, s in found.items()},
+        }
+    fisher = DiagonalFisher(T, bias=reading == "B").update(train.features, train.logits)
+    E = fisher.compute()
+    weights = {"eq5": (torch.ones_like(E), 0.0), "eq6": (E, config.eps)}  # of 1: Eq. 5
+    return {
+        form: {n: scores.thinkback(x.features, x.logits, e, T, eps) for n, x in items.items()}
+        for form, (e, eps) in weights.items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:

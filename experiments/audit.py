@@ -11,21 +11,25 @@ beyond them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 from scipy.optimize import brentq
+from scipy.stats import norm
 from sklearn.isotonic import isotonic_regression
 
-from thinkback_utils.metrics import Roc
+from thinkback_utils.methods import TITLES
+from thinkback_utils.metrics import Roc, average_precision
+
+from .evaluation import SET_TITLES, paper_table
 
 ROUNDING = 0.00005  # half of the last digit of a percentage with two decimals
-NODES = 2000  # of the trapezoids of the lower bound, between two levels of FPR
+NODES = 600  # of the trapezoids of the lower bound, between two levels of FPR
 TINY = 1e-300  # keeps 0 / 0 at the corner (0, 0) at 0
 LOG_ODDS = 14.0  # of the rarest prevalence that is looked at: one in a million
 Vector = NDArray[np.float64]
@@ -56,6 +60,8 @@ class Printed:
         scatter: if the numbers are means over several test sets, how far TPR10 and FPR95 of any of
             them may lie from their mean. Then the bounds are for the mean AUPR. (AUROC enters
             linearly: its scatter does not matter.)
+        interpolated: whether the AUPR is that of interpolated precision: at each TPR the largest
+            precision there or at any larger TPR. It is never below the AUPR of the step rule.
         at_fpr, at_tpr: where the two points were read off.
 
     Raises:
@@ -71,6 +77,7 @@ class Printed:
     half_width: float = ROUNDING
     step: float = 0.0
     scatter: float = 0.0
+    interpolated: bool = False
     at_fpr: float = 0.10
     at_tpr: float = 0.95
 
@@ -112,11 +119,12 @@ class Printed:
         return out
 
     def bounds(self, prevalence: float) -> tuple[float, float]:
-        """Smallest and largest average precision (step rule) of all curves with these numbers.
+        """Smallest and largest average precision of all curves with these numbers.
 
-        No curve lies outside. The lower bound is approached by a curve, and so is the upper one
-        without AUROC. With AUROC the upper one is a dual value, which a curve may miss by a little:
-        :func:`extremal_curves` tells how much.
+        No curve lies outside. By the step rule the lower bound is approached by a curve, and so is
+        the upper one without AUROC. With AUROC the upper one is a dual value, which a curve may
+        miss by a little: :func:`extremal_curves` tells how much. With interpolated precision the
+        lower bound is still that of the step rule.
 
         Args:
             prevalence: pi, fraction of OOD samples, in (0, 1).
@@ -133,6 +141,8 @@ class Printed:
 
     def _upper(self, prevalence: float) -> Bound:
         """Bound and vertices (FPR, TPR): within a piece T is constant, an optimum of its price."""
+        if self.interpolated:
+            return self._upper_interpolated(prevalence)
         rho, pieces = _odds(prevalence), self.pieces()
         c0, c1, low, high = np.array(pieces).T
         least = self._areas()[0]
@@ -160,6 +170,50 @@ class Printed:
         gap = _area(pieces, many) - _area(pieces, few)
         share = np.clip((least - _area(pieces, few)) / gap, 0, 1) if gap > 0 else 0.0
         return value, *_vertices(pieces, (1 - share) * few + share * many)
+
+    def boxes(self) -> list[Piece]:
+        """The two points as a box for f(t) between neighboring levels of TPR, from 0 to 1.
+
+        A piece holds both ends of the TPR, then the least and the largest FPR between them.
+        """
+        h, out = self.half_width + self.scatter, []
+        a, b = self.tpr10, self.fpr95
+        for t0, t1 in pairwise(np.unique(np.clip([0, 1, a - h, a + h, self.at_tpr], 0, 1))):
+            t = (t0 + t1) / 2
+            low = max(self.at_fpr * (t > a + h), (b - h) * (t > self.at_tpr), 0)
+            high = min(self.at_fpr if t < a - h else 1, b + h if t < self.at_tpr else 1, 1)
+            out.append(Piece(float(t0), float(t1), float(low), float(high)))
+        return out
+
+    def _upper_interpolated(self, prevalence: float) -> Bound:
+        """Bound and vertices (FPR, TPR): each box of f(t) is low on its first part, then high.
+
+        Where the FPR is f, no precision to the right in a box with end e exceeds ``e / (e + rho
+        f)``, and none there exceeds ``e / (e + rho low)``. The first is used for boxes that begin
+        as low as this one, the second for the others, so that the integrand is at most a convex
+        function of f. What the area asks for is then bought where it costs least, by the highest f
+        of a box in the place of its lowest.
+        """
+        rho = _odds(prevalence)
+        start, end, low, high = np.array(self.boxes()).T
+        alike = low[:, None] == low
+        last = np.where(alike, end, 0.0).max(1)
+        reached = end / np.maximum(end + rho * low, TINY)
+        later = np.where(low > low[:, None], reached, 0.0).max(1)
+        top = np.maximum(last / np.maximum(last + rho * low, TINY), later)
+        lost = top - np.maximum(last / np.maximum(last + rho * high, TINY), later)
+        width, rise = end - start, high - low
+        missing = 0.0 if self.auroc is None else self._areas()[0] - float((width * low).sum())
+        share = np.zeros(len(start))
+        for k in sorted(np.flatnonzero(rise > 0), key=lambda k: lost[k] / rise[k]):
+            share[k] = np.clip(missing / (width[k] * rise[k]), 0, 1)
+            missing -= share[k] * width[k] * rise[k]
+        jump = end - share * width
+        fpr = np.append(np.stack([low, low, high, high], 1).ravel(), 1.0)
+        tpr = np.append(np.stack([start, jump, jump, end], 1).ravel(), 1.0)
+        keep = np.append(np.stack([share < 1, share < 1, share > 0, share > 0], 1).ravel(), True)
+        value = float((width * (top - share * lost)).sum())
+        return value, np.maximum.accumulate(fpr[keep]), tpr[keep]
 
     def _lower(self, prevalence: float) -> Bound:
         """Bound and vertices (FPR, TPR): at each c, T balances precision against price of area."""
@@ -215,6 +269,182 @@ class Printed:
         low = _crossing(lambda pi: self._upper(pi)[0] - (aupr - self.half_width))
         high = _crossing(lambda pi: self._lower(pi)[0] - (aupr + self.half_width))
         return (0.0 if low is None else low), (1.0 if high is None else high)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the paper's Table 1.
+
+    Attributes:
+        title: its test set and its method, as in "SVHN Energy".
+        test_set, method: the same as keys of ``SET_TITLES`` and ``METHODS``.
+        curve: its TPR10, FPR95 and AUROC.
+        aupr: its AUPR, in [0, 1].
+    """
+
+    title: str
+    test_set: str
+    method: str
+    curve: Printed
+    aupr: float
+
+    def prevalences(self, **changes: Any) -> tuple[float, float]:
+        """Smallest and largest prevalence that it can have, with fields of ``curve`` changed."""
+        return replace(self.curve, **changes).prevalences(self.aupr)
+
+    def excess(self, prevalence: float, *, trapezoids: bool = False, **changes: Any) -> float:
+        """How far its AUPR lies above all curves (positive) or below all (negative), or 0.
+
+        Args:
+            prevalence: pi, fraction of OOD samples, in (0, 1).
+            trapezoids: whether points of the precision-recall curve are joined by straight lines,
+                which adds at most half a step to the largest AUPR.
+            changes: fields of ``curve``.
+        """
+        above, below = self._gaps(prevalence, trapezoids, changes)
+        return max(above, 0.0) - max(below, 0.0)
+
+    def needed(self, field: str, prevalence: float, *, trapezoids: bool = False) -> float:
+        """The least ``step`` or ``scatter`` with which some curve has its AUPR, up to one half.
+
+        Infinite where that is not enough.
+
+        Args:
+            field: of ``curve``: "step" or "scatter".
+            prevalence: pi, fraction of OOD samples, in (0, 1).
+            trapezoids: as in :meth:`excess`.
+        """
+
+        def gap(value: float) -> float:
+            return max(self._gaps(prevalence, trapezoids, {field: value}))
+
+        start, end = float(getattr(self.curve, field)), 0.5
+        if gap(start) <= 0:
+            return start
+        return float(brentq(gap, start, end, xtol=1e-6)) if gap(end) < 0 else float("inf")
+
+    def likely(self, prevalence: float) -> float:
+        """AUPR of the binormal curve through its two points: a model, not a bound.
+
+        Args:
+            prevalence: pi, fraction of OOD samples, in (0, 1).
+        """
+        levels, rho = (np.arange(20_000) + 0.5) / 20_000, _odds(prevalence)
+        return float(np.mean(levels / (levels + rho * binormal(self.curve, levels))))
+
+    def likely_prevalence(self) -> float:
+        """The prevalence at which the binormal curve has its AUPR."""
+        return float(brentq(lambda pi: self.likely(pi) - self.aupr, 1e-4, 1 - 1e-4, xtol=1e-6))
+
+    def reached(self, prevalence: float, points: int = 100_000) -> tuple[float, float]:
+        """How far the AUPR of each extremal curve is from its bound, the lower one first.
+
+        Args:
+            prevalence: pi, fraction of OOD samples, in (0, 1).
+            points: steps of the curves.
+        """
+        smooth = replace(self.curve, step=0.0)
+        curves = extremal_curves(smooth, prevalence, points)
+        low, high = (average_precision(curve, prevalence) for curve in curves)
+        least, most = smooth.bounds(prevalence)
+        return abs(low - least), abs(most - high)
+
+    def _gaps(
+        self, prevalence: float, trapezoids: bool, changes: Mapping[str, Any]
+    ) -> tuple[float, float]:
+        curve = replace(self.curve, **changes)
+        low, high = curve.bounds(prevalence)
+        above = self.aupr - curve.half_width - high - trapezoids * curve.step / 2
+        return above, low - self.aupr - curve.half_width
+
+
+def table(step: float = 0.0) -> dict[str, Row]:
+    """All rows of the paper's Table 1 but the mean, by title; ``step`` as in :class:`Printed`."""
+    rows = {}
+    for r in paper_table():
+        if r["set"] != "mean":
+            curve = Printed(r["tpr10"], r["fpr95"], r["auroc"], step=step)
+            title = f"{SET_TITLES[r['set']]} {TITLES[r['method']]}"
+            rows[title] = Row(title, r["set"], r["method"], curve, r["aupr"])
+    return rows
+
+
+def outside(fits: Mapping[str, tuple[float, float]], prevalence: float) -> list[str]:
+    """Titles of the rows whose interval does not hold this prevalence.
+
+    >>> outside({"a": (0.1, 0.3), "b": (0.2, 0.9)}, 1 / 2)
+    ['a']
+    """
+    return [title for title, (low, high) in fits.items() if not low <= prevalence <= high]
+
+
+def answer(fits: Mapping[str, tuple[float, float]], mixes: Mapping[str, float]) -> str:
+    """One sentence: how many rows each mix contradicts, and whether any mix suits all rows.
+
+    Args:
+        fits: title of a row -> smallest and largest prevalence.
+        mixes: name of a mix -> its prevalence.
+
+    >>> answer({"a": (0.1, 0.3), "b": (0.4, 0.9)}, {"1 : 1": 1 / 2})
+    '**No.** 1 of 2 rows cannot have a mix of 1 : 1, and no mix at all suits all rows.'
+    """
+    against = {name: len(outside(fits, prevalence)) for name, prevalence in mixes.items()}
+    some = max(low for low, _ in fits.values()) <= min(high for _, high in fits.values())
+    parts = [
+        f"{count} of {len(fits)} rows cannot have a mix of {n}" for n, count in against.items()
+    ]
+    verdict = "Yes, perhaps" if some else "No"
+    last = "there is a mix that suits all rows" if some else "no mix at all suits all rows"
+    return f"**{verdict}.** {', '.join(parts)}, and {last}."
+
+
+def possible(
+    rows: Mapping[str, Row],
+    fits: Mapping[str, tuple[float, float]],
+    prevalence: float | Mapping[str, float],
+) -> dict[str, int]:
+    """How many rows of each method can have a mix: title of the method -> count.
+
+    Args:
+        rows: by title.
+        fits: title of a row -> smallest and largest prevalence.
+        prevalence: of all test sets, or test set -> its own.
+    """
+    counts = {TITLES[row.method]: 0 for row in rows.values()}
+    for title, row in rows.items():
+        mix = prevalence if isinstance(prevalence, float) else prevalence[row.test_set]
+        low, high = fits[title]
+        counts[TITLES[row.method]] += low <= mix <= high
+    return counts
+
+
+def binormal(printed: Printed, levels: Vector) -> Vector:
+    """FPR at these TPRs of the binormal curve through the two points, (levels,).
+
+    A binormal curve is a straight line in normal quantiles, ``z(TPR) = a + b z(FPR)``: two normal
+    distributions of scores have it. It does not use the AUROC.
+    """
+    x, y = norm.ppf([printed.at_fpr, printed.fpr95]), norm.ppf([printed.tpr10, printed.at_tpr])
+    slope = (y[1] - y[0]) / (x[1] - x[0])
+    return np.asarray(norm.cdf(x[0] + (norm.ppf(levels) - y[0]) / slope))
+
+
+def random_curves(printed: Printed, levels: Vector, count: int, seed: int = 0) -> Vector:
+    """FPR of random ROC curves through the two points, of any AUROC, (count, levels).
+
+    Args:
+        printed: where they pass; in each of its boxes f rises from low to high at its own pace.
+        levels: ascending TPRs at which f is wanted, (levels,).
+        count: how many curves.
+        seed: of the paces.
+    """
+    generator, f = np.random.default_rng(seed), np.zeros((count, len(levels)))
+    for t0, t1, low, high in replace(printed, half_width=0.0, scatter=0.0).boxes():
+        inside = (levels > t0) & (levels <= t1)
+        shape = np.exp(generator.uniform(-4, 4, (2, count, 1)))
+        pace = np.sort(generator.beta(*shape, (count, int(inside.sum()))), axis=1)
+        f[:, inside] = low + (high - low) * pace
+    return f
 
 
 def extremal_curves(printed: Printed, prevalence: float, points: int = 2000) -> tuple[Roc, Roc]:

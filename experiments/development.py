@@ -1,33 +1,36 @@
 """Where settings are chosen: small networks, and outliers that are none of the test suite.
 
-Two WRN-16-2 stand for the WRN-40-2 of the table. Each is trained on nine tenths of CIFAR-10's
-training split; the last tenth, which it never fits, is in-distribution here. Outliers are the
-validation outliers of :mod:`outliers`, made from images the network was trained on, and for the
-second network the three classes that it was never shown.
+Two WRN-16-2 stand for the networks of the tables. Each is trained on nine tenths of CIFAR-10's
+training split; the last tenth, which it never fits, is in-distribution here. Far outliers are the
+validation outliers of :mod:`outliers`, made from images that the network was trained on. Near ones
+are images of the three classes that the second network was never shown.
 
-The rule, fixed before any candidate was scored:
+The rule, fixed before any candidate of this grid was scored:
 
-1. A candidate's figure on a network is its AUROC, averaged within each group of outliers (noise,
-   changed images, hidden classes), then over the groups; its figure is the mean over the networks.
+1. The far half of a candidate's figure is its AUROC, averaged within each group of made outliers
+   (noise, changed images), then over the two groups, then over the networks. The near half is its
+   AUROC on hidden classes, averaged over the networks that have some. The figure is the mean of the
+   halves.
 2. Of the candidates less than ``MARGIN`` below the best figure, the one that keeps the fewest
    numbers is the choice; among those, the one with the best figure.
+3. Where scores are compared after tuning (:mod:`tuning`), each score with a free setting has the
+   same number of candidates, and the one with the best figure represents it.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thinkback_utils import data
@@ -39,8 +42,8 @@ from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
 
 from .benchmark import Benchmark
-from .evaluation import ID_TEST, ID_TRAIN, available_sets, evenly, image_set
-from .family import Candidate, candidates, statistics
+from .evaluation import ID_TEST, ID_TRAIN, NEAR, available_sets, evenly, image_set
+from .family import DAMPINGS, Candidate, Statistics, candidates
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
 from .provenance import describe
 from .run import Run, program_parser
@@ -48,16 +51,27 @@ from .training import RECIPES, TrainConfig, train_network
 
 RECIPE = RECIPES["cpu-wrn16"]
 HELD_OUT_EVERY = 10  # each tenth training image is kept from the network
-COUNT = 2000  # outliers of each kind
+FIT_COUNT = 5000  # images that scores are fitted on, and
+HELD_COUNT = 1500  # held-out ones, spread evenly over those there are: for time's sake
+COUNT = 200  # outliers of each kind that is made
+HIDDEN_COUNT = 1500  # images of hidden classes
 MARGIN = 0.001  # of AUROC: less than the figures can tell apart
+HALVES = ("far", "near")
 FITTED = "fitted"
 HELD_OUT = "held_out"
 HIDDEN = "hidden"
 GROUPS = {
     "noise": [make.__name__ for make in NOISES],
     "changed": [make.__name__ for make in CHANGES],
-    "classes": [HIDDEN],
 }
+
+
+class Figure(NamedTuple):
+    """What the rule compares: AUROC of both halves, and their mean."""
+
+    far: float
+    near: float
+    figure: float
 
 
 @dataclass(frozen=True)
@@ -103,9 +117,9 @@ def features(
     if kept := here.kept()[1]:
         return kept
     model = here.model(device)
-    sets = {FITTED: parts.fitted, HELD_OUT: parts.held_out}
+    sets = {FITTED: _some(parts.fitted, FIT_COUNT), HELD_OUT: _some(parts.held_out, HELD_COUNT)}
     if parts.hidden is not None:
-        sets[HIDDEN] = _rows(parts.hidden, evenly(len(parts.hidden), COUNT), HIDDEN)
+        sets[HIDDEN] = _some(parts.hidden, HIDDEN_COUNT)
     few = parts.fitted.images[evenly(len(parts.fitted), COUNT)]
     sets |= validation_outliers(few, network.config.seed)
     seen = {name: extract(model, images) for name, images in sets.items()}
@@ -113,20 +127,58 @@ def features(
     return seen
 
 
-def measure(sets: Mapping[str, Features]) -> list[dict[str, Any]]:
+def measure(
+    sets: Mapping[str, Features],
+    fit: str = FITTED,
+    found: Callable[[dict[str, NDArray[np.floating]]], dict[str, float]] | None = None,
+) -> list[dict[str, Any]]:
     """A record for every candidate: its fields, numbers kept, and AUROC on each kind of outlier.
 
-    ``figure`` is that of the rule's first step.
+    Args:
+        sets: of the development set-up, or of the suite.
+        fit: the set to fit on; all others are scored.
+        found: of the scores by set, what the record is to hold; default: :func:`halves`.
     """
-    fit, others = sets[FITTED], {name: item for name, item in sets.items() if name != FITTED}
-    K, D, records = fit.logits.shape[1], fit.features.shape[1], []
-    for _, same in itertools.groupby(candidates(), lambda candidate: candidate[:-1]):
-        group = list(same)
-        values = statistics(group[0], fit, others)
-        for i, candidate in enumerate(group):
-            found = _aurocs({name: value[:, i] for name, value in values.items()})
-            records.append(candidate._asdict() | {"size": candidate.size(K, D)} | found)
+    fitted, others = sets[fit], {name: item for name, item in sets.items() if name != fit}
+    K, D, records = fitted.logits.shape[1], fitted.features.shape[1], []
+    made, last, values = Statistics(fitted, others), None, {}
+    for candidate in candidates():
+        if candidate[:-1] != last:  # all dampings at once
+            last, values = candidate[:-1], made.of(candidate)
+        column = DAMPINGS.index(candidate.damping)
+        of = (found or halves)({name: value[:, column].numpy() for name, value in values.items()})
+        records.append(candidate._asdict() | {"size": candidate.size(K, D)} | of)
     return records
+
+
+def suite_halves(values: Mapping[str, NDArray[np.floating]]) -> dict[str, float]:
+    """Of the suite: mean AUROC over the far sets, as in the tables, and that of the near ones."""
+    ids = np.sort(values[ID_TEST])
+    found = {name: auroc(ids, ood) for name, ood in values.items() if name != ID_TEST}
+    far = [value for name, value in found.items() if name not in NEAR]
+    return {"far": float(np.mean(far)), "near": float(np.mean([found[name] for name in NEAR]))}
+
+
+def save_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write records of candidates as a table."""
+    fields = (*Candidate._fields, "size")
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, records[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: v if k in fields else f"{v:.5f}" for k, v in record.items()} for record in records
+        )
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Records that :func:`save_records` wrote, without kinds that a network lacks."""
+    types: dict[str, Callable[[str], Any]] = {"form": str, "labels": str, "size": int}
+    types |= {"unit": "True".__eq__, "bias": "True".__eq__}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {"damping": None} | {k: types.get(k, float)(v) for k, v in row.items() if v}
+            for row in csv.DictReader(file)
+        ]
 
 
 def peers(sets: Mapping[str, Features]) -> dict[str, dict[str, float]]:
@@ -137,21 +189,17 @@ def peers(sets: Mapping[str, Features]) -> dict[str, dict[str, float]]:
         others = {
             n: METHODS[name](x.features, x.logits, state) for n, x in sets.items() if n != FITTED
         }
-        out[name] = _aurocs(others)
+        out[name] = halves({n: value.numpy() for n, value in others.items()})
     return out
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The records of every network's ``candidates.csv``, without kinds that a network lacks."""
-    types: dict[str, Callable[[str], Any]] = {"form": str, "labels": str, "size": int}
-    types |= {"unit": "True".__eq__, "bias": "True".__eq__}
-    records: list[dict[str, Any]] = []
-    for name in NETWORKS:
-        with (folder / name / "candidates.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                filled = {k: types.get(k, float)(v) for k, v in row.items() if v}
-                records.append({"network": name, "damping": None} | filled)
-    return records
+    """The records of every network's ``candidates.csv``."""
+    return [
+        {"network": name} | record
+        for name in NETWORKS
+        for record in read_records(folder / name / "candidates.csv")
+    ]
 
 
 def chosen(folder: Path) -> Candidate:
@@ -159,28 +207,60 @@ def chosen(folder: Path) -> Candidate:
     return Candidate(**read_json(folder / "choice.json"))
 
 
+def figures(records: Iterable[Mapping[str, Any]], *by: str) -> dict[tuple[Any, ...], Figure]:
+    """Far, near and figure of each of the records' ``by``, over the networks: step 1 of the rule.
+
+    >>> figures([{"a": 1, "far": 0.8, "near": 0.6}, {"a": 1, "far": 0.6}], "a")
+    {(1,): Figure(far=0.7, near=0.6, figure=0.65)}
+    """
+    found: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    for record in records:
+        parts = found.setdefault(
+            tuple(record[field] for field in by), {half: [] for half in HALVES}
+        )
+        for half in HALVES:
+            if record.get(half) is not None:
+                parts[half].append(record[half])
+    out = {}
+    for key, parts in found.items():
+        far, near = (float(np.mean(parts[half])) for half in HALVES)
+        out[key] = Figure(far, near, (far + near) / 2)
+    return out
+
+
 def choose(records: Iterable[Mapping[str, Any]]) -> Candidate:
     """The rule of the module, of the records of all networks."""
-    figures: dict[Candidate, list[float]] = {}
+    every = list(records)
     sizes: dict[Candidate, int] = {}
-    for record in records:
+    for record in every:
         candidate = Candidate(*(record[field] for field in Candidate._fields))
-        figures.setdefault(candidate, []).append(record["figure"])
         sizes[candidate] = max(record["size"], sizes.get(candidate, 0))
-    mean = {candidate: float(np.mean(values)) for candidate, values in figures.items()}
-    close = [candidate for candidate in mean if mean[candidate] > max(mean.values()) - MARGIN]
-    return min(close, key=lambda candidate: (sizes[candidate], -mean[candidate]))
+    found = {Candidate(*k): v.figure for k, v in figures(every, *Candidate._fields).items()}
+    close = [candidate for candidate in found if found[candidate] > max(found.values()) - MARGIN]
+    return min(close, key=lambda candidate: (sizes[candidate], -found[candidate]))
 
 
-def _aurocs(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """AUROC of held-out data against each kind of outlier, and the mean of the groups' means."""
-    ids, out = values[HELD_OUT], {}
-    for name in values:
-        if name != HELD_OUT:
-            truth = np.repeat([0, 1], [len(ids), len(values[name])])
-            out[name] = float(roc_auc_score(truth, torch.cat([ids, values[name]]).numpy()))
-    groups = [[out[name] for name in names if name in out] for names in GROUPS.values()]
-    return out | {"figure": float(np.mean([np.mean(group) for group in groups if group]))}
+def halves(values: Mapping[str, NDArray[np.floating]]) -> dict[str, float]:
+    """AUROC of held-out data against each kind of outlier, and the halves of the rule."""
+    ids = np.sort(values[HELD_OUT])
+    out = {name: auroc(ids, ood) for name, ood in values.items() if name != HELD_OUT}
+    groups = [[out[kind] for kind in kinds] for kinds in GROUPS.values() if kinds[0] in out]
+    found = {"far": float(np.mean([np.mean(group) for group in groups]))}
+    return out | found | ({"near": out[HIDDEN]} if HIDDEN in out else {})
+
+
+def auroc(ids: NDArray[np.floating], ood: NDArray[np.floating]) -> float:
+    """AUROC of scores, those in distribution sorted; ties count one half.
+
+    >>> auroc(np.array([0.1, 0.2, 0.3]), np.array([0.2, 0.9]))
+    0.75
+    """
+    below = np.searchsorted(ids, ood, "left") + np.searchsorted(ids, ood, "right")
+    return float(below.mean() / 2 / len(ids))
+
+
+def _some(images: ImageSet, count: int) -> ImageSet:
+    return _rows(images, evenly(len(images), count), images.name)
 
 
 def _rows(images: ImageSet, rows: Tensor, name: str) -> ImageSet:
@@ -199,16 +279,7 @@ def run(results: Path, name: str, device: str | None = None) -> None:
         return
     sets = features(folder, NETWORKS[name], device)
     records, reference = measure(sets), peers(sets)
-    with (
-        replacing(folder / "candidates.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, records[0], lineterminator="\n")
-        writer.writeheader()
-        fields = (*Candidate._fields, "size")
-        writer.writerows(
-            {k: v if k in fields else f"{v:.5f}" for k, v in record.items()} for record in records
-        )
+    save_records(folder / "candidates.csv", records)
     facts = describe(process_device(device)) | {"accuracy": sets[HELD_OUT].accuracy()}
     facts |= {"sizes": {n: len(x) for n, x in sets.items()}, "methods": reference}
     facts["seconds"] = round(time.perf_counter() - start, 1)
@@ -258,16 +329,45 @@ def suite(
     write_json(here.folder / "suite.json", describe(chosen) | facts | {"seconds": seconds})
 
 
+def suite_candidates(here: Run, fit: str = ID_TRAIN) -> None:
+    """Every candidate on the test suite, after the choice: ``candidates_suite.csv`` and its record.
+
+    It says how well development ranks candidates, and what a look at the suite would have won.
+    Nothing is chosen by it.
+
+    Args:
+        here: a run whose ``bundle.npz`` holds the suite.
+        fit: the set of the bundle to fit on.
+    """
+    start = time.perf_counter()
+    records = measure(here.bundle().sets, fit, suite_halves)
+    save_records(here.folder / "candidates_suite.csv", records)
+    facts = describe("cpu") | {"weights_sha256": here.digest()}
+    facts["seconds"] = round(time.perf_counter() - start, 1)
+    write_json(here.folder / "candidates_suite.json", facts)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Train the development networks, score all candidates and choose; or run the suite."""
     parser = program_parser("experiments.development", main.__doc__, "results", "device")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    about = "train and keep features; score nothing"
+    parser.add_argument("--features", action="store_true", help=about)
     about = "do not choose; run the test suite on the first of them"
     parser.add_argument("--suite", action="store_true", help=about)
     parser.add_argument("--sets", nargs="*", help="of the suite (default: all)")
+    about = "do not choose; run the test suite with every candidate on this run's bundle"
+    parser.add_argument("--candidates", type=Path, metavar="RUN", help=about)
     options = parser.parse_args(arguments)
+    if options.candidates:
+        suite_candidates(Run(options.candidates))
+        return
     if options.suite:
         suite(options.results, options.sets, options.networks[0], options.device)
+        return
+    if options.features:
+        for name in options.networks:
+            features(options.results / "development" / name, NETWORKS[name], options.device)
         return
     for name in options.networks:
         run(options.results, name, options.device)

@@ -1,14 +1,14 @@
-"""The family ``g^T F^-1 g`` of the last layer's gradients: Fisher, inputs, T and damping.
+"""The family of scores ``doubt x novelty`` of the last layer's gradients, all settings of a grid.
 
-Those that were chosen are in :mod:`scores` and :mod:`fisher`. Here all settings of a grid are
-computed together, so that they share sums and eigendecompositions; tests compare them with those
-modules.
+Those that were chosen are in :mod:`scores` and :mod:`fisher`. Here they share sums and
+eigendecompositions; tests compare them with those modules.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -20,28 +20,54 @@ from thinkback_utils.features import Features
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher, LabelKind
 from thinkback_utils.scores import residual
 
-TEMPERATURES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 20.0)
-DAMPINGS = (None, 1e-3, 1e-2, 1e-1)
-SIZES: dict[str, Callable[[int, int], int]] = {  # numbers kept, of K classes and D inputs
-    "diagonal": lambda K, D: K * D,
-    "kronecker": lambda K, D: K * K + D * D,
-    "additive": lambda K, D: K * K + D * D,
-    "averaged": lambda K, D: K * K + D * D,
-    "classwise": lambda K, D: K * K + D * D + K * D,
-    "full": lambda K, D: (K * D) ** 2,
+TEMPERATURES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
+TEMPERATURES_FULL = (5.0,)  # of the form whose matrix has (K D)^2 entries
+DAMPINGS = (0.0, None, 1e-2, 1e-1, 1.0)
+
+
+class Form(NamedTuple):
+    """What a form keeps, and which fields of a candidate it has.
+
+    - ``size``: numbers kept, of K classes and D inputs.
+    - ``fields``: those that change it, beside the temperature.
+    """
+
+    size: Callable[[int, int], int]
+    fields: tuple[str, ...]
+
+
+_INPUTS = ("unit", "bias", "damping")
+FORMS: dict[str, Form] = {
+    "diagonal": Form(lambda K, D: K * D, (*_INPUTS, "labels")),
+    "kronecker": Form(lambda K, D: K * K + D * D, (*_INPUTS, "labels")),
+    "kronecker_plain": Form(lambda K, D: D * D, _INPUTS),
+    "full": Form(lambda K, D: (K * D) ** 2, ("unit", "damping")),
+    "averaged": Form(lambda K, D: K * K + D * D, (*_INPUTS, "labels")),
+    "averaged_plain": Form(lambda K, D: D * D, _INPUTS),
+    "averaged_means": Form(lambda K, D: K * K + D * D + K * D, ("unit", "damping", "labels")),
+    "averaged_both": Form(lambda K, D: K * K + 2 * D * D + K * D, ("unit", "damping", "labels")),
+    "doubt": Form(lambda K, D: K * K, ("damping", "labels")),
+    "gini": Form(lambda K, D: 0, ()),
+    "gini_means": Form(lambda K, D: D * D + K * D, ("unit", "damping")),
+    "gini_both": Form(lambda K, D: 2 * D * D + K * D, ("unit", "damping")),
 }
 
 
 class Candidate(NamedTuple):
-    """One setting of the family.
+    """One setting of the family, with ``p = softmax(z / T)`` and r of the network's decision.
 
-    - ``form``: what F keeps. ``diagonal``; ``kronecker``, ``A ⊗ B``; ``classwise``, ``A ⊗ B_c`` for
-      each predicted class c, with its mean but one scatter within classes for all; ``full``. Two
-      take other statistics of the Kronecker form: ``additive``, the sum of its two factors;
-      ``averaged``, its mean over labels drawn from p.
+    - ``form``. The first factor, the doubt, is one of: ``r^T A^-1 r`` (*decision*); its mean over
+      labels drawn from p, ``p^T C p / 2`` (*average*); either with A = 1, which makes the average
+      ``1 - ||p||^2`` (*Gini*). The second, the novelty, is one of: the leverage ``h^T B^-1 h``; the
+      squared distance to the nearest class mean under the scatter within classes (*means*); both.
+      ``kronecker``: decision and leverage; ``averaged``: average and leverage; ``_plain``: these
+      with A = 1; ``averaged_means``, ``gini_means``, ``averaged_both``, ``gini_both``: as they say;
+      ``doubt``, ``gini``: without a second factor. ``diagonal`` and ``full``: of the decision,
+      under a Fisher that is not factorised.
     - ``unit``: gradient and Fisher read ``h / ||h||``; logits stay as they are.
-    - ``bias``: the bias's gradient counts too.
-    - ``labels``: of the Fisher, see :class:`fisher.DiagonalFisher`.
+    - ``bias``: the bias's gradient counts too. Forms with class means and the full one always
+      count it: the constant is what centers them.
+    - ``labels``: of A and of the diagonal, see :class:`fisher.DiagonalFisher`.
     - ``temperature``, ``damping``: as in the scores; None is the Fisher's ``automatic_damping``.
     """
 
@@ -54,53 +80,127 @@ class Candidate(NamedTuple):
 
     def size(self, K: int, D: int) -> int:
         """How many numbers a detector keeps of the fit data."""
-        return SIZES[self.form](K, D + self.bias)
+        return FORMS[self.form].size(K, D + self.bias)
 
 
 def candidates() -> Iterator[Candidate]:
-    """The grid, dampings of the same setting side by side."""
-    switches = (False, True)
-    for form, unit, bias, T in itertools.product(SIZES, switches, switches, TEMPERATURES):
-        kinds: tuple[LabelKind, ...] = (
-            ("predicted", "model") if form in ("diagonal", "kronecker") else ("predicted",)
-        )
-        for labels, damping in itertools.product(kinds, DAMPINGS):
-            if bias or form != "classwise":  # whose class means are what the bias brings
-                yield Candidate(form, unit, bias, labels, T, damping)
+    """The grid, dampings of the same setting side by side; a field that a form lacks stands still.
+
+    >>> [c.temperature for c in candidates() if c.form == "gini"]
+    [1.0, 2.0, 3.0, 5.0, 7.0, 10.0]
+    """
+    kinds: tuple[LabelKind, ...] = ("predicted", "model")
+    for form, (_, fields) in FORMS.items():
+        still = form not in ("doubt", "gini")  # what a form without a switch reads
+        units = (False, True) if "unit" in fields else (still,)
+        biases = (False, True) if "bias" in fields else (still,)
+        labels = kinds if "labels" in fields else kinds[:1]
+        dampings = DAMPINGS if "damping" in fields else DAMPINGS[:1]
+        grid = TEMPERATURES_FULL if form == "full" else TEMPERATURES
+        for setting in itertools.product(units, biases, labels, grid, dampings):
+            yield Candidate(form, *setting)
+
+
+class Statistics:
+    """Scores of all candidates fitted on ``fit``: parts are computed once and kept.
+
+    Args:
+        fit: in-distribution training data.
+        sets: what is scored.
+    """
+
+    def __init__(self, fit: Features, sets: Mapping[str, Features]) -> None:
+        self.fit, self.sets = fit, dict(sets)
+        # one table of parts an object, which dies with it
+        for name in ("_doubt", "_leverage", "_away", "_probabilities"):
+            setattr(self, name, cache(getattr(self, name)))
+
+    def of(self, candidate: Candidate) -> dict[str, Tensor]:
+        """The candidate at all ``DAMPINGS``: float64 (N, dampings) by set."""
+        form, unit, bias, labels, T, _ = candidate
+        if form == "diagonal":
+            return self._diagonal(candidate)
+        if form == "full":
+            return self._full(candidate)
+        kind = "decision" if form.startswith("kronecker") else "average"
+        plain = form.endswith("_plain") or form.startswith("gini")
+        first = self._doubt(kind, plain, T, labels)
+        if form in ("doubt", "gini"):
+            return first
+        if form.endswith("_means"):
+            return {n: first[n] * self._away(unit)[n] for n in self.sets}
+        second = self._leverage(unit, bias)
+        if form.endswith("_both"):
+            return {n: first[n] * second[n] * self._away(unit)[n] for n in self.sets}
+        return {n: first[n] * second[n] for n in self.sets}
+
+    def _inputs(self, unit: bool, bias: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the last layer reads, of the fit data and of the sets: float64 (N, D or D + 1)."""
+        return _inputs(self.fit.features, unit, bias), {
+            n: _inputs(x.features, unit, bias) for n, x in self.sets.items()
+        }
+
+    def _probabilities(self, T: float) -> dict[str, Tensor]:
+        return {n: (x.logits.double() / T).softmax(1) for n, x in self.sets.items()}
+
+    def _doubt(self, kind: str, plain: bool, T: float, labels: LabelKind) -> dict[str, Tensor]:
+        """The first factor, (N, dampings); with A = 1 alike for all of them."""
+        z = self.fit.logits
+        if plain:
+            A = _Quadratic(torch.eye(z.shape[1], dtype=torch.float64), [0.0] * len(DAMPINGS))
+        else:
+            fisher = KroneckerFisher(T, labels).update(z.new_ones(len(z), 1), z)
+            A = _Quadratic(fisher.compute()[0], _dampings(fisher))
+        if kind == "decision":
+            return {n: A(residual(x.logits, T)) for n, x in self.sets.items()}
+        return {n: A.averaged(p) for n, p in self._probabilities(T).items()}
+
+    def _leverage(self, unit: bool, bias: bool) -> dict[str, Tensor]:
+        """``h^T B^-1 h``, B the second moment of the fit data."""
+        h, others = self._inputs(unit, bias)
+        B = _Quadratic(h.T @ h / len(h), _automatic(len(h)))
+        return {n: B(x) for n, x in others.items()}
+
+    def _away(self, unit: bool) -> dict[str, Tensor]:
+        """Squared distance to the nearest mean of predicted classes, under the scatter within."""
+        h, others = self._inputs(unit, False)
+        means = _class_means(h, self.fit.logits)
+        within = h - means[self.fit.logits.argmax(1)]
+        S = _Quadratic(within.T @ within / len(h), _automatic(len(h)))
+        return {n: torch.stack([S(x - mean) for mean in means]).amin(0) for n, x in others.items()}
+
+    def _diagonal(self, candidate: Candidate) -> dict[str, Tensor]:
+        _, unit, bias, labels, T, _ = candidate
+        h, others = self._inputs(unit, bias)
+        fisher = DiagonalFisher(T, labels).update(h, self.fit.logits)
+        E = fisher.compute()
+        floors = [(0.0, d) if d else (1e-16, 0.0) for d in _dampings(fisher)]  # the paper's
+        z = {n: x.logits for n, x in self.sets.items()}
+        return {
+            n: torch.stack([scores.thinkback(x, z[n], E, T, *floor) for floor in floors], 1)
+            for n, x in others.items()
+        }
+
+    def _full(self, candidate: Candidate) -> dict[str, Tensor]:
+        _, unit, bias, labels, T, _ = candidate
+        h, others = self._inputs(unit, bias)
+        full = FullFisher(T, labels).update(h, self.fit.logits)
+        quadratic = _Quadratic(full.compute(), _dampings(full))
+        return {
+            n: quadratic.of_products(residual(self.sets[n].logits, T), x) for n, x in others.items()
+        }
 
 
 def statistics(
     candidate: Candidate, fit: Features, sets: Mapping[str, Features]
 ) -> dict[str, Tensor]:
-    """Scores of a candidate fitted on ``fit`` at all ``DAMPINGS``: float64 (N, dampings) by set."""
-    form, unit, bias, labels, T, _ = candidate
-    h = {n: _inputs(x.features, unit, bias) for n, x in sets.items()}
-    z = {n: x.logits for n, x in sets.items()}
-    r = {n: residual(z[n], T) for n in sets}
-    fit_h, fit_z = _inputs(fit.features, unit, bias), fit.logits
-    if form == "diagonal":
-        fisher = DiagonalFisher(T, labels).update(fit_h, fit_z)
-        E, dampings = fisher.compute(), _dampings(fisher)
-        return {
-            n: torch.stack([scores.thinkback(h[n], z[n], E, T, 0.0, d) for d in dampings], 1)
-            for n in sets
-        }
-    if form == "full":
-        full = FullFisher(T, labels).update(fit_h, fit_z)
-        quadratic = _Quadratic(full.compute(), _dampings(full))
-        return {n: quadratic.of_products(r[n], h[n]) for n in sets}
-    factors = KroneckerFisher(T, labels).update(fit_h, fit_z)
-    A, B = (_Quadratic(moment, _dampings(factors)) for moment in factors.compute())
-    if form == "additive":  # each in units of its mean over the fit data
-        return {n: A(r[n]) / (fit_z.shape[1] - 1) + B(h[n]) / fit_h.shape[1] for n in sets}
-    if form == "averaged":
-        return {n: A.averaged((z[n].double() / T).softmax(1)) * B(h[n]) for n in sets}
-    if form == "classwise":
-        means = _class_means(fit_h, fit_z)
-        within = (fit_h - means[fit_z.argmax(1)])[:, :-1]
-        S = _Quadratic(within.T @ within / len(fit), _dampings(factors))
-        return {n: A(r[n]) * (1 + S((h[n] - means[z[n].argmax(1)])[:, :-1])) for n in sets}
-    return {n: A(r[n]) * B(h[n]) for n in sets}
+    """Scores of one candidate: float64 (N, dampings) by set."""
+    return Statistics(fit, sets).of(candidate)
+
+
+def _automatic(count: int) -> list[float]:
+    """``DAMPINGS``, None as one in the number of fit samples."""
+    return [1 / count if d is None else d for d in DAMPINGS]
 
 
 def _dampings(fisher: DiagonalFisher | FullFisher | KroneckerFisher) -> list[float]:
@@ -109,13 +209,16 @@ def _dampings(fisher: DiagonalFisher | FullFisher | KroneckerFisher) -> list[flo
 
 
 class _Quadratic:
-    """``x^T (M + damping * mean eigenvalue * I)^-1 x`` for all dampings, by one decomposition."""
+    """``x^T (M + damping * mean eigenvalue * I)^-1 x`` for all dampings, by one decomposition.
+
+    Without damping, directions without data do not count, as in ``scores.inverse_root``.
+    """
 
     def __init__(self, matrix: Tensor, dampings: list[float]) -> None:
         values, self.vectors = torch.linalg.eigh(matrix)
         values = values.where(values > 1e-12 * values[-1], 0.0)
-        floors = values.new_tensor(dampings) * values.mean()
-        self.inverse = 1 / (values[:, None] + floors)  # (P, dampings)
+        floors = values[:, None] + values.new_tensor(dampings) * values.mean()
+        self.inverse = floors.reciprocal().where(floors > 0, 0.0)  # (P, dampings)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, dampings) of x (N, P)."""
@@ -128,12 +231,15 @@ class _Quadratic:
         return torch.cat([self(torch.einsum("nk,nd->nkd", *part).flatten(1)) for part in parts])
 
     def averaged(self, p: Tensor) -> Tensor:
-        """The mean of that of ``p - e_y`` over labels y drawn from p (N, P).
+        """The mean of that of ``p - e_y`` over labels y drawn from p (N, P): ``p^T C p / 2``.
 
-        It is ``sum_k p_k M^-1_kk - p^T M^-1 p``.
+        No difference of large numbers is taken, so a nearly sure sample loses no digit.
         """
-        out: Tensor = p @ self.vectors.square() @ self.inverse - self(p)
-        return out
+        out = [
+            0.5 * ((p @ scores.label_distances(self.vectors * column.sqrt())) * p).sum(1)
+            for column in self.inverse.T
+        ]
+        return torch.stack(out, 1)
 
 
 def _inputs(h: Tensor, unit: bool, bias: bool) -> Tensor:

@@ -33,9 +33,10 @@ from thinkback_utils import data
 from thinkback_utils.commands import run_main
 from thinkback_utils.devices import process_device
 from thinkback_utils.features import Bundle, Features
-from thinkback_utils.files import write_json
+from thinkback_utils.files import read_json, write_json
 from thinkback_utils.methods import METHODS, Method, State
 
+from . import detectors
 from .benchmark import Benchmark
 from .evaluation import (
     BASELINES,
@@ -90,14 +91,19 @@ class Peer:
     unit: bool = False
     correct: bool = False
 
-    def fit(self, model: nn.Module, train: Features | None = None) -> Any:
+    def fit(self, model: nn.Module, train: Features | None = None, **others: Any) -> Any:
         """The detector around ``model``, fitted if it learns anything.
+
+        Args:
+            model: as of ``build``.
+            train: training data.
+            others: settings in place of the published ones.
 
         Raises:
             ValueError: if it does and there is no training data with labels.
             ModuleNotFoundError: without pytorch-ood.
         """
-        settings = {name: value for name, (value, _) in self.settings.items()}
+        settings = {name: value for name, (value, _) in self.settings.items()} | others
         detector = self.build(_detectors(), model, settings)
         if "training data" in self.needs:
             if train is None or train.labels is None:
@@ -111,7 +117,7 @@ class Peer:
     def __call__(self, detector: Any, batch: Features | Tensor) -> Tensor:
         """Scores (N,) of features, or of images uint8 (N, 3, H, W), higher = more OOD."""
         # Gradient detectors have predict alone.
-        predict = getattr(detector, f"predict_{self.reads}", detector.predict)
+        predict = getattr(detector, f"predict_{self.reads}", None) or detector.predict
         scores: Tensor = predict(self._input(batch))
         return scores
 
@@ -245,12 +251,14 @@ PEERS: dict[str, Peer] = {
     "vim": Peer(
         "ViM",
         "Wang et al., CVPR 2022",
-        lambda d, head, v: d.ViM(None, head.in_features // 2, head.weight, head.bias),
+        lambda d, head, v: d.ViM(
+            None, round(head.in_features * v["share"]), head.weight, head.bias
+        ),
         "features",
         _TRAINING,
         {
-            "d": (
-                "D / 2",
+            "share": (
+                0.5,
                 (
                     "the authors' 512 are more than D, which the package then halves; theirs is"
                     " ImageNet's"
@@ -281,6 +289,73 @@ PEERS: dict[str, Peer] = {
         "features",
         _LABELS,
         unit=True,
+    ),
+    "rmds": Peer(
+        "RMDS", "Ren et al., arXiv 2021", lambda d, h, v: d.RMD(None), "features", _LABELS
+    ),
+    "rmds_pp": Peer(
+        "RMDS, unit features",
+        "Ren et al., arXiv 2021",
+        lambda d, head, v: d.RMD(None),
+        "features",
+        _LABELS,
+        unit=True,
+    ),
+    "pnml": Peer(
+        "pNML",
+        "Bibas et al., NeurIPS 2021",
+        lambda d, head, v: d.PNML(None, head),
+        "features",
+        _TRAINING,
+    ),
+    "fdbd": Peer(
+        "fDBD",
+        "Liu & Qin, ICML 2024",
+        lambda d, head, v: d.fDBD(None, head),
+        "features",
+        _TRAINING,
+    ),
+    "nnguide": Peer(
+        "NNGuide",
+        "Park et al., ICCV 2023",
+        lambda d, head, v: d.NNGuide(None, head, **v),
+        "features",
+        _TRAINING,
+        {"k": (10, "the package's default, with all training images")},
+    ),
+    "nci": Peer(
+        "NCI",
+        "Liu & Qin, CVPR 2025",
+        lambda d, head, v: d.NCI(None, head, **v),
+        "features",
+        _TRAINING,
+        {"alpha": (0.0, "the package's default: the angle alone; the authors choose it on data")},
+    ),
+    "vra": Peer(
+        "VRA",
+        "Xu et al., NeurIPS 2023",
+        lambda d, head, v: detectors.VRA(head, **v),
+        "features",
+        _TRAINING,
+        {
+            "lower": (0.5, "half of the activations; chosen on data by the authors"),
+            "upper": (0.95, "as ReAct does, milder; chosen on data by the authors"),
+        },
+    ),
+    "energy_mahalanobis_pp": Peer(
+        "Energy + Mahalanobis++",
+        "a control of this book",
+        lambda d, head, v: detectors.EnergyAndDistance(head, **v),
+        "features",
+        _LABELS,
+        {"weight": (1.0, "both standardised on training features")},
+    ),
+    "gini": Peer(
+        "Gini",
+        "a control of this book",
+        lambda d, head, v: detectors.Gini(**v),
+        "logits",
+        settings={"t": (1.0, "as Softmax")},
     ),
     "odin": Peer(
         "ODIN",
@@ -395,6 +470,8 @@ def run(
 ) -> None:
     """Fit all peers on the training features of a run, and score its test set and its other sets.
 
+    Peers that an earlier run has scored on the same weights and images are kept as they are.
+
     Writes beside the bundle: ``peers.npz`` (scores, float32, "<set>.<peer>"), ``peers.json``
     (provenance; what each peer needs, its hyper-parameters, and what it cost, with our methods
     timed in the same way) and ``peers_table.json`` (:func:`table`). No metric is printed.
@@ -418,21 +495,45 @@ def run(
     record = here.describe("cpu", names)
     record |= {"pytorch_ood": version("pytorch-ood"), "batch": BATCH, "absent": ABSENT}
     record |= {"peers": {}, "ours": {}}
+    kept, old = _kept(here, record)
+    record |= {key: old[key] for key in ("peers", "ours", "images") if key in old}
     scored = _run_features(bundle, names, record)
-    if images:
+    if images and "odin" not in kept[ID_TEST]:
         for name, row in _run_images(here, names, process_device(device), record).items():
             scored[name] |= row
+    new = set(scored[ID_TEST])
+    scored = {name: kept.get(name, {}) | row for name, row in scored.items()}
     here.save_scores(scored, "peers.npz")
     seconds = round(time.perf_counter() - start, 1)
+    record["earlier"] = [*old.get("earlier", ()), *_runs_of(old)]
     write_json(here.folder / "peers.json", record | {"seconds": seconds})
-    write_json(here.folder / "peers_table.json", table(folder))
+    path = here.folder / "peers_table.json"
+    rows = [] if not kept[ID_TEST] else read_json(path)
+    rows = [row for row in rows if row["method"] not in new]
+    write_json(path, rows + table(folder, peers=new))
+
+
+def _kept(here: Run, record: Record) -> tuple[Scores, Record]:
+    """Scores and record of an earlier run on the same weights and images; else none."""
+    try:
+        old = here.made("peers")
+    except (FileNotFoundError, ValueError):
+        return {ID_TEST: {}}, {}
+    same = all(old.get(key) == record[key] for key in ("images_sha256", "pytorch_ood", "batch"))
+    return (here.scores("peers.npz"), old) if same else ({ID_TEST: {}}, {})
+
+
+def _runs_of(old: Record) -> list[Record]:
+    """When and by what the peers of an earlier run were scored."""
+    keys = ("command", "commit", "started", "device", "versions", "seconds")
+    return [{key: old[key] for key in keys} | {"peers": [*old["peers"]]}] if old else []
 
 
 def _run_features(bundle: Bundle, names: Sequence[str], record: Record) -> Scores:
     """Scores of all peers but those of images; what they cost, and ours, goes into the record."""
     train, layer = _by_rows(bundle.sets[ID_TRAIN]), last_layer(bundle)
     batches = {name: _split(_by_rows(bundle.sets[name])) for name in names}
-    for name in COMPARED:
+    for name in COMPARED if not record["ours"] else ():
         record["ours"][name] = _cost_of_ours(METHODS[name], train, batches)
     return _score(False, lambda peer: peer.fit(layer, train), batches, layer, record)
 
@@ -460,7 +561,8 @@ def _score(
     """Scores ``[set][peer]`` of the peers that read images, or of the others."""
     scored: Scores = {name: {} for name in batches}
     own = list(model.state_dict().values())
-    for name, peer in tqdm(_peers(images).items(), desc="peers", unit=" peers"):
+    todo = {n: peer for n, peer in _peers(images).items() if n not in record["peers"]}
+    for name, peer in tqdm(todo.items(), desc="peers", unit=" peers"):
         found, cost = measure(partial(fit, peer), peer, batches, own)
         record["peers"][name] = _facts(peer) | cost
         for key, values in found.items():
@@ -510,7 +612,9 @@ def load(folder: str | Path) -> tuple[Scores, Record]:
     return here.scores("peers.npz"), record
 
 
-def table(folder: str | Path, resamples: int = 200) -> list[Record]:
+def table(
+    folder: str | Path, resamples: int = 200, peers: Collection[str] | None = None
+) -> list[Record]:
     """The four metrics of every peer on every set, with 95 % intervals, from the kept scores.
 
     Rows are as those of ``evaluation.table`` and ``evaluation.means``, the mean being over the far
@@ -521,21 +625,23 @@ def table(folder: str | Path, resamples: int = 200) -> list[Record]:
     Args:
         folder: ``results/<network>/seed<k>``.
         resamples: of the bootstrap; 200 take a few minutes for all peers.
+        peers: those of the table; default: all.
     """
     scored, _ = load(folder)
     records = []
     for images in (False, True):
-        peers = [name for name in _peers(images) if name in scored[ID_TEST]]
-        if not peers:
+        those = [name for name in _peers(images) if name in scored[ID_TEST]]
+        those = [name for name in those if peers is None or name in peers]
+        if not those:
             continue
-        group = {name: {peer: row[peer] for peer in peers} for name, row in scored.items()}
+        group = {name: {peer: row[peer] for peer in those} for name, row in scored.items()}
         for name, row in scored.items():
-            rows = evenly(len(row[BASELINES[0]]), len(row[peers[0]])).numpy()
+            rows = evenly(len(row[BASELINES[0]]), len(row[those[0]])).numpy()
             group[name] |= {baseline: row[baseline][rows] for baseline in BASELINES}
         records += [
             record | {"near": record["set"] in NEAR}
             for record in Benchmark(resamples=resamples).records(group)
-            if record["method"] in peers
+            if record["method"] in those
         ]
     return records
 

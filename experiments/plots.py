@@ -8,27 +8,35 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
-INK = "#7c7f86"  # reads on white and on near-black
+STYLE = Path(__file__).with_name("book.mplstyle")
+for _file in Path(__file__).with_name("fonts").glob("*.ttf"):
+    font_manager.fontManager.addfont(_file)
+
+# Mid-tones, readable on white and on near-black. The book's site shows each a little darker or
+# lighter, as its theme needs (bookmaking/palette.py). A colour means one thing in all chapters.
+INK = "#7c7f86"
 ID_COLOR = "#3d8fd1"
 OOD_COLOR = "#d9622b"
 METHOD_COLORS = {
-    "msp": "#8a8f98",
+    "msp": "#b08d1a",
     "energy": "#1f9e89",
     "thinkback": "#b4529c",
     "thinkback_averaged": "#7a4fc4",
-    "max_logit": "#b59a2c",
-    "gradnorm": "#96703f",
-    "thinkback_eq5": "#cf6f9e",
+    "max_logit": "#7d8f2e",
+    "gradnorm": "#96603a",
+    "thinkback_eq5": "#d0709f",
 }
+OTHER_COLORS = ("#c9505a", "#2f9fb8", "#6f7f9f", "#8a6f9e")  # for what is neither method nor set
 
 
 def use_style() -> None:
     """Switch matplotlib to the book's style and notebooks to vector graphics."""
-    plt.style.use(Path(__file__).with_name("book.mplstyle"))
+    plt.style.use(STYLE)
     try:
         from IPython.core.getipython import get_ipython
         from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -47,7 +55,7 @@ def plot_iso_scores(
 ) -> Axes:
     """Clouds of squared feature norm and squared residual per set, over lines of equal product."""
     ax = ax or plt.subplots(figsize=(6.4, 4.4))[1]
-    colors = (ID_COLOR, OOD_COLOR, "#1f9e89", "#b4529c", "#b59a2c")
+    colors = (ID_COLOR, OOD_COLOR, *OTHER_COLORS)
     for (name, y), color in zip(residual2.items(), colors, strict=False):
         style: dict[str, Any] = {"s": 5, "alpha": 0.35, "linewidths": 0, "color": color}
         ax.scatter(np.asarray(norm2[name]), np.asarray(y), label=name, **style)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import platform
 import re
@@ -9,15 +10,22 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+import yaml
 
 import thinkback_utils
 from thinkback_utils.files import read_json
+
+ROOT = Path(__file__).parents[1]  # of the repository
 
 
 def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -71,30 +79,138 @@ def label(folder: str | Path) -> str:
 
 
 class Box:
-    """The reproducibility box at the end of a chapter: the parameters it ran with, and on what.
+    """The reproducibility box at the end of a chapter: how to run this page again, and what ran it.
+
+    The chapter is found by its code, so the box knows it in Jupyter, VS Code, Colab and papermill.
 
     >>> box = Box(profile="smoke", seed=0)  # at the top; shown later, it adds the time in between
     """
 
     def __init__(self, **parameters: Any) -> None:
         self.parameters, self.start = parameters, time.perf_counter()
+        self._names = dict(_session()[0])  # before the chapter gives any of them another value
 
-    def _repr_markdown_(self) -> str:
+    def _repr_html_(self) -> str:
         facts = describe(self.parameters.get("device", "cpu"))
         seconds = time.perf_counter() - self.start
-        commit = re.sub(r"^([0-9a-f]{12})[0-9a-f]*", r"\1", facts["commit"])
+        config, chapter, values = _config(), _chapter(_session()[1]), dict(self.parameters)
+        if chapter:
+            values |= {n: self._names[n] for n in _declared(chapter) if n in self._names}
+        shown = ", ".join(f"<code>{n} = {_escape(repr(v))}</code>" for n, v in values.items())
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-        parameters = ", ".join(f"`{name} = {value!r}`" for name, value in self.parameters.items())
         rows = {
-            "Parameters": parameters,
-            "Commit": f"`{commit}`",
-            "Device": facts["device"],
+            "Parameters": shown,
+            "Commit": _commit_link(facts["commit"], config),
+            "Device": _escape(facts["device"]),
             "Versions": versions,
             "Run time": f"{seconds:.0f} s",
         }
-        return "\n".join(
-            ["| Reproduce this page | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
+        if chapter:
+            own = {name: values[name] for name in _declared(chapter) if name in values}
+            rows["From a clone"] = "".join(map(_copied, commands(chapter.name, own)))
+            rows["On Colab"] = _colab_link(chapter.name, config)
+        body = "".join(
+            f'<tr><th scope="row">{k}</th>\n<td>{v}</td></tr>\n' for k, v in rows.items() if v
         )
+        return f'<table class="reproduce"><caption>Reproduce this page</caption>\n{body}</table>'
+
+
+def commands(notebook: str, values: Mapping[str, Any]) -> list[str]:
+    """What runs one chapter with these parameters: strictly, and with papermill alone.
+
+    Both are typed at the root of a clone after ``make``.
+
+    Args:
+        notebook: name of the chapter's file.
+        values: of its parameters: text, numbers, and lists and mappings of these.
+
+    >>> commands("02_metrics.ipynb", {"seed": 1})[0]
+    '.venv/bin/python -m bookmaking run notebooks/02_metrics.ipynb -o out.ipynb -p seed 1'
+    """
+
+    def written(value: Any) -> str:
+        flow = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=float("inf"))
+        return value if isinstance(value, str) else str(flow).removesuffix("\n...\n").strip()
+
+    pairs = [word for name, value in values.items() for word in ("-p", name, written(value))]
+    strict = [".venv/bin/python", "-m", "bookmaking", "run", f"notebooks/{notebook}"]
+    plain = ["../.venv/bin/papermill", notebook, "../out.ipynb", "-k", "python3"]
+    given = ["-y", written(dict(values))] if values else []
+    return [
+        shlex.join([*strict, "-o", "out.ipynb", *pairs]),
+        f"(cd notebooks && {shlex.join([*plain, *given])})",
+    ]
+
+
+def _escape(text: str) -> str:
+    return escape(text, quote=False)
+
+
+def _copied(command: str) -> str:
+    """Code to which the book adds a button that copies it."""
+    return f'<div class="highlight"><pre>{_escape(command)}</pre></div>'
+
+
+def _session() -> tuple[Mapping[str, Any], list[str]]:
+    """The names of the notebook that runs this, and the source of its cells so far."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return {}, []
+    return shell.user_ns, shell.history_manager.input_hist_raw
+
+
+def _chapter(ran: Sequence[str]) -> Path | None:
+    """The chapter with most of its own code among the cells that ran; None where none has any."""
+    files = sorted(ROOT.glob("notebooks/*.ipynb"))
+    code = {file: {_source(cell) for cell in _cells(file)} for file in files}
+    often = Counter(cell for cells in code.values() for cell in cells)
+    done = {cell.strip() for cell in ran}
+    own = {file: sum(often[cell] == 1 for cell in cells & done) for file, cells in code.items()}
+    best = max(own, key=own.__getitem__, default=None)
+    return best if best and own[best] else None
+
+
+def _cells(notebook: Path) -> list[dict[str, Any]]:
+    cells = read_json(notebook)["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def _source(cell: Mapping[str, Any]) -> str:
+    return "".join(cell["source"]).strip()
+
+
+def _declared(notebook: Path) -> list[str]:
+    """Names of a chapter's parameters, in their order."""
+    tagged = [c for c in _cells(notebook) if "parameters" in c["metadata"].get("tags", [])]
+    lines = [line for cell in tagged for line in ast.parse(_source(cell)).body]
+    return [ast.unparse(line.target) for line in lines if isinstance(line, ast.AnnAssign)]
+
+
+def _config() -> dict[str, Any]:
+    """The book's settings, which name the repository; none where this is no clone of it."""
+    file = ROOT / "_config.yml"
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _commit_link(commit: str, config: Mapping[str, Any]) -> str:
+    """A link to a commit; one that is unknown, or to which files were changed, is said in words."""
+    known = re.fullmatch(r"([0-9a-f]{12})[0-9a-f]{28}(-dirty)?", commit)
+    if not known:
+        return _escape(commit)
+    if known[2]:
+        return f"<code>{known[1]}</code>, with changes that are not committed"
+    if "repository" not in config:
+        return f"<code>{known[1]}</code>"
+    return f'<a href="{config["repository"]["url"]}/commit/{commit}"><code>{known[1]}</code></a>'
+
+
+def _colab_link(notebook: str, config: Mapping[str, Any]) -> str:
+    if "repository" not in config:
+        return ""
+    place, colab = config["repository"], config["launch_buttons"]["colab_url"]
+    owned = urlsplit(place["url"]).path.strip("/")
+    address = f"{colab}/github/{owned}/blob/{place['branch']}/notebooks/{notebook}"
+    return f'<a class="button" href="{address}">Open this chapter in Colab</a>'
 
 
 def _commit() -> str:

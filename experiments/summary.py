@@ -1,4 +1,4 @@
-"""What the records of one network say, as the sentences and tables of the chapter on five sets."""
+"""What the records say, as the sentences and tables of the chapters on five sets and on layers."""
 
 from __future__ import annotations
 
@@ -6,22 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from thinkback_utils.data import ABOUT, PAPER_SETS, STAND_INS
-from thinkback_utils.features import Features
-from thinkback_utils.methods import TITLES
-from thinkback_utils.metrics import METRICS
+from thinkback_utils.features import Bundle, Features
+from thinkback_utils.files import read_json
+from thinkback_utils.fisher import DiagonalFisher
+from thinkback_utils.gradients import READINGS
+from thinkback_utils.methods import TITLES as METHOD_TITLES
+from thinkback_utils.metrics import METRICS, interval95, mean_auroc, resampled
 
 from . import verdicts
-from .evaluation import BASELINES, ID_TEST, ID_TRAIN, NEAR, SET_TITLES, Record, find
+from .evaluation import BASELINES, ID_TEST, ID_TRAIN, NEAR, SET_TITLES, Record, Scores, find
+from .networks import NETWORKS, READING_TITLES, over_networks
 from .run import Run
 from .verdicts import COLUMNS
 
 SETS = (*PAPER_SETS, *STAND_INS, *NEAR)  # from top to bottom of a table or figure
-SIGNS = {verdicts.YES: "✓", verdicts.NO: "✗", verdicts.UNTESTED: "?"}
+SIGNS = {verdicts.YES: "✓", verdicts.NO: "✗", verdicts.OPEN: "~", verdicts.UNTESTED: "?"}
+TITLES = METHOD_TITLES | READING_TITLES
+WIDE = {**COLUMNS, "aupr": "AUPR at 1/6", "aupr_even": "AUPR at 1/2"}  # with two mixes
 
 
 def set_title(name: str) -> str:
@@ -48,12 +57,14 @@ class Summary:
         seed: the training seed that sentences and figures speak of.
         methods: the scores that are compared.
         paper: records of the paper's table.
+        networks: records of several networks, all on the same images: of ``networks.load``.
     """
 
     every: Sequence[Record]
     seed: int
     methods: Sequence[str]
     paper: Sequence[Record]
+    networks: Sequence[Record] = ()
 
     @property
     def own(self) -> list[Record]:
@@ -94,9 +105,9 @@ class Summary:
     def against(self, baseline: str) -> str:
         """Whether Thinkback's mean AUROC lies above the baseline's, beyond chance."""
         ((gap, low, high),) = verdicts.gains(self.own, "mean", baseline, "auroc")
-        side = "above" if low > 0 else "**below**" if high < 0 else "within chance of"
+        side = "above" if low > 0 else "**below**" if high < 0 else "away from, and so level with,"
         return (
-            f"Thinkback's mean AUROC is {100 * abs(gap):.1f} points {side} {TITLES[baseline]}'s"
+            f"Thinkback (reading A) is {100 * abs(gap):.1f} points {side} {TITLES[baseline]}"
             f" (paired 95 % interval of the gain: {100 * low:+.1f} to {100 * high:+.1f})."
         )
 
@@ -104,8 +115,7 @@ class Summary:
         """The mean AUROC over training seeds, or that there is one only."""
         if self.seeds == 1:
             return (
-                "One network was trained ([what it took](06_train_wrn.ipynb)): there is no spread"
-                " over training seeds."
+                "Of this network there is one training seed ([what it took](06_train_wrn.ipynb))."
             )
         parts = []
         for method in self.methods:
@@ -124,7 +134,7 @@ class Summary:
     def answer(self) -> str:
         """The three answers: which score is best, by how much, and over how many networks."""
         gaps = [self.against(baseline) for baseline in BASELINES if self.testable]
-        return f"{' '.join([self.best(), *gaps])}\n\n{self.spread()}"
+        return f"{' '.join([*gaps, self.best()])}\n\n{self.finding()} {self.spread()}"
 
     def note(self) -> str:
         """What stands in the cells of the table of results, and what its means are over."""
@@ -199,14 +209,228 @@ class Summary:
         ratios = [f"{SET_TITLES[n]} {median(n) / median(ID_TEST):.2f}" for n in self.far_sets]
         return (
             "Median of the squared feature length, relative to CIFAR-10 test:"
-            f" {', '.join(ratios)}. Below 1, the feature length votes for *in-distribution* on OOD"
-            " images, against the residual."
+            f" {', '.join(ratios)}. Below 1, features are shorter on OOD images, and a score that"
+            " grows with the length calls such images *less* OOD."
+        )
+
+    def of_networks(self) -> dict[str, dict[str, Record]]:
+        """Each network's records of the mean over the far sets, by title and score."""
+        out: dict[str, dict[str, Record]] = {}
+        for record in self.networks:
+            if record["set"] == "mean":
+                out.setdefault(record["title"], {})[record["method"]] = record
+        return out
+
+    def readings(self) -> pd.DataFrame:
+        """The mean over the far sets in percent: the paper's row, then each network's scores."""
+        rows = [
+            {"network": "*the paper's*", "score": f"*{METHOD_TITLES[row['method']]}*"}
+            | {COLUMNS.get(m, m) if m != "aupr" else WIDE[m]: 100 * row[m] for m in METRICS}
+            for row in self.paper
+            if row["set"] == "mean"
+        ]
+        for title, found in self.of_networks().items():
+            for method, record in found.items():
+                values = {head: 100 * record[metric] for metric, head in WIDE.items()}
+                rows.append({"network": title, "score": TITLES[method]} | values)
+        return pd.DataFrame(rows, columns=["network", "score", *WIDE.values()])
+
+    def across(self, metric: str = "auroc", baseline: str = "energy") -> pd.DataFrame:
+        """Each score minus a baseline in the mean over the far sets, in points.
+
+        A column a network, with the interval over its images; then the mean over networks, with
+        the interval over networks.
+        """
+        found = self.of_networks()
+        rows = []
+        for method in dict.fromkeys(m for records in found.values() for m in records):
+            if method == baseline:
+                continue
+            row, values = {"score": TITLES[method]}, []
+            for title in found:
+                of = [r for r in self.networks if r["title"] == title]
+                gains = verdicts.gains(of, "mean", baseline, metric, method)
+                row[title] = verdicts.points(*gains[0], digits=1) if gains else ""
+                values += [gain[0] for gain in gains]
+            row["mean over networks"] = verdicts.points(*over_networks(values), digits=1)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def finding(self) -> str:
+        """What readings and networks decide together, in one sentence a reading."""
+        found, parts = self.of_networks(), []
+        for reading, method in (("A", "thinkback"), ("E", "reading_E")):
+            ahead = []
+            for title in found:
+                of = [r for r in self.networks if r["title"] == title]
+                gain = verdicts.gains(of, "mean", "energy", "auroc", method)
+                ahead += [title] if gain and gain[0][1] > 0 else []
+            on = f" ({', '.join(ahead)})" if ahead else ""
+            parts.append(f"reading {reading} on {len(ahead)} of {len(found)} networks{on}")
+        if not found:
+            return ""
+        return (
+            f"Above Energy in mean AUROC, with an interval that leaves out 0: {'; '.join(parts)}."
         )
 
     def takeaway(self) -> str:
         """AUROC and FPR95 of each score in the mean."""
-        parts = [
-            f"{TITLES[m]} {100 * row['auroc']:.2f} % AUROC and {100 * row['fpr95']:.2f} % FPR95"
-            for m, row in self.means.items()
-        ]
-        return f"On this network and these sets, in the mean: {'; '.join(parts)}."
+        parts = [f"{TITLES[m]} {100 * row['auroc']:.1f} % AUROC" for m, row in self.means.items()]
+        return f"In the mean over these sets: {', '.join(parts)}. {self.finding()}"
+
+
+def mean_aurocs(kept: Mapping[str, Scores], methods: Sequence[str]) -> pd.DataFrame:
+    """The mean AUROC over the far sets in percent: a row a score, a column a network.
+
+    Args:
+        kept: scores ``[network][set][method]``, as ``networks.scores_of`` reads them.
+        methods: the scores.
+    """
+    columns = {}
+    for network, scored in kept.items():
+        far = [name for name in scored if name not in (ID_TEST, *NEAR)]
+        columns[NETWORKS[network].title] = {
+            method: 100 * mean_auroc(scored[ID_TEST][method], [scored[n][method] for n in far])[0]
+            for method in methods
+        }
+    return pd.DataFrame(columns)
+
+
+def coverage(results: str | Path) -> pd.DataFrame:
+    """How often simulated intervals held the true value, of ``coverage.json``; shares in [0, 1]."""
+    records = read_json(Path(results) / "coverage.json")["records"]
+    heads = {
+        "truth": "true value",
+        "coverage": "intervals that hold it",
+        "low": "from",
+        "high": "to",
+    }
+    rows = [
+        {"metric": COLUMNS[row["metric"]]} | {head: row[key] for key, head in heads.items()}
+        for row in records
+    ]
+    return pd.DataFrame(rows)
+
+
+def pair_intervals(
+    scored: Scores, pair: tuple[str, str], methods: Sequence[str], resamples: int = 200
+) -> pd.DataFrame:
+    """The mean AUROC over two sets of the same photos: what it costs to call them independent.
+
+    Args:
+        scored: scores ``[set][method]``.
+        pair: two sets whose images come from the same photos, in the same order.
+        methods: the scores.
+        resamples: of the bootstrap.
+
+    Returns: A row a method: the AUROC on each set, and half the width of the 95 % interval of their
+        mean, in points, with the photos drawn once for both, and drawn for each set apart.
+    """
+    rows = []
+    for method in methods:
+        ids, sides = scored[ID_TEST][method], [scored[name][method] for name in pair]
+        once = [resampled(ids, side, resamples=resamples) for side in sides]
+        # A seed of its own draws other photos; the in-distribution images must stay shared.
+        shuffled = np.random.default_rng(1).permutation(sides[1])
+        apart = [once[0], resampled(ids, shuffled, resamples=resamples)]
+        row: dict[str, Any] = {"score": TITLES[method]}
+        for name, side in zip(pair, sides, strict=True):
+            row[set_title(name)] = 100 * mean_auroc(ids, [side])[0]
+        for head, values in (("photos drawn once", once), ("drawn for each set", apart)):
+            low, high = interval95(np.mean(values, axis=0))["auroc"]
+            row[f"± {head}"] = 100 * (high - low) / 2
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def of_readings(aurocs: pd.DataFrame) -> str:
+    """Which readings beat Energy on which networks, in sentences.
+
+    Args:
+        aurocs: of :func:`mean_aurocs`.
+    """
+    if aurocs.empty:
+        return "No network's scores are there."
+    gains = aurocs.sub(aurocs.loc["energy"])
+    parts = []
+    for method, title in READING_TITLES.items():
+        row = gains.loc[method]
+        values = ", ".join(f"{value:+.1f} on {name}" for name, value in row.items())
+        parts.append(f"**{title.rpartition(' ')[2]}** {values}".replace("-", "−"))
+    return (
+        f"Mean AUROC minus Energy's, in points, by reading: {'; '.join(parts)}. So the answer"
+        " depends on the reading and on the network."
+    )
+
+
+def of_pieces(pieces: Mapping[str, Mapping[str, ArrayLike]], far: Sequence[str]) -> str:
+    """What each piece of reading A does to the mean AUROC, as a list in Markdown.
+
+    Args:
+        pieces: scores ``{piece: {set: (N,)}}`` under the names of chapter 10.
+        far: the sets of the mean.
+    """
+
+    def auroc(name: str, names: Sequence[str]) -> float:
+        scores = pieces[name]
+        return 100 * mean_auroc(scores[ID_TEST], [scores[n] for n in names])[0]
+
+    mean = {name: auroc(name, far) for name in pieces}
+    wrong = [name for name in far if auroc("‖h‖²", [name]) < 50]
+    alone, product_, full = mean["‖r‖²"], mean["‖r‖² ‖h‖² (Eq. 5)"], mean["Eq. 6, predicted"]
+    labels = [mean[f"Eq. 6, {label}"] for label in ("predicted", "true", "model")]
+    lines = [
+        f"**The length alone has the wrong sign on {len(wrong)} of {len(far)} far sets**: it has"
+        f" {mean['‖h‖²']:.1f} % mean AUROC, with the sign turned {mean['−‖h‖²']:.1f} %.",
+        f"**As a factor it {'costs' if product_ < alone else 'adds'} {abs(product_ - alone):.1f}"
+        f" points**: the residual alone has {alone:.1f} %, times the squared length"
+        f" {product_:.1f} %, divided by it {mean['‖r‖² / ‖h‖²']:.1f} %.",
+        f"**Training data {'adds' if full > product_ else 'costs'} {abs(full - product_):.1f}"
+        f" points** to Eq. 5, which makes {full:.1f} %; with an $E$ of rank one"
+        f" {mean['Eq. 6, rank one']:.1f} %.",
+        f"**The label in $E$**: predicted, true and drawn from $p$ give {labels[0]:.1f},"
+        f" {labels[1]:.1f} and {labels[2]:.1f} %.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def reading_sizes(record: Record, bundle: Bundle, readings: Sequence[str]) -> pd.DataFrame:
+    """What each reading takes the gradient of, how many numbers that is, and how many never moved.
+
+    Args:
+        record: of ``ablations.json``, for D, E and all.
+        bundle: of the same run, for A, B and C.
+        readings: keys of ``gradients.READINGS``.
+    """
+    config, train = record["config"], bundle.sets[ID_TRAIN]
+    rows = []
+    for reading in readings:
+        if reading in ("A", "B"):
+            fisher = DiagonalFisher(config["temperature"], bias=reading == "B")
+            E = fisher.update(train.features, train.logits).compute()
+            facts = {"numbers": E.numel(), "zeros": int(E.eq(0).sum())}
+        else:
+            facts = record["readings"][reading]
+        row = {"reading": reading, "gradient of": READINGS[reading], "numbers": facts["numbers"]}
+        rows.append(row | {"of them $E = 0$": facts["zeros"]})
+    return pd.DataFrame(rows)
+
+
+def reading_costs(record: Record, readings: Sequence[str]) -> pd.DataFrame:
+    """What ``ablations.json`` timed: forward passes of each reading, and the memory of its E."""
+    cost, rows = record["cost"], []
+    for reading in readings:
+        if reading not in cost["forward_passes"]:
+            continue  # B was not timed apart from A: one more column
+        low, high = cost["range"][reading]
+        row = {"reading": reading, "forward passes": cost["forward_passes"][reading]}
+        facts = record["readings"].get(reading)
+        memory = float("nan") if facts is None else 8 * facts["numbers"] / 1e6
+        rows.append(row | {"least": low, "most": high, "memory of $E$ (MB)": memory})
+    return pd.DataFrame(rows)
+
+
+def epochs(results: str | Path, network: str = "wrn16-2-cifar10", seed: int = 0) -> list[Record]:
+    """The records of ``experiments.epochs`` of one run; none where it has not run."""
+    path = Run.at(results, network, seed).folder / "epochs.json"
+    return list(read_json(path)["records"]) if path.exists() else []

@@ -1,4 +1,10 @@
-"""A verdict on every claim of the paper: what it says, what was measured, which number decides."""
+"""A verdict on every claim of the paper: what it says, what was measured, which number decides.
+
+A difference of two scores is *beyond chance* when it is so over images, for one network: the paired
+bootstrap over the images gives its standard error, a normal law its p-value, and Holm's rule makes
+that hold for all differences of one claim together, at 5 %. What another network would give is
+another question, which the verdicts answer by naming every network.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 
 from thinkback_utils import scores
 from thinkback_utils.commands import run_main
@@ -20,7 +27,7 @@ from thinkback_utils.methods import TITLES
 from thinkback_utils.metrics import METRICS
 from thinkback_utils.metrics import TITLES as METRIC_TITLES
 
-from . import ablations
+from . import ablations, networks
 from .benchmark import Benchmark
 from .evaluation import (
     BASELINES,
@@ -38,8 +45,11 @@ from .run import Run, program_parser
 
 YES = "reproduced"
 NO = "not reproduced"
+OPEN = "inconclusive"
 UNTESTED = "cannot be tested here"
 LOWER_IS_BETTER = ("fpr95",)
+LEVEL = 0.05  # of a claim as a whole
+WIDTH = 2 * norm.ppf(0.975)  # of a 95 % interval, in standard errors
 COLUMNS = {metric: METRIC_TITLES[metric][:-2] for metric in METRICS}  # without their arrows
 
 
@@ -61,27 +71,103 @@ def gains(
     return out
 
 
-def deltas(records: Sequence[Record], paper: Sequence[Record]) -> list[dict[str, Any]]:
-    """Each difference of Table 1, Thinkback against a baseline, and its verdict.
+def p_value(value: float, low: float, high: float) -> float:
+    """Of "no difference", two-sided: a normal law whose standard error is that of the interval.
 
-    A printed difference is reproduced when ours has its sign on every training seed, with a 95 %
-    paired interval that leaves out 0. It cannot be tested where the set was not measured, nor, for
-    the mean, unless all five sets were.
+    Args:
+        value: the difference.
+        low, high: its 95 % interval from the paired bootstrap.
+
+    >>> round(p_value(1.96, 0.0, 3.92), 3), p_value(0.0, 0.0, 0.0)
+    (0.05, 1.0)
+    """
+    if value == 0:
+        return 1.0
+    return float(2 * norm.sf(WIDTH * abs(value) / max(high - low, 1e-12)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted so that all below 5 % are true together at 5 % (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.02])
+    [0.03, 0.04, 0.04]
+    """
+    order, out, least = np.argsort(p_values), [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[i]))
+        out[i] = least
+    return out
+
+
+Gain = tuple[float, float, float]
+
+
+def judged(
+    measured: Mapping[Any, Sequence[Gain]], expected: Mapping[Any, float] | None = None
+) -> dict[Any, dict[str, Any]]:
+    """A family of differences, each with its verdict; see the head of this module.
+
+    Reproduced: on every network the sign is the expected one, beyond chance. Not reproduced: on
+    some network it is the other one, beyond chance. Inconclusive: neither, or the expected
+    difference is smaller than half of an interval, so that nobody could see it on these images.
+
+    Args:
+        measured: ``(value, low, high)`` for each network by difference; an empty list where none
+            was measured.
+        expected: the printed differences; default: a gain of any size.
+
+    Returns:
+        ``{measured, interval, p, signs, verdict}`` by difference: the mean over networks, an
+        interval that holds those of all, the largest adjusted p, and of each network 1 (gain), -1
+        (loss) or 0.
+    """
+    flat = [(key, i, gain) for key, gains in measured.items() for i, gain in enumerate(gains)]
+    adjusted = holm([p_value(*gain) for _, _, gain in flat])
+    p_of = {(key, i): p for (key, i, _), p in zip(flat, adjusted, strict=True)}
+    out: dict[Any, dict[str, Any]] = {}
+    for key, gains in measured.items():
+        if not gains:
+            out[key] = {"measured": None, "interval": None, "verdict": UNTESTED}
+            continue
+        values, low, high = zip(*gains, strict=True)
+        p = [p_of[key, i] for i in range(len(gains))]
+        signs = [int(np.sign(v)) * (q < LEVEL) for v, q in zip(values, p, strict=True)]
+        asked = 1.0 if expected is None else expected[key]
+        half = max(b - a for _, a, b in gains) / 2
+        want = int(np.sign(asked)) if expected is None or abs(asked) >= half else 0
+        verdict = NO if want and -want in signs else OPEN
+        if want and all(sign == want for sign in signs):
+            verdict = YES
+        out[key] = {"measured": float(np.mean(values)), "interval": [min(low), max(high)]}
+        out[key] |= {"p": max(p), "signs": signs, "verdict": verdict}
+    return out
+
+
+def deltas(records: Sequence[Record], paper: Sequence[Record]) -> list[dict[str, Any]]:
+    """Each difference of Table 1, Thinkback (reading A) against a baseline, and its verdict.
+
+    It cannot be tested where the set was not measured, nor, for the mean, unless all five sets
+    were. The differences that can be are one family of :func:`judged`.
 
     Returns: Records ``{set, baseline, metric, printed, measured, interval, verdict}``, positive =
         Thinkback is better.
     """
     mean_sets = [set(record["sets"]) for record in records if record["set"] == "mean"]
     same_mean = all(sets == set(PAPER_SETS) for sets in mean_sets)
-    out = []
+    printed: dict[Any, float] = {}
     for baseline, name, metric in product(BASELINES, (*PAPER_SETS, "mean"), METRICS):
         own, other = (_printed(paper, name, method)[metric] for method in ("thinkback", baseline))
         gap = other - own if metric in LOWER_IS_BETTER else own - other
-        # A mean of other sets is another number.
-        measured = gains(records, name, baseline, metric) if same_mean or name != "mean" else []
-        row = {"set": name, "baseline": baseline, "metric": metric, "printed": round(gap, 4)}
-        out.append(row | _decided(measured, np.sign(gap)))
-    return out
+        printed[name, baseline, metric] = round(gap, 4)
+    measured = {  # a mean of other sets is another number
+        key: gains(records, *key) if same_mean or key[0] != "mean" else [] for key in printed
+    }
+    return [
+        dict(zip(("set", "baseline", "metric"), key, strict=True))
+        | {"printed": printed[key]}
+        | {k: v for k, v in row.items() if k != "signs"}
+        for key, row in judged(measured, printed).items()
+    ]
 
 
 def _printed(paper: Sequence[Record], name: str, method: str) -> Record:
@@ -89,17 +175,9 @@ def _printed(paper: Sequence[Record], name: str, method: str) -> Record:
     return next(row for row in paper if (row["set"], row["method"]) == (name, method))
 
 
-def _decided(measured: Sequence[tuple[float, float, float]], sign: float) -> dict[str, Any]:
-    if not measured:
-        return {"measured": None, "interval": None, "verdict": UNTESTED}
-    values, low, high = zip(*measured, strict=True)
-    interval = [min(low), max(high)]  # of all seeds: the claim must hold on each
-    verdict = YES if (interval[0] > 0 if sign > 0 else interval[1] < 0) else NO
-    return {"measured": float(np.mean(values)), "interval": interval, "verdict": verdict}
-
-
-def _claim(claim: str, printed: str, measured: str, holds: bool) -> dict[str, str]:
-    verdict = YES if holds else NO
+def _claim(claim: str, printed: str, measured: str, verdict: str | bool) -> dict[str, str]:
+    if isinstance(verdict, bool):
+        verdict = YES if verdict else NO
     return {"claim": claim, "printed": printed, "measured": measured, "verdict": verdict}
 
 
@@ -107,10 +185,26 @@ def _all_gains(
     records: Sequence[Record], sets: Iterable[str], method: str = "thinkback"
 ) -> dict[tuple[str, str, str], dict[str, Any]]:
     """Every difference to the baselines, by (set, baseline, metric), as if a gain were claimed."""
-    return {
-        (name, baseline, metric): _decided(gains(records, name, baseline, metric, method), 1)
-        for name, baseline, metric in product(sets, BASELINES, METRICS)
-    }
+    keys = product(sets, BASELINES, METRICS)
+    return judged({key: gains(records, *key, method) for key in keys})
+
+
+def _together(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The verdict on a claim of many gains: all of them, or one that is a loss."""
+    found = {row["verdict"] for row in rows}
+    return NO if NO in found else YES if found == {YES} else OPEN
+
+
+def _count(rows: Mapping[Any, Mapping[str, Any]]) -> tuple[int, int, int]:
+    """Gains beyond chance, losses beyond chance, and how many differences there are."""
+    verdicts = [row["verdict"] for row in rows.values()]
+    return verdicts.count(YES), verdicts.count(NO), len(verdicts)
+
+
+def _far(records: Iterable[Record]) -> list[str]:
+    """The sets that a claim of gains "but on LSUN-Crop" is about."""
+    apart = ("mean", "lsun_crop", *NEAR)
+    return list(dict.fromkeys(r["set"] for r in records if r["set"] not in apart))
 
 
 def rule_temperature(
@@ -136,55 +230,83 @@ def rule_temperature(
 
 
 def text_claims(
-    records: Sequence[Record], paper: Sequence[Record], bundle: Bundle
+    records: Sequence[Record],
+    paper: Sequence[Record],
+    bundle: Bundle,
+    others: Mapping[str, Sequence[Record]] | None = None,
 ) -> list[dict[str, str]]:
-    """The claims of the paper's text, each ``{claim, printed, measured, verdict}``."""
-    sets = dict.fromkeys(r["set"] for r in records if r["set"] not in ("mean", "lsun_crop", *NEAR))
-    by_set, in_mean = _all_gains(records, sets), _all_gains(records, ["mean"])
-    won = sum(row["interval"][0] > 0 for row in by_set.values())
-    lost = sum(row["interval"][1] < 0 for row in by_set.values())
-    ahead = sum(row["interval"][0] > 0 for row in in_mean.values())
-    worst = min(in_mean, key=lambda key: in_mean[key]["measured"])
-    prevalence = next(r["prevalence"] for r in records if "prevalence" in r)
-    printed = {key: _printed(paper, "mean", key)["aupr"] for key in ("thinkback", "msp")}
-    gap = printed["thinkback"] - printed["msp"]
-    as_large = all(high >= gap for _, _, high in gains(records, "mean", "msp", "aupr"))
+    """The claims of the paper's text under reading A, each ``{claim, printed, measured, verdict}``.
+
+    Args:
+        records: of the network of the book, all its training seeds.
+        paper: records of the paper's table.
+        bundle: of that network, for the claims on T.
+        others: records of other networks by their titles; a claim must hold on them too.
+    """
+    every = {"": records, **(others or {})}
+    by_set = {title: _all_gains(rows, _far(rows)) for title, rows in every.items()}
+    in_mean = {title: _all_gains(rows, ["mean"]) for title, rows in every.items()}
+    (won, lost, count), (ahead, behind, of) = _count(by_set[""]), _count(in_mean[""])
+    worst = min(in_mean[""], key=lambda key: in_mean[""][key]["measured"])
     return [
         _claim(
             "Consistent gains over Softmax and Energy, but on LSUN-Crop",
             "every set, every metric",
-            f"{won} of {len(by_set)} differences are gains beyond chance, {lost} are losses beyond"
-            f" chance ({len(sets)} far sets, two baselines, four metrics)",
-            won == len(by_set),
+            f"{won} of {count} differences are gains beyond chance, {lost} are losses beyond"
+            f" chance ({len(_far(records))} far sets, two baselines, four metrics)"
+            + _elsewhere(by_set),
+            _together(row for rows in by_set.values() for row in rows.values()),
         ),
         _claim(
             "Significantly more accurate than the state of the art",
             "better in the mean of all four metrics",
-            f"better beyond chance in {ahead} of {len(in_mean)} differences of means; the furthest,"
-            f" {COLUMNS[worst[2]]} against {TITLES[worst[1]]}: {_points(in_mean[worst])}",
-            ahead == len(in_mean),
+            f"of {of} differences of means {ahead} are gains beyond chance and {behind} are losses"
+            f" beyond chance; the furthest, {COLUMNS[worst[2]]} against {TITLES[worst[1]]}:"
+            f" {_points(in_mean[''][worst])}" + _elsewhere(in_mean),
+            _together(row for rows in in_mean.values() for row in rows.values()),
         ),
-        _claim(
-            f"AUPR {100 * gap:+.2f} points over Softmax",
-            f"{100 * printed['msp']:.2f} → {100 * printed['thinkback']:.2f}",
-            f"{_points(in_mean['mean', 'msp', 'aupr'])} at one prevalence of {prevalence:.3f} for"
-            " both",
-            as_large,
-        ),
+        _aupr_claim(every, paper, in_mean),
         *_temperature_claims(bundle),
     ]
 
 
-def reading_claim(here: Run) -> dict[str, str]:
-    """Whether any other reading of "the penultimate layer" makes the claim true, in one run.
+def _elsewhere(found: Mapping[str, Mapping[Any, Mapping[str, Any]]]) -> str:
+    """The same counts on the other networks, in words; nothing where there are none."""
+    said = []
+    for title, rows in found.items():
+        won, lost, count = _count(rows)
+        said.append(f"{title}: {won} gains and {lost} losses of {count}")
+    return "".join(f"; {text}" for text in said[1:])
 
-    Each reading is compared with the baselines on the images that it was scored on.
-    """
+
+def _aupr_claim(
+    every: Mapping[str, Sequence[Record]],
+    paper: Sequence[Record],
+    in_mean: Mapping[str, Mapping[Any, Mapping[str, Any]]],
+) -> dict[str, str]:
+    printed = {key: _printed(paper, "mean", key)["aupr"] for key in ("thinkback", "msp")}
+    gap, key = printed["thinkback"] - printed["msp"], ("mean", "msp", "aupr")
+    prevalence = next(r["prevalence"] for r in every[""] if "prevalence" in r)
+    measured = [gain for rows in every.values() for gain in gains(rows, *key)]
+    others = "".join(f"; {t}: {_points(r[key])}" for t, r in list(in_mean.items())[1:])
+    return _claim(
+        f"AUPR {100 * gap:+.2f} points over Softmax",
+        f"{100 * printed['msp']:.2f} → {100 * printed['thinkback']:.2f}",
+        f"{_points(in_mean[''][key])} at one prevalence of {prevalence:.3f} for both{others}",
+        all(high >= gap for _, _, high in measured),
+    )
+
+
+Differences = dict[tuple[str, str, str], dict[str, Any]]
+
+
+def _gains_of_readings(here: Run) -> dict[str, Differences]:
+    """Differences of means of one run's readings, each on the images that it was scored on."""
     kept, (arrays, record) = here.scores(), ablations.load(here.folder)
     together: dict[tuple[tuple[str, int], ...], list[str]] = {}
     for reading, facts in record["readings"].items():
         together.setdefault(tuple(facts["images"].items()), []).append(reading)
-    against: dict[str, dict[tuple[str, str, str], dict[str, Any]]] = {}
+    against: dict[str, Differences] = {}
     for images, readings in together.items():  # readings of the same images share the baselines
         scored: Scores = {}
         for name, size in images:
@@ -194,16 +316,42 @@ def reading_claim(here: Run) -> dict[str, str]:
         whole = max(size for _, size in images)
         records = Benchmark(draws=1, n_ood=whole).records(scored)
         against |= {reading: _all_gains(records, ["mean"], reading) for reading in readings}
+    return against
+
+
+def reading_claim(
+    here: Run, others: Mapping[str, Sequence[Record]] | None = None
+) -> dict[str, str]:
+    """Whether any other reading of "the penultimate layer" makes the claim true, on every network.
+
+    It is inconclusive where a reading does so on some networks and not on all: then the claim
+    depends on the reading *and* on the network.
+    """
+    against = _gains_of_readings(here)
     best = max(against, key=lambda name: against[name]["mean", "energy", "auroc"]["measured"])
-    better = [n for n, rows in against.items() if all(r["verdict"] == YES for r in rows.values())]
+    better = {n for n, rows in against.items() if _together(rows.values()) == YES}
     gaps = [f"{COLUMNS[m]} {_points(against[best]['mean', 'energy', m])}" for m in METRICS]
+    text = (
+        f"of {', '.join(against)}, better beyond chance in all four metrics than both:"
+        f" {', '.join(sorted(better)) or 'none'}. The best, {best} ({READINGS[best]}), gains on"
+        f" Energy: {', '.join(gaps)}"
+    )
+    everywhere, anywhere = set(better), bool(better)
+    for title, records in (others or {}).items():
+        rows = {r: _all_gains(records, ["mean"], f"reading_{r}") for r in networks.LAYERS}
+        own = {r for r in rows if _together(rows[r].values()) == YES}
+        everywhere, anywhere = everywhere & own, anywhere or bool(own)
+        won, lost, count = _count(rows["E"])
+        energy = _points(rows["E"]["mean", "energy", "auroc"])
+        text += (
+            f". {title}: {', '.join(sorted(own)) or 'none'}; E has {won} gains and {lost} losses"
+            f" of {count}, AUROC against Energy {energy}"
+        )
     return _claim(
         'The same, under another reading of "the penultimate layer"',
         "does not say which layer",
-        f"of {', '.join(against)}, better beyond chance in all four metrics than both:"
-        f" {', '.join(better) or 'none'}. The best, {best} ({READINGS[best]}), gains on Energy:"
-        f" {', '.join(gaps)}",
-        bool(better),
+        text,
+        YES if everywhere else OPEN if anywhere else NO,
     )
 
 
@@ -260,8 +408,9 @@ def _points(row: Mapping[str, Any]) -> str:
 def write(here: Run) -> list[dict[str, str]]:
     """Judge every claim from ``table1.json`` and one run; keep ``verdicts.json`` and ``.md``.
 
-    The table speaks of all training seeds of the network, and a claim must hold on each; the claims
-    on T and on other readings need more than the table and are put to that one run.
+    The table speaks of all training seeds of the network, and of the networks of
+    ``networks.json``; a claim must hold on each. The claims on T and on other readings need more
+    than the table and are put to that one run.
 
     Raises:
         FileNotFoundError: if the table or the run is not there, naming the command that makes it.
@@ -285,7 +434,8 @@ def write(here: Run) -> list[dict[str, str]]:
     made = f"The network: {label(here.folder.parent)}."
     if len({record["seed"] for record in records}) > 1:
         made += f" The rows on T and on other readings are about `{here.folder.name}` alone."
-    text = f"{made}\n\n{as_markdown(rows, differences)}{of_the_chosen_score(records)}"
+    text = f"{made}{_named(here)}\n\n{as_markdown(rows, differences)}"
+    text += of_the_chosen_score(records) + of_other_networks(here)
     with replacing(here.results / "verdicts.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return rows
@@ -293,8 +443,33 @@ def write(here: Run) -> list[dict[str, str]]:
 
 def claims(records: Sequence[Record], paper: Sequence[Record], here: Run) -> list[dict[str, str]]:
     """All claims in the order in which they are shown; see :func:`text_claims`."""
-    rows = text_claims(records, paper, here.bundle())
-    return [*rows[:2], reading_claim(here), *rows[2:]]
+    others = networks.others(here)
+    rows = text_claims(records, paper, here.bundle(), others)
+    return [*rows[:2], reading_claim(here, others), *rows[2:]]
+
+
+def _named(here: Run) -> str:
+    """The other networks, in a sentence."""
+    titles = list(networks.others(here))
+    return f" Beside it: {' and '.join(titles)}, named where a number is theirs." if titles else ""
+
+
+def of_other_networks(here: Run, method: str = "thinkback_averaged") -> str:
+    """A sentence on that score against Energy on the other networks; none where there are none."""
+    parts = []
+    for title, records in networks.others(here).items():
+        near = [gain for name in NEAR for gain in gains(records, name, "energy", "auroc", method)]
+        far = gains(records, "mean", "energy", "auroc", method)
+        said = [
+            f"{kind} {points(*gain[0])}" for kind, gain in (("far", far), ("near", near)) if gain
+        ]
+        parts.append(f"{title} {', '.join(said)}")
+    if not parts:
+        return ""
+    return (
+        "\nThe same score minus Energy on networks on which the suite was run once, after the"
+        f" choice, in points of AUROC: {'; '.join(parts)}.\n"
+    )
 
 
 def of_the_chosen_score(records: Sequence[Record], method: str = "thinkback_averaged") -> str:
@@ -334,8 +509,8 @@ def table(
 ) -> list[dict[str, str]]:
     """The table of verdicts, a row a claim, with the differences of Table 1 counted in the last."""
     verdicts = [row["verdict"] for row in differences]
-    count = {verdict: verdicts.count(verdict) for verdict in (YES, NO, UNTESTED)}
-    decided = count[YES] + count[NO]
+    count = {verdict: verdicts.count(verdict) for verdict in (YES, NO, OPEN, UNTESTED)}
+    decided = count[YES] + count[NO] + count[OPEN]
     counted = {
         "claim": f"Each of the {len(differences)} differences to Softmax and Energy in Table 1",
         "verdict": UNTESTED if not decided else f"{count[YES]} of {decided} tested",

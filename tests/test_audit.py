@@ -183,6 +183,110 @@ def test_means_over_draws_stay_inside():
         assert low <= mean[3] <= high
 
 
+def interpolated_precision(curve, pi):
+    """Area under the running maximum, from the right, of precision."""
+    t, f = curve.tpr[1:], curve.fpr[1:]
+    precision = pi * t / np.maximum(pi * t + (1 - pi) * f, 1e-300)
+    return float((np.diff(curve.tpr) * np.maximum.accumulate(precision[::-1])[::-1]).sum())
+
+
+@pytest.mark.parametrize("shape", ["separated", "clumps", "ties", "skewed"])
+def test_no_interpolated_curve_beats_its_bounds(shape, monkeypatch):
+    monkeypatch.setattr(audit, "NODES", 50)
+    generator, near = np.random.default_rng(len(shape)), []
+    for k in range(200):
+        curve, pi = random_curve(generator, shape), PREVALENCES[k % 4]
+        values = metrics.summary(curve, pi)
+        digits = (12, 4, 2)[k % 3]
+        rounded = {m: round(values[m], digits) for m in ("tpr10", "fpr95", "auroc")}
+        step = float(np.diff(curve.tpr).max())
+        printed = audit.Printed(
+            **rounded, half_width=0.5 * 10.0**-digits, step=step, interpolated=True
+        )
+        value = interpolated_precision(curve, pi)
+        low, high = printed.bounds(pi)
+        assert values["aupr"] - 1e-9 <= value
+        assert low - 1e-9 <= value <= high + 1e-9, (shape, k)
+        assert high <= replace(printed, auroc=None).bounds(pi)[1] + 1e-9
+        near.append(high - value)
+    assert min(near) < 0.01
+
+
+@pytest.mark.parametrize("name", ["SVHN Thinkback", "iSUN Thinkback"])
+def test_an_interpolated_curve_comes_up_to_its_bound(name):
+    row = audit.table()[name]
+    printed = replace(row.curve, interpolated=True)
+    curve = audit.extremal_curves(printed, 1 / 6, 20_000)[1]
+    assert abs(interpolated_precision(curve, 1 / 6) - printed.bounds(1 / 6)[1]) < 5e-4
+    values = metrics.summary(curve)
+    for metric in ("tpr10", "fpr95", "auroc"):
+        assert abs(values[metric] - getattr(printed, metric)) < 2e-4
+
+
+def test_what_interpolation_and_scatter_leave_of_the_audit():
+    """SVHN becomes possible by the first and by the least of the second, the other two do not."""
+    rows = audit.table(step=1 / 2000)
+    late = {title: row for title, row in rows.items() if row.excess(1 / 6) > 0}
+    assert set(late) == {"Textures Thinkback", "SVHN Thinkback", "iSUN Thinkback"}
+    still = {title for title, row in late.items() if row.excess(1 / 6, interpolated=True) > 0}
+    assert still == {"Textures Thinkback", "iSUN Thinkback"}
+    needed = {title: row.needed("scatter", 1 / 6) for title, row in late.items()}
+    assert needed["SVHN Thinkback"] < 0.001 < 0.03 < needed["iSUN Thinkback"]
+    assert 0.08 < needed["Textures Thinkback"] < 0.1
+    row, w = rows["iSUN Thinkback"], needed["iSUN Thinkback"]
+    assert row.excess(1 / 6, scatter=w - 1e-4) > 0 == row.excess(1 / 6, scatter=w + 1e-4)
+    assert row.needed("step", 1 / 6) == np.inf
+    assert row.needed("step", 1 / 2) == row.curve.step
+    assert rows["Textures Softmax"].excess(1 / 2) < -0.1
+
+
+def test_means_over_draws_stay_inside_interpolated_bounds():
+    generator = np.random.default_rng(4)
+    for k in range(60):
+        ids, pi, rows = generator.normal(0, 1, 400), PREVALENCES[k % 4], []
+        for _ in range(5):
+            oods = generator.normal(generator.uniform(1, 3), generator.uniform(0.3, 2), 200)
+            curve = metrics.roc(ids, oods)
+            values = list(metrics.summary(curve).values())[:3]
+            rows.append([*values, interpolated_precision(curve, pi)])
+        mean = np.mean(rows, 0)
+        scatter = float(np.abs(np.array(rows) - mean)[:, :2].max())
+        printed = audit.Printed(*map(float, mean[:3]), scatter=scatter, interpolated=True)
+        assert mean[3] <= printed.bounds(pi)[1]
+
+
+def test_random_curves_pass_through_the_points():
+    printed, levels = audit.Printed(0.8, 0.3), (np.arange(1000) + 0.5) / 1000
+    f = audit.random_curves(printed, levels, 50, seed=1)
+    assert (np.diff(f, axis=1) >= 0).all()
+    assert (f[:, levels < 0.8] <= 0.1).all()
+    assert (f[:, levels > 0.8] >= 0.1).all()
+    assert (f[:, levels < 0.95] <= 0.3).all()
+    assert (f[:, levels > 0.95] >= 0.3).all()
+
+
+def test_binormal_curve_of_normal_scores():
+    """Scores N(0, 1) and N(2, 1.5): FPR = Phi(-threshold), TPR = Phi((2 - threshold) / 1.5)."""
+    from scipy.stats import norm
+
+    levels = np.array([0.3, 0.8, 0.97])
+    tpr10 = norm.cdf((2 + norm.ppf(0.1)) / 1.5)
+    fpr95 = norm.cdf(1.5 * norm.ppf(0.95) - 2)
+    found = audit.binormal(audit.Printed(float(tpr10), float(fpr95)), levels)
+    assert np.allclose(found, norm.cdf(1.5 * norm.ppf(levels) - 2))
+
+
+def test_rows_that_can_have_a_mix():
+    rows = audit.table()
+    wide = dict.fromkeys(rows, (0.0, 1.0))
+    assert audit.possible(rows, wide, 0.5) == {"Softmax": 5, "Energy": 5, "Thinkback": 5}
+    narrow = wide | {"SVHN Energy": (0.1, 0.2)}
+    of_each = dict.fromkeys({row.test_set for row in rows.values()}, 0.15)
+    assert audit.possible(rows, narrow, 0.5)["Energy"] == 4
+    assert audit.possible(rows, narrow, of_each)["Energy"] == 5
+    assert audit.answer(narrow, {"even": 0.5}).startswith("**Yes, perhaps.** 1 of 15 rows")
+
+
 def test_perfect_and_hopeless_scores():
     assert audit.Printed(1, 0, 1, half_width=0).bounds(0.3) == pytest.approx((1, 1), abs=1e-6)
     low, high = audit.Printed(0, 1, half_width=0).bounds(0.5)

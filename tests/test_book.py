@@ -18,27 +18,6 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 REPOSITORY = CONFIG["repository"]
-FOLDER = Path(REPOSITORY["url"]).name
-BOOTSTRAP = f"""\
-# On Colab: fetch the book (package and results) and work in its folder. \
-Anywhere else this does nothing.
-import importlib.util
-import os
-import subprocess
-import sys
-
-if importlib.util.find_spec("experiments") is None:
-    subprocess.run(
-        ["git", "clone", "-q", "--depth=1", "{REPOSITORY["url"]}"],
-        check=True,
-    )
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-e", "{FOLDER}"], check=True
-    )
-    sys.path.insert(0, os.path.abspath("{FOLDER}"))
-if os.path.isdir("{FOLDER}/notebooks"):
-    os.chdir("{FOLDER}/notebooks")"""
-
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
@@ -52,6 +31,11 @@ def prose() -> str:
     return "\n\n".join(source(ROOT / page) for page in sources.pages(ROOT))
 
 
+def bootstrap(path: Path) -> str:
+    cells = sources.read(path).cells
+    return str(next(cell.source for cell in cells if sources.tagged(cell, "bootstrap")))
+
+
 @every_notebook
 def test_code_starts_with_parameters_and_bootstrap(path: Path) -> None:
     first, second = [
@@ -59,7 +43,7 @@ def test_code_starts_with_parameters_and_bootstrap(path: Path) -> None:
     ][:2]
     assert "parameters" in first.metadata.get("tags", [])
     assert {"bootstrap", "hide-input"} <= set(second.metadata.get("tags", []))
-    assert second.source.strip() == BOOTSTRAP
+    assert second.source == bootstrap(NOTEBOOKS[0])
 
 
 @every_notebook

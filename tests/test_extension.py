@@ -21,7 +21,7 @@ def finished(tmp_path: Path, body: str) -> dict:
     (tmp_path / "a.svg").write_text(sized, encoding="utf-8")
     (tmp_path / "b.svg").write_text('<svg viewBox="0 0 8 8"/>', encoding="utf-8")
     images = {"a.svg": "a1.svg", "b.svg": "b1.svg"}
-    app = SimpleNamespace(srcdir=tmp_path, builder=SimpleNamespace(images=images))
+    app = SimpleNamespace(srcdir=tmp_path, outdir=tmp_path, builder=SimpleNamespace(images=images))
     files = [SimpleNamespace(filename=f"_static/{name}") for name in FILES]
     context = {"body": body, "css_files": files, "script_files": files[:1]}
     extension.finish_page(app, "page", "page.html", context, None)

@@ -17,7 +17,8 @@ X = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def hardware(monkeypatch):
-    """A function that says whether this CPU multiplies in bfloat16."""
+    """A function that says whether this CPU multiplies in bfloat16; "auto" asks it."""
+    monkeypatch.delenv("THINKBACK_PRECISION")
     return lambda there: monkeypatch.setattr(passes, "multiplies_bfloat16", lambda: there)
 
 
@@ -55,6 +56,24 @@ def test_auto_is_bfloat16_for_float32_models_where_the_cpu_has_it(hardware, net)
     assert settled("auto", net.to("meta")) == "float32"
     with refused(r"^thinkback: precision is one of .*, got 'float16'$"):
         settled("float16", net)
+
+
+def test_the_environment_settles_auto_for_a_process(hardware, net, monkeypatch):
+    hardware(True)
+    monkeypatch.setenv("THINKBACK_PRECISION", "float32")
+    assert settled("auto", net) == "float32"
+    assert settled("bfloat16", net) == "bfloat16"
+    monkeypatch.setenv("THINKBACK_PRECISION", "half")
+    with refused(r"^thinkback: the environment variable THINKBACK_PRECISION is .*, got 'half'$"):
+        extract(net, X)
+
+
+def test_auto_is_the_default(hardware, net):
+    hardware(True)
+    low = extract(net, X, precision="bfloat16").features
+    assert torch.equal(extract(net, X).features, low)
+    assert not torch.equal(extract(net, X, precision="float32").features, low)
+    assert OODDetector(net).precision == "bfloat16"
 
 
 @pytest.mark.parametrize("make", [lambda: WideResNet(10, 1, 3), Pooled])

@@ -1,18 +1,33 @@
 """What a page says of the network behind its numbers follows from the record of the run."""
 
+import ast
+import json
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
+from bs4 import BeautifulSoup
 
 import thinkback_utils
+from bookmaking.profiles import declared, parse
 from experiments import provenance
 from experiments.provenance import label
 from thinkback_utils.files import read_json, write_json
 
-NETWORK = Path(__file__).parents[1] / "results" / "wrn40-2-cifar10"
+ROOT = Path(__file__).parents[1]
+NETWORK = ROOT / "results" / "wrn40-2-cifar10"
+CHAPTERS = sorted(ROOT.glob("notebooks/*.ipynb"))
+
+
+def row(name, **parameters):
+    """What the box says in that row, as HTML; None where it has no such row."""
+    box = BeautifulSoup(provenance.Box(**parameters)._repr_html_(), "html.parser")
+    heads = [head for head in box("th") if head.get_text() == name]
+    return heads[0].find_next("td") if heads else None
 
 
 def keep(folder, seed, accuracy, recipe="reference", device="a GPU"):
@@ -82,7 +97,7 @@ def repository(tmp_path, monkeypatch):
 def test_commit_of_a_repository_that_merely_contains_the_package_is_not_ours(repository):
     unknown = f"unknown, thinkback_utils {thinkback_utils.__version__}"
     assert provenance.describe()["commit"] == unknown
-    assert f"| Commit | `{unknown}` |" in provenance.Box(seed=0)._repr_markdown_()
+    assert row("Commit").decode_contents() == unknown
 
 
 def test_commit_of_the_repository_that_holds_the_package_is(
@@ -92,10 +107,13 @@ def test_commit_of_the_repository_that_holds_the_package_is(
     git(repository, "commit", "-q", "-m", "with the package")
     head = git(repository, "rev-parse", "HEAD")
     assert provenance.describe()["commit"] == head
-    assert f"| Commit | `{head[:12]}` |" in provenance.Box(seed=0)._repr_markdown_()
+    address = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["repository"]["url"]
+    assert row("Commit").a["href"] == f"{address}/commit/{head}"
+    assert row("Commit").get_text() == head[:12]
     (repository / "paper.tex").write_text("changed", encoding="utf-8")
     assert provenance.describe()["commit"] == f"{head}-dirty"
-    assert f"| Commit | `{head[:12]}-dirty` |" in provenance.Box(seed=0)._repr_markdown_()
+    assert row("Commit").a is None
+    assert row("Commit").get_text() == f"{head[:12]}, with changes that are not committed"
     other = tmp_path_factory.mktemp("other")  # as within a hook of another repository
     git(other, "init", "-q")
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
@@ -106,3 +124,54 @@ def test_without_git_the_version_is_known(repository, monkeypatch):
     monkeypatch.setenv("PATH", "")
     unknown = f"unknown, thinkback_utils {thinkback_utils.__version__}"
     assert provenance.describe()["commit"] == unknown
+
+
+def code(path):
+    """Sources of a chapter's code cells, and its parameters as they are by default."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    [given] = [c for c in code if "parameters" in c["metadata"].get("tags", [])]
+    lines = ast.parse("".join(given["source"])).body
+    names = {line.target.id: ast.literal_eval(line.value) for line in lines}
+    return ["".join(cell["source"]) for cell in code], names
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_box_gives_the_commands_of_its_chapter(path, monkeypatch):
+    """A parameter that the reader changed is in them, and each reads as what it was."""
+    cells, names = code(path)
+    names["seed"] = 1234
+    monkeypatch.setattr(provenance, "_session", lambda: (names, cells[:4]))
+    box = provenance.Box(seed=names["seed"])
+    names["profile"] = "of another meaning further down"
+    page = BeautifulSoup(box._repr_html_(), "html.parser")
+    strict, plain = (shlex.split(command.get_text().strip("()")) for command in page("pre"))
+    head = [".venv/bin/python", "-m", "bookmaking", "run", f"notebooks/{path.name}", "-o"]
+    assert strict[:6] == head
+    hints, given = declared(path), dict(zip(strict[8::3], strict[9::3], strict=True))
+    expected = {**code(path)[1], "seed": 1234}
+    assert {name: parse(text, hints[name]) for name, text in given.items()} == expected
+    assert plain[:5] == ["cd", "notebooks", "&&", "../.venv/bin/papermill", path.name]
+    assert yaml.safe_load(plain[-1]) == expected
+    assert f"/notebooks/{path.name}" in page.select_one("a.button")["href"]
+
+
+def test_written_values_are_read_as_they_were():
+    values = {"a": [1e-16, 0.5], "b": {"x y": True}, "c": "", "d": 1e-300, "e": "it's", "f": "true"}
+    strict, plain = provenance.commands("x.ipynb", values)
+    words = shlex.split(strict)
+    texts = dict(zip(words[8::3], words[9::3], strict=True))
+    assert yaml.safe_load(texts["a"]) == values["a"]
+    assert yaml.safe_load(texts["b"]) == values["b"]
+    assert float(texts["d"]) == values["d"]
+    assert [texts[name] for name in "cef"] == ["", "it's", "true"]
+    assert yaml.safe_load(shlex.split(plain.strip("()"))[-1]) == values
+
+
+def test_code_of_no_chapter_gets_no_command(monkeypatch):
+    own, other = code(CHAPTERS[0])[0], code(CHAPTERS[1])[0]
+    shared = [cell for cell in own if cell in other]  # the bootstrap cell: of every chapter
+    assert shared
+    monkeypatch.setattr(provenance, "_session", lambda: ({}, [*shared, "1 + 1"]))
+    assert row("From a clone", seed=0) is None
+    assert row("Parameters", seed=0).get_text() == "seed = 0"

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 import yaml
 
 import thinkback_utils
-from bookmaking import profiles, sources
+from bookmaking import profiles
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -156,35 +155,3 @@ def test_printed_commands_name_parameters_that_exist(words: list[str]) -> None:
     names = {words[i + 1] for i, word in enumerate(words) if word == "-p"}
     assert names
     assert names <= set(profiles.declared(ROOT / "notebooks" / Path(notebook).name))
-
-
-def test_bootstrap_cell_fetches_the_book_and_moves_into_it(tmp_path: Path) -> None:
-    """As on Colab, but for the network: git clones this repository, and pip only checks its input.
-
-    No .pth file is read (-S): this environment's own copy of the package is not found, its
-    libraries are.
-    """
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        pytest.skip("this is no clone, or there is no git")
-    cells = sources.read(next((ROOT / "notebooks").glob("*.ipynb"))).cells
-    bootstrap = next(cell.source for cell in cells if sources.tagged(cell, "bootstrap"))
-    pip = "import sys, pathlib\nassert sys.argv[1:5] == ['install', '-q', '--no-deps', '-e']\n"
-    pip += "assert (pathlib.Path(sys.argv[5]) / 'pyproject.toml').is_file()"
-    (tmp_path / "pip.py").write_text(pip, encoding="utf-8")
-    fake = {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.{ROOT.as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": load("_config.yml")["repository"]["url"],
-    }
-    libraries = os.pathsep.join([str(tmp_path), sysconfig.get_path("purelib")])
-    content = tmp_path / "content"
-    content.mkdir()
-    check = "\nprint(importlib.util.find_spec('thinkback_utils').origin, os.getcwd(), sep='\\n')"
-    program = [sys.executable, "-S", "-c", bootstrap + check]
-    environment = os.environ | fake | {"PYTHONPATH": libraries}
-    done = subprocess.run(program, cwd=content, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    package, folder = map(Path, done.stdout.splitlines())
-    assert package == content / "thinkback" / "thinkback_utils" / "__init__.py"
-    assert folder == content / "thinkback" / "notebooks"
-    assert (folder / "../results").is_dir()

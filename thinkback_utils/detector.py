@@ -99,7 +99,7 @@ class OODDetector:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         forward: Forward | None = None,
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         **options: float | None,
     ) -> None:
         self.options: Options = checked_options(method, options)

@@ -53,7 +53,7 @@ def extract(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     forward: Forward | None = None,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
 ) -> Features:
     """Run ``model`` once over ``images``; return what its last layer reads and what it returns.
 
@@ -73,8 +73,8 @@ def extract(
             :class:`batches.Pixels`.
         forward: ``forward(model, batch)``, where the model is not called as ``model(x)``.
         precision: ``"auto"`` computes all but the last layer in bfloat16 where the CPU has it, in
-            half the time; features that are compared need one precision. See
-            :func:`passes.settled`.
+            half the time; ``"float32"`` gives the same on every machine. Features that are compared
+            need one precision. See :func:`passes.settled`.
 
     Returns:
         Features on the CPU, float32.

@@ -58,8 +58,8 @@ def _parser() -> Parser:
         parser.add_argument(f"--{name}", type=float, nargs="+", help=pixels)
     parser.add_argument(
         "--precision",
-        choices=("float32", "auto"),
-        default="float32",
+        choices=("auto", "float32"),
+        default="auto",
         help="auto: bfloat16 before the last layer where the CPU has it, for all that follows",
     )
     for name in OPTIONS:

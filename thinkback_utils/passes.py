@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple, get_args
@@ -14,6 +15,7 @@ from .devices import multiplies_bfloat16
 from .heads import Head, Name, Runs, candidates, find, tensors_of, watching
 
 Precision = Literal["float32", "bfloat16", "auto"]
+PRECISION = "THINKBACK_PRECISION"  # environment variable: what "auto" means in this process
 
 
 class Pass(NamedTuple):
@@ -71,18 +73,21 @@ def settled(precision: Precision, model: nn.Module) -> Literal["float32", "bfloa
         precision: ``"float32"``: as the model is. ``"bfloat16"``: matrix products and convolutions
             before the last layer of a float32 model in bfloat16 (autocast), the last layer in
             float32; where the hardware has no such products they are emulated, and slow.
-            ``"auto"``: bfloat16 on a CPU that multiplies it, which takes half the time there.
+            ``"auto"``: what the environment variable ``THINKBACK_PRECISION`` says; without it
+            bfloat16 on a CPU that multiplies it, which takes half the time there, else float32.
         model: without wrappers.
 
     Raises:
         ValueError: on another word.
     """
-    if precision not in get_args(Precision):
+    asked = os.environ.get(PRECISION, "auto") if precision == "auto" else precision
+    if asked not in get_args(Precision):
         known = ", ".join(map(repr, get_args(Precision)))
-        raise ValueError(f"thinkback: precision is one of {known}, got {precision!r}")
-    if precision == "auto" and device_of(model).type == "cpu" and multiplies_bfloat16():
-        precision = "bfloat16"
-    return "bfloat16" if precision == "bfloat16" and dtype_of(model) == torch.float32 else "float32"
+        name = f"the environment variable {PRECISION}" if precision == "auto" else "precision"
+        raise ValueError(f"thinkback: {name} is one of {known}, got {asked!r}")
+    if asked == "auto" and device_of(model).type == "cpu" and multiplies_bfloat16():
+        asked = "bfloat16"
+    return "bfloat16" if asked == "bfloat16" and dtype_of(model) == torch.float32 else "float32"
 
 
 class Reader:

@@ -23,9 +23,17 @@
   async function fetched(path, type) {
     const reply = await fetch(new URL(path, home));
     if (!reply.ok) throw new Error(`${path}: ${reply.status}`);
-    const bytes = new Uint8Array(await reply.arrayBuffer());
-    if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return new Blob([bytes], { type });
-    const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const parts = [];
+    for (const reader = reply.body.getReader(); ; ) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      parts.push(value);
+      progress.value += value.length; // no more than its maximum
+    }
+    const whole = new Blob(parts, { type });
+    const [first, second] = new Uint8Array(await whole.slice(0, 2).arrayBuffer());
+    if (first !== 0x1f || second !== 0x8b) return whole;
+    const unpacked = whole.stream().pipeThrough(new DecompressionStream("gzip"));
     return new Blob([await new Response(unpacked).arrayBuffer()], { type });
   }
 
@@ -46,24 +54,51 @@
     return ort.InferenceSession.create(new Uint8Array(await model.arrayBuffer()), { executionProviders: ["wasm"] });
   }
 
-  /** The middle square of a picture, halved until it is small, then 32 x 32 on the canvas: a plain area average. */
+  /** The picture in a file, of a kind that this browser can draw. */
+  const decoded = (chosen) =>
+    /svg/.test(chosen.type) || /\.svg$/i.test(chosen.name) ? vector(chosen) : createImageBitmap(chosen);
+
+  /** A drawing (SVG), which may name no size of its own, large enough to be shrunk as a photograph is. */
+  async function vector(chosen) {
+    const root = new DOMParser().parseFromString(await chosen.text(), "image/svg+xml").documentElement;
+    if (root.localName !== "svg") throw new Error("no drawing");
+    const length = (name) => (/%/.test(root.getAttribute(name)) ? NaN : parseFloat(root.getAttribute(name)));
+    const box = (root.getAttribute("viewBox") ?? "").trim().split(/[\s,]+/).map(Number);
+    const boxed = box.length === 4 && box[2] > 0 && box[3] > 0;
+    const [width, height] = boxed ? box.slice(2) : [length("width") || 300, length("height") || 150];
+    if (!boxed) root.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    const scale = (8 * SIDE) / Math.min(width, height);
+    root.setAttribute("width", width * scale);
+    root.setAttribute("height", height * scale);
+    const drawing = new Blob([new XMLSerializer().serializeToString(root)], { type: "image/svg+xml" });
+    const src = URL.createObjectURL(drawing);
+    try {
+      const picture = html("img", { src });
+      await picture.decode();
+      return picture;
+    } finally {
+      URL.revokeObjectURL(src);
+    }
+  }
+
+  /** The middle square of a picture, halved until it is small, then 32 x 32: a plain area average. */
   function drawn(picture) {
     const width = picture.naturalWidth ?? picture.width;
     const height = picture.naturalHeight ?? picture.height;
     let side = Math.min(width, height);
     let from = [picture, (width - side) / 2, (height - side) / 2, side, side];
-    do {
+    for (;;) {
       const next = side > 2 * SIDE ? Math.ceil(side / 2) : SIDE;
-      const canvas = side > 2 * SIDE ? html("canvas", { width: next, height: next }) : seen;
+      const canvas = html("canvas", { width: next, height: next });
       const pen = canvas.getContext("2d", { willReadFrequently: true });
       pen.imageSmoothingQuality = "high";
       pen.fillStyle = "white"; // under what is transparent
       pen.fillRect(0, 0, next, next);
       pen.drawImage(...from, 0, 0, next, next);
+      if (next === SIDE) return pen.getImageData(0, 0, SIDE, SIDE);
       from = [canvas, 0, 0, next, next];
       side = next;
-    } while (from[0] !== seen);
-    return seen.getContext("2d").getImageData(0, 0, SIDE, SIDE).data;
+    }
   }
 
   /** Pixels (H, W, RGBA) in 0 ... 255 as the graph reads them, (1, RGB, H, W) in 0 ... 1. */
@@ -82,19 +117,22 @@
 
   // The page
 
-  const status = html("span", { role: "status", class: "tb-words" });
-  const load = html("button", { type: "button", onclick: begin }, `Load the model (${data.megabytes} MB)`);
+  const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+  const status = html("p", { role: "status", class: "tb-words tb-status" });
+  const load = html("button", { type: "button", onclick: begin }, `Load the network (${megabytes(data.bytes)})`);
+  const progress = html("progress", { max: data.bytes, value: 0, "aria-label": "Loading", hidden: "" });
   const seen = html("canvas", { width: SIDE, height: SIDE, role: "img", "aria-label": "what the network sees" });
-  const verdicts = [html("span"), html("span")]; // accepted, refused: one of them is seen, both keep their room
-  const verdict = html("p", { class: "tb-verdict" }, ...verdicts);
+  const headline = html("span", { class: "tb-headline" });
+  const opinion = html("span");
+  const verdict = html("p", { class: "tb-verdict" }, headline, " ", opinion);
+  const truth = html("p", { class: "tb-truth" });
   const words = html("p", { class: "tb-words" });
-  const agreement = html("p", { class: "tb-words" });
   const bars = data.classes.map(() => html("span", { class: "tb-bar" }));
   const numbers = data.classes.map(() => html("td"));
   const classes = html(
     "table",
     { class: "tb-classes" },
-    html("caption", {}, "Class probabilities"),
+    html("caption", {}, "What the network would say, and how sure it is"),
     html(
       "tbody",
       {},
@@ -104,125 +142,200 @@
     ),
   );
   const chart = svg("svg", { role: "img", height: 182 });
-  const title = html("p", { class: "tb-words" }, `${data.title}, calibration images`);
-  const alpha = html("b");
+  const title = html("p", { class: "tb-words" }, `Scores of pictures that it knows (${data.title}): higher is more foreign`);
+  const allowed = html("b");
   const slider = html("input", { type: "range", min: 0, max: data.alphas.length - 1, value: data.start, oninput: show });
+  const card = html("div", { class: "tb-seen" }, seen, html("div", { "aria-live": "polite" }, verdict, truth));
   const answer = html(
     "div",
     { class: "tb-answer", hidden: "" },
-    html("div", { class: "tb-seen" }, seen, html("div", { "aria-live": "polite" }, verdict, words)),
-    html("label", { class: "tb-slider" }, html("span", {}, "False alarms that are allowed ", alpha), slider),
+    card,
+    html("label", { class: "tb-slider" }, html("span", {}, "False alarms that you allow: ", allowed), slider),
     html("div", { class: "tb-panels" }, classes, html("div", {}, chart, title)),
-    agreement,
+    words,
   );
 
   const tiles = [...root.querySelectorAll("tbody img")].map((image, i) => {
-    const copy = html("img", { src: image.src, alt: image.alt, title: image.alt });
-    const radio = html("input", { type: "radio", name: "tb-picture", value: i, onchange: () => put(copy, i) });
+    const copy = html("img", { src: image.src, alt: image.alt, title: image.alt, draggable: "false" });
+    const radio = html("input", { type: "radio", name: "tb-picture", value: i, onchange: () => put(() => copy, i) });
     return html("label", {}, radio, copy);
   });
-  const rows = {};
-  data.pictures.forEach((picture, i) => (rows[picture.title] ??= []).push(tiles[i]));
-  const file = html("input", { type: "file", accept: "image/*", onchange: () => own(file.files[0]) });
+  const rows = new Map();
+  data.pictures.forEach(({ kind, set }, i) => {
+    if (!rows.has(kind)) rows.set(kind, { set, tiles: [] });
+    rows.get(kind).tiles.push(tiles[i]);
+  });
   const pictures = html(
     "fieldset",
     { class: "tb-pictures", disabled: "" },
-    html("legend", {}, "Choose a picture, or drop your own here"),
-    ...Object.entries(rows).map(([title, row]) => html("div", {}, html("span", {}, title), html("div", {}, ...row))),
-    html("label", { class: "tb-own" }, html("span", {}, "Your own"), file),
+    html("legend", {}, "Choose a picture"),
+    ...[...rows].map(([kind, row]) =>
+      html("div", {}, html("span", {}, kind, " ", html("small", {}, row.set)), html("div", {}, ...row.tiles)),
+    ),
   );
+  const file = html("input", { type: "file", accept: "image/*", onchange: () => file.files[0] && own(file.files[0]) });
+  const yours = html("label", { class: "tb-own" }, html("span", {}, "Or your own: drop a file anywhere on this page, or"), file);
 
   root.querySelector("details").open = false;
-  root.prepend(html("div", { class: "tb-app" }, html("div", { class: "tb-start" }, load, status), pictures, answer));
-  root.addEventListener("dragover", (event) => event.preventDefault());
-  root.addEventListener("drop", (event) => {
-    event.preventDefault();
-    if (session && event.dataTransfer.files[0]) own(event.dataTransfer.files[0]);
-  });
+  root.prepend(
+    html("div", { class: "tb-app" }, html("div", { class: "tb-start" }, load, progress), pictures, yours, status, answer),
+  );
   new ResizeObserver(show).observe(chart);
+
+  /** A message belongs to what was done last: the next picture removes it. */
+  function say(text) {
+    status.textContent = text;
+    if (text) inView(status);
+  }
+
+  function inView(element) {
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    element.scrollIntoView({ block: "nearest", behavior: still ? "instant" : "smooth" });
+  }
+
+  // A file that is dropped beside the box would replace the page.
+  const holdsFiles = (event) => [...event.dataTransfer.types].includes("Files");
+  const over = (event, on) => root.classList.toggle("tb-over", on && holdsFiles(event));
+  addEventListener("dragover", (event) => {
+    if (holdsFiles(event) || root.contains(event.target)) event.preventDefault();
+    over(event, true);
+  });
+  addEventListener("dragleave", (event) => event.relatedTarget || over(event, false));
+  addEventListener("drop", (event) => {
+    over(event, false);
+    const [first, second] = event.dataTransfer.files;
+    if (first || root.contains(event.target)) event.preventDefault();
+    if (first) {
+      file.value = "";
+      own(first, second ? `Of several files the first is shown: ${first.name}.` : "");
+    } else if (root.contains(event.target)) {
+      say("That was no file. Save the picture on your machine first, then drop its file here.");
+    }
+  });
 
   // What happens
 
-  let session, said;
+  let session, said, kept;
+  let asked = 0; // the last picture that was asked for goes before those that are still being read
   let queue = Promise.resolve(); // the runtime takes one picture at a time
 
   async function begin() {
     load.disabled = true;
-    status.textContent = "Loading …";
+    progress.value = 0;
+    progress.hidden = false;
+    if (!kept) say("Loading …");
     try {
       session = await started();
     } catch (error) {
-      status.textContent = `The model did not load: ${error.message ?? error}. Pages opened as files cannot load it.`;
+      say(`The network did not load: ${error.message ?? error}. A page that was opened as a file cannot load it.`);
       load.disabled = false;
+      progress.hidden = true;
       return;
     }
-    load.remove();
-    status.textContent = "The model runs in this page. What you choose stays on your machine.";
+    load.parentElement.remove();
     pictures.disabled = false;
-    answer.hidden = false;
-    tiles[0].firstChild.click();
-    tiles[0].firstChild.focus();
+    say("");
+    if (kept) return own(...kept);
+    tiles[0].firstChild.checked = true;
+    put(() => tiles[0].lastChild, 0);
+    tiles[0].firstChild.focus({ preventScroll: true });
   }
 
-  async function own(chosen) {
-    if (!chosen) return;
-    try {
-      const picture = await createImageBitmap(chosen);
-      for (const tile of tiles) tile.firstChild.checked = false;
-      put(picture);
-    } catch {
-      status.textContent = `${chosen.name} is no picture that this browser can read.`;
+  /** A picture of the reader's; before the network is there it is kept. */
+  function own(chosen, remark = "") {
+    if (!session) {
+      kept = [chosen, remark];
+      const next = load.disabled ? "It is shown as soon as the network is loaded." : "Load the network to see what it says.";
+      return say(`${chosen.name} is kept. ${next}`);
     }
+    kept = undefined;
+    put(() => decoded(chosen), undefined, remark, `${chosen.name} is no picture that this browser can read.`);
   }
 
-  function put(picture, index) {
+  /** Shows a picture to the network and its answer to the reader. Where it cannot be read, the last one stays. */
+  function put(picture, index, remark = "", unreadable = "This picture cannot be read.") {
+    const mine = ++asked;
+    const late = () => mine !== asked;
+    say(remark);
+    card.setAttribute("aria-busy", true);
     queue = queue.then(async () => {
-      const images = tensor(drawn(picture));
-      const start = performance.now();
-      const out = await session.run({ images });
-      said = {
-        probabilities: softmax(out.logits.data),
-        score: out.score.data[0],
-        p: out.p_value.data[0],
-        milliseconds: performance.now() - start,
-        picture: data.pictures[index],
-      };
-      answer.dataset.logits = JSON.stringify([...out.logits.data]);
-      answer.dataset.score = said.score;
-      answer.dataset.p = said.p;
-      show();
+      if (late()) return;
+      const pixels = await Promise.resolve(picture())
+        .then(drawn)
+        .catch(() => late() || say(unreadable));
+      if (pixels && !late()) await look(pixels, index).catch(failed);
+      if (!late()) card.removeAttribute("aria-busy");
     });
-    queue = queue.catch((error) => (status.textContent = `The model failed: ${error.message ?? error}`));
+  }
+
+  function failed(error) {
+    said = undefined;
+    answer.hidden = true; // nothing is known of this picture
+    say(`The network failed: ${error.message ?? error}`);
+  }
+
+  async function look(pixels, index) {
+    if (index === undefined) for (const tile of tiles) tile.firstChild.checked = false;
+    else file.value = "";
+    const start = performance.now();
+    const out = await session.run({ images: tensor(pixels.data) });
+    seen.getContext("2d").putImageData(pixels, 0, 0);
+    said = {
+      probabilities: softmax(out.logits.data),
+      score: out.score.data[0],
+      p: out.p_value.data[0],
+      milliseconds: performance.now() - start,
+      picture: data.pictures[index],
+    };
+    answer.dataset.logits = JSON.stringify([...out.logits.data]);
+    answer.dataset.score = said.score;
+    answer.dataset.p = said.p;
+    answer.hidden = false;
+    show();
+    inView(card);
+  }
+
+  /** What was right or wrong, where the page knows what the picture shows. */
+  function judged({ picture }, refused, best) {
+    if (!picture) return "Your picture: whether that is right, only you can say.";
+    const it = `It is ${picture.shows}`;
+    if (!picture.class) {
+      if (refused) return `The alarm is right. ${it}: none of the ten kinds that the network knows.`;
+      return `A miss. ${it}: none of the ten kinds that the network knows.`;
+    }
+    const right = picture.class === data.classes[best];
+    if (refused) return `A false alarm: the network knows this kind. ${it}, and its answer is ${right ? "right" : "wrong"}.`;
+    return right ? `That is right. ${it}.` : `That is wrong. ${it}, and there was no alarm.`;
   }
 
   function show() {
     const level = data.alphas[slider.valueAsNumber];
-    alpha.textContent = `α = ${percent(level)}`;
-    slider.setAttribute("aria-valuetext", alpha.textContent);
+    allowed.textContent = percent(level);
+    slider.setAttribute("aria-valuetext", allowed.textContent);
     if (!said) return;
     const { probabilities, score, p, picture } = said;
     const refused = p <= level;
     const best = probabilities.indexOf(Math.max(...probabilities));
-    verdicts[0].textContent = `Accepted as ${data.classes[best]}: p = ${p.toFixed(4)} > α`;
-    verdicts[1].textContent = `Refused: p = ${p.toFixed(4)} ≤ α`;
+    const guess = `${data.classes[best]} (${percent(probabilities[best], 0)})`;
     verdict.dataset.refused = refused;
+    headline.textContent = refused ? "Alarm: it looks foreign." : "No alarm: it looks familiar.";
+    opinion.textContent = refused ? `Without the alarm, the network would say ${guess}.` : `The network would say ${guess}.`;
+    truth.textContent = judged(said, refused, best);
     const higher = Math.round(p * (data.count + 1)) - 1;
     words.textContent =
-      `${picture ? `${picture.title}: ${picture.class}. ` : "Your picture. "}Of ${data.count.toLocaleString("en")} test ` +
-      `images, ${higher.toLocaleString("en")} score as high. The network is ${percent(probabilities[best])} sure: ` +
-      `${data.classes[best]}.`;
+      `Of ${data.count.toLocaleString("en")} other pictures of kinds that it knows, ${higher.toLocaleString("en")} score as high ` +
+      `as this one: p = ${p.toFixed(4)}. The alarm goes off where p ≤ α = ${percent(level)}. ` +
+      `The answer took ${Math.round(said.milliseconds)} ms in this browser.` +
+      (picture ? ` Its score differs from that of PyTorch by ${power(Math.abs(score / picture.score - 1))} of itself.` : "");
     probabilities.forEach((value, i) => {
       bars[i].style.width = `${100 * value}%`;
       numbers[i].textContent = `${(100 * value).toFixed(1)}\u00a0%`;
     });
-    agreement.textContent =
-      `${Math.round(said.milliseconds)} ms in this browser.` +
-      (picture ? ` The score differs from PyTorch's by ${power(Math.abs(score / picture.score - 1))} of itself.` : "");
-    draw(score, data.thresholds[slider.valueAsNumber], level);
+    draw(score, data.thresholds[slider.valueAsNumber]);
   }
 
   /** Scores of the calibration set, where the threshold stands among them, and where this picture does. */
-  function draw(score, threshold, level) {
+  function draw(score, threshold) {
     const width = Math.round(chart.getBoundingClientRect().width);
     const { log, range, counts } = data.histogram;
     if (!width) return;
@@ -250,14 +363,14 @@
       line("tb-here", along(score), 8),
       svg("circle", { class: "tb-here", cx: along(score), cy: 8, r: 4 }),
       beside(along(score), 12, "this picture"),
-      beside(along(threshold), 32, `threshold, α = ${percent(level)}`),
+      beside(along(threshold), 32, "alarm from here on"),
       text(left, bottom + 16, "start", String(+ends[0].toPrecision(2))),
       text(right, bottom + 16, "end", String(+ends[1].toPrecision(2))),
     );
     fit(chart, width);
     chart.setAttribute(
       "aria-label",
-      `Histogram of the scores of ${data.count} calibration images. The threshold is ${threshold.toPrecision(3)}, ` +
+      `Histogram of the scores of ${data.count} pictures of known kinds. The threshold is ${threshold.toPrecision(3)}, ` +
         `this picture's score ${score.toPrecision(3)}.`,
     );
   }

@@ -1,0 +1,144 @@
+"""Figures of the chapter "Cost"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from benchmarks import costs, report
+from benchmarks.rounds import Record
+from benchmarks.score import PEER
+from experiments.plots import INK, METHOD_COLORS, OOD_COLOR
+
+AUTOGRAD = ("backward, batch 1", "autograd, head", "vmap(grad), head")
+COLORS = METHOD_COLORS | {
+    "forward": INK,
+    "kronecker": METHOD_COLORS["thinkback"],
+    "averaged": METHOD_COLORS["thinkback_averaged"],
+    **dict.fromkeys(AUTOGRAD, OOD_COLOR),
+}
+FAINT = 1e5  # bytes; growth below it is drawn at it
+
+
+def draw_answer(
+    measured: Mapping[int, Mapping[str, Record]],
+    methods: Iterable[str],
+    figure: Figure,
+    tall: bool,
+) -> None:
+    """Time of each score in percent of the network's own, on a line for each.
+
+    Args:
+        measured: batch size -> what was timed -> its record, with the ratio to the network.
+        methods: what to draw, from top to bottom.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
+    """
+    ax = figure.subplots()
+    (small, one), (large, many) = measured.items()
+    names = [name for name in methods if name in one and name in many]
+    for y, name in enumerate(reversed(names)):
+        color = COLORS.get(name, INK)
+        ends = [100 * record[name]["ratio"] for record in (many, one)]
+        ax.plot(ends, [y, y], color=color, linewidth=1.5, alpha=0.6)
+        ax.plot(ends[0], y, "o", color=color)
+        ax.plot(ends[1], y, "o", color=color, markerfacecolor="none")
+    ax.axvline(100, color=INK, linestyle="--", linewidth=1.2, zorder=0)
+    ax.text(92, len(names) - 0.3, "the network itself", ha="right", va="bottom")
+    ax.set_yticks(range(len(names)), [title(name, tall) for name in reversed(names)])
+    ax.tick_params(axis="y", length=0)
+    label = "% of the network's time" if tall else "time of the score, in % of the network's time"
+    ax.set(xscale="log", xlabel=label, ylim=(-0.6, len(names) + 0.4))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.minorticks_off()
+    dot = {"color": INK, "marker": "o", "linestyle": ""}
+    one_image = "one image at a time" if small == 1 else f"{small} images at a time"
+    handles = [
+        Line2D([], [], label=f"{large:,} images at a time", **dot),
+        Line2D([], [], label=one_image, markerfacecolor="none", **dot),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=1 if tall else 2)
+
+
+def title(name: str, short: bool = False) -> str:
+    """What a measurement is called in a figure.
+
+    >>> title("backward, batch 1"), title("backward, batch 1", short=True), title("energy")
+    ('full backward, one by one', 'full backward', 'Energy')
+    """
+    text = report.TITLES.get(name, name).removesuffix(PEER)
+    return text.removesuffix(", one by one") if short else text
+
+
+def plot_latency(
+    curves: Mapping[str, Sequence[tuple[int, float]]], *, ax: Axes | None = None
+) -> Axes:
+    """Milliseconds a sample against batch size, with a label at the end of each line.
+
+    Args:
+        curves: what was timed -> (batch size, milliseconds a sample).
+        ax: drawn on; None makes a new one.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 5.4))[1]
+    heights = apart([points[-1][1] for points in curves.values()], 21)
+    for (name, points), height in zip(curves.items(), heights, strict=True):
+        color = COLORS.get(name, INK)
+        thick, dotted = name in ("thinkback", "forward"), name == "kronecker" or PEER in name
+        style = {"color": color, "marker": "o", "markersize": 3, "linewidth": 3.2 if thick else 1.4}
+        ax.plot(*zip(*points, strict=True), ":" if dotted else "-", **style)
+        label_end(ax, title(name), points[-1], height, color)
+    ax.set(xscale="log", yscale="log", xlabel="batch size", ylabel="milliseconds a sample")
+    ticks = [x for x, _ in curves["forward"]]
+    ax.set_xticks(ticks, [f"{x:,}" for x in ticks])
+    ax.minorticks_off()
+    return ax
+
+
+def plot_memory(
+    fits: Mapping[str, Sequence[tuple[int, int, int]]], *, ax: Axes | None = None
+) -> Axes:
+    """Peak memory of a fit against the number of samples that it reads.
+
+    Args:
+        fits: method -> (samples, bytes at the peak, bytes that it keeps).
+        ax: drawn on; None makes a new one.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
+    colors = {"diagonal": COLORS["thinkback"], "Kronecker": COLORS["averaged"]}
+    peaks = {method: [max(peak, FAINT) for _, peak, _ in points] for method, points in fits.items()}
+    heights = apart([found[-1] for found in peaks.values()], 14)
+    for (method, points), height in zip(fits.items(), heights, strict=True):
+        color = colors.get(method, INK)
+        samples = [point[0] for point in points]
+        ax.plot(samples, peaks[method], "o-", color=color, markersize=4)
+        text = f"{method}, keeps {costs.size(points[-1][2])}"
+        label_end(ax, text, (samples[-1], peaks[method][-1]), height, color)
+    ticks = {1e5: "0.1 MB", 1e6: "1 MB", 1e7: "10 MB", 1e8: "100 MB", 1e9: "1 GB", 1e10: "10 GB"}
+    ax.set(xscale="log", yscale="log", ylim=(FAINT / 2, 1e10))
+    ax.set(xlabel="samples that the fit reads", ylabel="memory at the peak")
+    ax.set_yticks(list(ticks), list(ticks.values()))
+    ax.minorticks_off()
+    return ax
+
+
+def apart(values: Sequence[float], lines: int) -> list[float]:
+    """Heights for labels on a logarithmic axis that holds so many lines of text.
+
+    >>> [round(y, 2) for y in apart([1.0, 1.0, 100.0], 4)]
+    [1.0, 3.16, 100.0]
+    """
+    places = np.log10(values)
+    gap = max(float(np.ptp(places)), 1e-9) / lines
+    return [float(10**y) for y in costs.spread(places, gap)]
+
+
+def label_end(ax: Axes, text: str, end: tuple[float, float], height: float, color: str) -> None:
+    """A label beside the end of a line, and a thin line that leads to it."""
+    line = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0, 0.5)}
+    look = {"color": color, "va": "center", "fontsize": 9, "arrowprops": line}
+    ax.annotate(text, end, (1.7 * end[0], height), **look)

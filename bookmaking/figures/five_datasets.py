@@ -1,0 +1,100 @@
+"""Figures of chapter 8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.evaluation import ID_TEST, SET_TITLES
+from experiments.plots import INK, METHOD_COLORS, plot_iso_scores
+from thinkback_utils import scores
+from thinkback_utils.features import Features
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS = {  # of the answer figure, from top to bottom
+    "msp": "Softmax",
+    "energy": "Energy",
+    "thinkback": "Thinkback (A):\nlast layer",
+    "reading_E": "Thinkback (E):\nlast convolution",
+    "thinkback_averaged": "Thinkback,\naveraged",
+}
+MARKERS = "osD^v"  # of the networks, in their order
+
+
+def draw_answer(
+    aurocs: pd.DataFrame, paper: Sequence[Mapping[str, Any]], figure: Figure, tall: bool
+) -> None:
+    """The mean AUROC of each score: a filled mark a network, a ring what the paper printed.
+
+    Args:
+        aurocs: in percent, a row a score and a column a network.
+        paper: records of the paper's table.
+        figure: an empty one.
+        tall: whether the names stand above their rows, not beside them.
+    """
+    ax = figure.subplots()
+    names = [name for name in ROWS if name in aurocs.index] or list(ROWS)[:3]
+    printed = {row["method"]: 100 * row["auroc"] for row in paper if row["set"] == "mean"}
+    for y, name in enumerate(names):
+        color = METHOD_COLORS.get(name, METHOD_COLORS["thinkback"])
+        if name in printed:
+            ax.plot(printed[name], y, "o", color=color, mfc="none", markersize=10)
+        for marker, network in zip(MARKERS, aurocs.columns, strict=False):
+            ax.plot(aurocs.loc[name, network], y, marker, color=color, markersize=7)
+    ax.set(
+        ylim=(len(names) - 0.5, -0.5), xlabel="mean AUROC over the far sets (%), right is better"
+    )
+    ax.grid(axis="x")
+    _name_rows(ax, [ROWS[name] for name in names], above=tall)
+    keys = [
+        Line2D([], [], linestyle="", marker=marker, color=INK, label=network)
+        for marker, network in zip(MARKERS, aurocs.columns, strict=False)
+    ]
+    ring = {"marker": "o", "mfc": "none", "markersize": 10}
+    keys.append(Line2D([], [], linestyle="", color=INK, label="printed in the paper", **ring))
+    figure.legend(handles=keys, loc="outside upper center", ncols=2 if tall else 4)
+
+
+def _name_rows(ax: Axes, titles: Sequence[str], above: bool) -> None:
+    """Names of rows at the left of the axis, or over each row at its left end."""
+    if not above:
+        ax.set_yticks(range(len(titles)), titles)
+        ax.tick_params(axis="y", length=0)
+        return
+    ax.set_yticks([])
+    ax.set_xlabel(str(ax.get_xlabel()).replace(", ", ",\n"))
+    for y, title in enumerate(titles):
+        place = ax.get_yaxis_transform()
+        ax.text(0.01, y - 0.24, title.replace("\n", " "), transform=place, va="bottom", fontsize=10)
+
+
+def plot_clouds(
+    features: Mapping[str, Features],
+    names: Sequence[str],
+    temperature: float = 5.0,
+    count: int = 1000,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Squared length of the residual against that of the features, a dot an image.
+
+    Args:
+        features: by set.
+        names: OOD sets to be drawn beside CIFAR-10's test images.
+        temperature: T > 0 of the residual.
+        count: images of a set, from its first one on.
+        ax: where to draw; default: a new figure.
+    """
+    residual2, norm2 = {}, {}
+    for name in (ID_TEST, *names):
+        title = SET_TITLES.get(name, "CIFAR-10 test")
+        item = features[name]
+        residual2[title] = scores.residual(item.logits[:count], temperature).square().sum(1)
+        norm2[title] = item.features[:count].double().square().sum(1)
+    return plot_iso_scores(residual2, norm2, ax=ax)

@@ -1,0 +1,207 @@
+"""Figures of chapter 4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
+
+COLUMNS = ["$F\\,g^2$\nmultiply", "$g^2$\nnone", "$g^2/F$\ndivide"]
+REFIT_COLORS = {
+    "full F": ID_COLOR,
+    "diagonal F": OOD_COLOR,
+    "diagonal E (Eq. 6)": METHOD_COLORS["thinkback"],
+}
+DAMPING_STYLES = ("-", "--", "-.")
+BOLD = {"weight": "bold", "ha": "center"}
+
+
+def draw_answer(
+    called: Callable[[Tensor], Tensor],
+    h: Tensor,
+    probes: Tensor,
+    order: Tensor,
+    title: str,
+    figure: Figure,
+    tall: bool,
+) -> None:
+    """Probes in the plane of two features, and their ranks under three scores.
+
+    Args:
+        called: whether a score calls points (M, 2) OOD: bool (M,).
+        h: training points (N, 2).
+        probes: the points that are ranked (P, 2); the last three are outliers.
+        order: rank of each probe under each score (3, P), 1 = most OOD.
+        title: of the score that shades the plane.
+        figure: an empty one.
+        tall: whether the ranks are below the plane, not beside it.
+    """
+    if tall:
+        plane, ranks = figure.subplots(2, 1, height_ratios=(1, 1.5))
+    else:
+        plane, ranks = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    inside = len(probes) - 3
+    colors = [ID_COLOR] * inside + [OOD_COLOR] * 3
+    plot_plane(called, h, plane)
+    plane.set_title(f"called OOD: {title}")
+    for i, point in enumerate(probes):
+        name = str(i + 1)
+        plane.text(*point, name, color=colors[i], va="center", clip_on=True, **BOLD)
+        ranks.plot(range(3), order[:, i], color=colors[i], marker="o", markersize=15, alpha=0.9)
+        for column, rank in enumerate(order[:, i].tolist()):
+            ranks.text(column, rank, name, color="white", va="center_baseline", **BOLD)
+    ranks.set_xticks(range(3), COLUMNS)
+    ranks.set(ylabel="rank, 1 = most OOD", ylim=(len(probes) + 0.6, 0.4), xlim=(-0.3, 2.3))
+    ranks.set_title("rank of each point")
+
+
+def plot_plane(called: Callable[[Tensor], Tensor], h: Tensor, ax: Axes) -> Axes:
+    """Training points, and the zone that a score calls OOD."""
+    places = torch.linspace(-14, 20, 200), torch.linspace(-1.25, 1.15, 200)
+    x = torch.cartesian_prod(*places).to(h.dtype)
+    zone = called(x).double().view(200, 200)
+    ax.contourf(*places, zone.T, levels=[0.5, 1.5], colors=[OOD_COLOR], alpha=0.2)
+    ax.scatter(*h.T, s=4, color=INK, alpha=0.4, linewidths=0)
+    ax.set(xlabel="loud feature $h_1$", ylabel="quiet feature $h_2$")
+    return ax
+
+
+def plot_leverage(
+    fisher: Tensor, points: Mapping[str, Tensor], cloud: Tensor, *, figure: Figure | None = None
+) -> Figure:
+    """Leverage as a distance: ellipses of equal leverage through some points of one length.
+
+    Args:
+        fisher: the matrix F (2, 2).
+        points: name -> features (2,), all equally far from the origin.
+        cloud: training points (N, 2) whose mean outer product is F.
+        figure: an empty one; a new one where it is left out.
+    """
+    figure = figure or Figure(figsize=(7.2, 3.9))
+    ax = figure.subplots()
+    ax.scatter(*cloud.T, s=5, color=INK, alpha=0.4, linewidths=0)
+    angle = torch.linspace(0, 2 * torch.pi, 300, dtype=fisher.dtype)
+    circle = torch.stack([angle.cos(), angle.sin()])
+    root = torch.linalg.cholesky(fisher)
+    for (name, h), color in zip(points.items(), (ID_COLOR, OOD_COLOR), strict=True):
+        leverage = h @ torch.linalg.solve(fisher, h)
+        ax.plot(*(leverage.sqrt() * root @ circle), color=color)
+        arrow = {"arrowstyle": "-|>", "color": color, "lw": 2, "shrinkB": 0}
+        ax.annotate("", h.tolist(), (0, 0), arrowprops=arrow)
+        label = f"{name} ({h[0]:g}, {h[1]:g}), leverage {leverage:.0f}".replace("-", "−")
+        up = bool(h[1] > 0)
+        beside = (float(h[0]) + 0.1, float(h[1]) + (1.6 if up else -0.5))
+        ax.text(*beside, label, color=color, weight="bold", va="bottom" if up else "top")
+    ax.plot(*(h.norm() * circle), ":", color=INK, linewidth=1.2, label="same length")
+    upright = torch.sqrt((h.square() / fisher.diagonal()).sum() * fisher.diagonal())
+    label = "same leverage for the diagonal"
+    ax.plot(*(upright[:, None] * circle), "--", color=INK, linewidth=1.2, label=label)
+    ax.set(xlabel="feature $h_1$", ylabel="feature $h_2$", aspect="equal")
+    ax.set(xlim=(-7, 7.4), ylim=(-2.8, 3.6))
+    ax.legend(loc="upper left")
+    return figure
+
+
+def plot_steps(
+    axes: Sequence[Tensor],
+    log_posterior: Tensor,
+    w: Tensor,
+    moves: Mapping[str, Tensor],
+    line: Sequence[Tensor],
+    information: Tensor,
+    *,
+    figure: Figure | None = None,
+) -> Figure:
+    """Two steps of equal gain in the plane of two weights, over the exact posterior.
+
+    Args:
+        axes: places of each weight, two of (G,).
+        log_posterior: its logarithm there, 0 at the peak (G, G).
+        w: the peak (2,).
+        moves: name -> what is subtracted from the weights (2,): first the shorter-lived, then the
+            natural gradient.
+        line: weights of equal gain: values of the first, of the second weight.
+        information: precision of the Gaussian that replaces the posterior (2, 2).
+        figure: an empty one; a new one where it is left out.
+    """
+    figure = figure or Figure(figsize=(7.2, 4.2))
+    ax = figure.subplots()
+    covariance = torch.linalg.inv(information)
+    contours = {"colors": INK, "linestyles": "-", "linewidths": 1}
+    ax.contour(*axes, log_posterior.T, levels=[-4.5, -2, -0.5], **contours)
+    plain, natural = moves.values()
+    for k in (1, 2, 3):
+        side = k * natural.sign()[1] * covariance[1] / covariance[1, 1].sqrt()
+        ax.text(*(w + side), f"{k}σ", ha="center", va="top" if side[1] < 0 else "bottom")
+    ax.plot(*line, color=INK, linestyle="--", linewidth=1)
+    below, right = bool(natural[1] < 0), 1 if plain[0] < 0 else -1
+    tones, shifts = (OOD_COLOR, ID_COLOR), (4 * right, -30 * right)
+    for (name, move), tone, shift in zip(moves.items(), tones, shifts, strict=True):
+        arrow = {"arrowstyle": "-|>", "color": tone, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", (w - move).tolist(), w.tolist(), arrowprops=arrow)
+        label = f"{name}\nprice {(move @ information @ move).sqrt():.1f}σ"
+        place = {"ha": "left" if shift > 0 else "right", "va": "top" if below else "bottom"}
+        offset = (shift, -4 if below else 4)
+        shown = ax.annotate(label, (w - move).tolist(), offset, textcoords="offset points", **place)
+        shown.set(color=tone, weight="bold")
+    reach = 2.2 * float(plain[0].abs())
+    ax.set(xlim=(float(w[0]) - reach, float(w[0]) + reach))
+    ax.set(xlabel="loud weight $w_1$", ylabel="quiet weight $w_2$")
+    return figure
+
+
+def plot_refit(
+    gain: Tensor, predicted: Mapping[str, Tensor], *, figure: Figure | None = None
+) -> Figure:
+    """Predicted over exact gain from refitting with a point, against the exact gain.
+
+    Args:
+        gain: exact, for each point (N,).
+        predicted: a key of ``REFIT_COLORS`` -> prediction (N,).
+        figure: an empty one; a new one where it is left out.
+    """
+    figure = figure or Figure(figsize=(7.2, 3.8))
+    ax = figure.subplots()
+    for name, value in predicted.items():
+        dots = {"s": 12, "color": REFIT_COLORS[name], "alpha": 0.7, "linewidths": 0}
+        ax.scatter(gain, value / gain, label=name, **dots)
+    ax.axhline(1, color=INK, linewidth=0.8, linestyle=":")
+    ax.set(xscale="log", xlabel="exact gain from refitting with the point")
+    ax.set(yscale="log", ylabel="predicted / exact")
+    ax.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"], minor=False)
+    ax.tick_params(axis="y", which="minor", left=False, labelleft=False)
+    ax.legend(markerscale=2, loc="center left")
+    return figure
+
+
+def plot_trap(
+    amplitude: Tensor,
+    scores: Mapping[str, Tensor],
+    ceiling: float,
+    *,
+    figure: Figure | None = None,
+) -> Figure:
+    """Score of a point against the activation of a feature that was silent in training.
+
+    Args:
+        amplitude: activations (N,).
+        scores: label -> scores (N,), three at most.
+        ceiling: the largest score of a training point.
+        figure: an empty one; a new one where it is left out.
+    """
+    figure = figure or Figure(figsize=(7.2, 3.8))
+    ax = figure.subplots()
+    colors = (OOD_COLOR, ID_COLOR, INK)
+    for (label, values), color, style in zip(scores.items(), colors, DAMPING_STYLES, strict=False):
+        ax.plot(amplitude, values, style, color=color)
+        ax.text(amplitude[-1], values[-1], f" {label}", color=color, va="center")
+    ax.axhline(ceiling, color=INK, linewidth=0.8, linestyle=":")
+    ax.text(1e-10, ceiling * 1.4, "largest score of a training point", va="bottom")
+    ax.set(xscale="log", xlim=(5e-11, 2e4), xlabel="activation $a$ of the silent feature")
+    ax.set(yscale="log", ylabel="score, Eq. 6")
+    return figure

@@ -1,0 +1,134 @@
+"""Figures of chapter 10."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from experiments.evaluation import ID_TEST, NEAR
+from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
+from thinkback_utils.metrics import mean_auroc
+
+from .five_datasets import MARKERS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS = {  # of the answer figure, from top to bottom
+    "thinkback": "A: weights of the last layer",
+    "reading_C": "C: what the last layer reads",
+    "reading_D": "D: the last BatchNorm",
+    "reading_E": "E: the last convolution",
+}
+Rows = Mapping[str, Mapping[str, Mapping[str, ArrayLike]]]
+
+
+def draw_answer(aurocs: pd.DataFrame, figure: Figure, tall: bool) -> None:
+    """Mean AUROC of each reading minus that of Energy, a mark a network.
+
+    Args:
+        aurocs: in percent, a row a score (``energy`` among them) and a column a network.
+        figure: an empty one.
+        tall: whether the names stand above their rows, not beside them.
+    """
+    ax = figure.subplots()
+    names = [name for name in ROWS if name in aurocs.index]
+    for marker, network in zip(MARKERS, aurocs.columns, strict=False):
+        gains = [aurocs.loc[name, network] - aurocs.loc["energy", network] for name in names]
+        color = METHOD_COLORS["thinkback"]
+        ax.plot(gains, range(len(names)), marker, color=color, markersize=7)
+        ax.plot([], [], marker, color=INK, label=network)
+    ax.axvline(0, color=METHOD_COLORS["energy"], linewidth=1.5, zorder=0)
+    ax.set(ylim=(len(names) - 0.5, -0.7))
+    ax.set_xlabel("mean AUROC minus Energy's\n(points; right is better)")
+    ax.text(0, -0.55, "Energy ", color=METHOD_COLORS["energy"], ha="right", va="center")
+    ax.grid(axis="x")
+    ax.set_yticks(range(len(names)), [ROWS[name] for name in names])
+    ax.tick_params(axis="y", length=0)
+    if tall:
+        ax.set_yticks([])
+        for y, name in enumerate(names):
+            place = ax.get_yaxis_transform()
+            ax.text(0.01, y - 0.2, ROWS[name], transform=place, va="bottom", fontsize=10)
+    figure.legend(loc="outside upper center", ncols=3, handletextpad=0.1, columnspacing=1)
+
+
+def plot_rows(
+    rows: Rows,
+    far: Sequence[str],
+    baselines: Mapping[str, float] | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """AUROC of scores on every set, a row a score: a dot a set, a diamond for the far mean.
+
+    Args:
+        rows: ``{label: {form: {set: (N,)}}}``, higher = more OOD; marks of the form ``eq5`` are
+            hollow and stand above the others.
+        far: the sets of the mean.
+        baselines: mean AUROC in [0, 1] of other scores by their keys, as dotted lines.
+        ax: where to draw; default: a new figure.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 1.4 + 0.52 * len(rows)))[1]
+    for y, forms in enumerate(rows.values()):
+        for form, scores in forms.items():
+            shift = 0.0 if len(forms) == 1 else -0.17 if form == "eq5" else 0.17
+            _plot_row(scores, far, y + shift, form == "eq5", ax)
+    for method, value in (baselines or {}).items():
+        color = METHOD_COLORS[method]
+        ax.axvline(value, color=color, linestyle=":", linewidth=1.5, zorder=0)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlabel="AUROC (%)", ylim=(len(rows) - 0.5, -0.5))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
+    ax.grid(axis="x")
+    _legend(ax)
+    return ax
+
+
+def _plot_row(
+    scores: Mapping[str, ArrayLike], far: Sequence[str], y: float, hollow: bool, ax: Axes
+) -> None:
+    for name, values in scores.items():
+        if name == ID_TEST:
+            continue
+        near = name in NEAR
+        color = ID_COLOR if near else OOD_COLOR
+        look: dict[str, Any] = {"color": color, "markersize": 5}
+        look["mfc"] = "none" if hollow else color
+        ax.plot(mean_auroc(scores[ID_TEST], [values])[0], y, "s" if near else "o", **look)
+    mean, half = mean_auroc(scores[ID_TEST], [scores[name] for name in far])
+    look = {"color": INK, "mfc": "none" if hollow else INK, "markersize": 8.5}
+    ax.errorbar(mean, y, xerr=half, fmt="D", elinewidth=2, zorder=1, **look)
+
+
+def _legend(ax: Axes) -> None:
+    marks = (("o", OOD_COLOR, "a far set"), ("s", ID_COLOR, "CIFAR-100, near"))
+    for marker, color, title in (*marks, ("D", INK, "mean of the far sets")):
+        ax.plot([], [], marker, color=color, label=title)
+    ax.figure.legend(loc="outside upper center", ncols=3, handletextpad=0.1, columnspacing=1)
+
+
+def plot_epochs(records: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Axes:
+    """Mean AUROC against test accuracy over the saved epochs of one run, a line a score.
+
+    Args:
+        records: of ``experiments.epochs``: ``{epoch, accuracy, auroc: {score: value}}`` in [0, 1].
+        ax: where to draw; default: a new figure.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
+    lines = {"msp": ":", "energy": "--", "thinkback": "-", "reading_E": "-."}
+    names = {"msp": "Softmax", "energy": "Energy"} | {k: k[-1:] for k in ROWS}
+    names |= {"thinkback": "Thinkback (A)", "reading_E": "Thinkback (E)"}
+    for score, style in lines.items():
+        points = [(100 * r["accuracy"], 100 * r["auroc"][score]) for r in records]
+        color = METHOD_COLORS.get(score, METHOD_COLORS["thinkback"])
+        x, y = zip(*sorted(points), strict=True)
+        ax.plot(x, y, style, color=color, marker="o", markersize=3, label=names[score])
+    ax.set(xlabel="test accuracy (%)", ylabel="mean AUROC, far sets (%)")
+    ax.legend()
+    return ax

@@ -1,0 +1,219 @@
+"""Figures of the chapter "Your model"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from benchmarks import costs
+from experiments.false_alarms import Halves, allowed
+from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
+from thinkback_utils.methods import TITLES
+
+Vector = NDArray[np.float64]
+
+
+def draw_answer(
+    ids: ArrayLike,
+    oods: ArrayLike,
+    limit: float,
+    halves: Halves,
+    rates: Mapping[str, Vector],
+    figure: Figure,
+    tall: bool,
+) -> None:
+    """Where the threshold lies among the scores; what it promises and what was measured.
+
+    Args:
+        ids, oods: positive scores of calibration images and of OOD images.
+        limit: the threshold.
+        halves: the promises, and what theory says of them.
+        rates: method -> measured rates of false alarms (splits, promises).
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
+    """
+    shape: dict[str, Any] = {"nrows": 2} if tall else {"ncols": 2, "width_ratios": [1, 1.1]}
+    left, right = figure.subplots(**shape)
+    plot_threshold(ids, oods, limit, left)
+    plot_promises(halves, rates, right)
+
+
+def plot_threshold(ids: ArrayLike, oods: ArrayLike, limit: float, ax: Axes) -> None:
+    """Histograms of both kinds of scores, and the threshold."""
+    both = np.log10(np.concatenate([np.asarray(ids), np.asarray(oods)]))
+    bins = np.linspace(*np.quantile(both, [0.002, 0.998]), 41)
+    for values, color in ((ids, ID_COLOR), (oods, OOD_COLOR)):
+        heights, _ = np.histogram(np.log10(np.asarray(values)), bins)
+        share = heights / len(np.asarray(values))
+        ax.stairs(share, bins, fill=True, color=color, alpha=0.35)
+    at = np.log10(limit)
+    ax.axvline(at, color=INK, linewidth=1.6)
+    top = ax.get_ylim()[1]
+    ax.set(ylim=(0, 1.3 * top), xlabel="score (logarithmic)", ylabel="share of the images")
+    ax.text(at, 1.28 * top, " alarm →", va="top")
+    ax.text(at, 1.28 * top, "← no alarm ", va="top", ha="right")
+    ax.text(at, 1.12 * top, " OOD", va="top", color=OOD_COLOR)
+    ax.text(at, 1.12 * top, "calibration ", va="top", ha="right", color=ID_COLOR)
+    ax.set(xticks=[], yticks=[])
+
+
+def plot_promises(halves: Halves, rates: Mapping[str, Vector], ax: Axes) -> None:
+    """Measured against promised rates of false alarms, and the band that theory predicts."""
+    x = 100 * halves.alphas
+    low, high = halves.predicted()
+    ax.plot(x, x, color=INK, linewidth=1, linestyle=":")
+    ax.fill_between(x, 100 * low, 100 * high, color=INK, alpha=0.2, linewidth=0)
+    for i, (name, found) in enumerate(rates.items()):
+        aside, color = x * 1.09 ** (i - (len(rates) - 1) / 2), METHOD_COLORS[name]
+        ends = np.quantile(100 * found, [0.025, 0.975], axis=0)
+        ax.vlines(aside, *ends, color=color, linewidth=1.4)
+        ax.plot(aside, 100 * found.mean(0), "o", markersize=3.5, color=color, label=TITLES[name])
+    ax.set(xscale="log", yscale="log")
+    ax.set(xlabel="false alarms promised (%)", ylabel="measured (%)")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.minorticks_off()
+    ax.legend(loc="upper left")
+
+
+def plot_ranks(scores: ArrayLike, alarms: int, *, ax: Axes | None = None) -> Axes:
+    """Calibration scores on a line, and the ranks that a new score can have among them.
+
+    Args:
+        scores: of calibration, (n,).
+        alarms: m, how many of the n + 1 ranks are alarms.
+        ax: drawn on; None makes a new one.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 1.9))[1]
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    n, margin = len(ordered), 0.12 * float(np.ptp(ordered))
+    edges = np.concatenate([[ordered[0] - margin], ordered, [ordered[-1] + margin]])
+    limit = float(np.append(ordered, edges[-1])[n - alarms])
+    ax.axhline(0, color=INK, linewidth=1, zorder=0)
+    ax.axvspan(limit, edges[-1], color=OOD_COLOR, alpha=0.2, linewidth=0)
+    ax.plot(ordered, np.zeros(n), "o", color=ID_COLOR, markersize=8)
+    for rank, middle in enumerate((edges[1:] + edges[:-1]) / 2, start=1):
+        alarm = rank > n + 1 - alarms
+        ax.text(middle, 0.25, str(rank), ha="center", color=OOD_COLOR if alarm else INK)
+    ax.text(edges[0], 0.7, "rank of a new score that falls here:")
+    ax.text(edges[-1], 0.7, "alarm", ha="right", color=OOD_COLOR)
+    ax.set(ylim=(-0.3, 1), yticks=[], xlim=(edges[0], edges[-1]))
+    ax.set_xlabel(f"score; the dots are {n} calibration scores")
+    ax.spines["left"].set_visible(False)
+    return ax
+
+
+def plot_luck(rates: Mapping[int, Vector], alpha: float, *, ax: Axes | None = None) -> Axes:
+    """Rates of false alarms of many calibration sets, beside the Beta law, by their size.
+
+    Args:
+        rates: size of the sets -> the rate of each.
+        alpha: the promise.
+        ax: drawn on; None makes a new one.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 3.2))[1]
+    most = float(np.quantile(rates[min(rates)], 0.99))
+    x = np.linspace(1e-4, most, 400)
+    for shade, (n, found) in zip((0.2, 0.4, 0.7), sorted(rates.items()), strict=False):
+        m = allowed(n, alpha)
+        ends = {"bins": 60, "range": (0, 100 * most)}
+        ax.hist(100 * found, **ends, density=True, color=ID_COLOR, alpha=shade)
+        law = stats.beta(m, n + 1 - m).pdf(x) / 100
+        ax.plot(100 * x, law, color=INK, linewidth=1.4)
+        top = int(np.argmax(law))
+        ax.annotate(f"n = {n:,}", (100 * x[top], law[top]), (8, 2), textcoords="offset points")
+    ax.axvline(100 * alpha, color=OOD_COLOR, linestyle=":", label="promise")
+    ax.set(xlim=(0, 100 * most), yticks=[], ylabel="share of the calibration sets")
+    ax.set_xlabel("false alarms with this calibration set (%)")
+    ax.legend(loc="upper right")
+    return ax
+
+
+def plot_streams(running: Mapping[str, Vector], alpha: float, *, ax: Axes | None = None) -> Axes:
+    """The share of false alarms so far, in streams that each use one calibration set.
+
+    Args:
+        running: name of a calibration set -> share after each image, (N,).
+        alpha: the promise.
+        ax: drawn on; None makes a new one.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 2.9))[1]
+    for share in running.values():
+        seen = np.arange(1, len(share) + 1)
+        start = min(100, len(share) - 1)
+        ax.plot(seen[start:], 100 * share[start:], color=ID_COLOR, linewidth=1.4)
+    top = ax.get_ylim()[1]
+    places = np.array([100 * share[-1] for share in running.values()])
+    for place, name in zip(costs.spread(places, 0.09 * top), running, strict=True):
+        ax.annotate(name, (1.01 * len(seen), place), va="center", color=ID_COLOR)
+    ax.axhline(100 * alpha, color=OOD_COLOR, linestyle=":", label="promise")
+    ax.set(xlabel="images of the stream so far", ylabel="false alarms so far (%)", ylim=(0, None))
+    ax.legend(loc="upper right")
+    return ax
+
+
+def plot_classes(
+    names: Sequence[str], one: ArrayLike, own: ArrayLike, alpha: float, *, ax: Axes | None = None
+) -> Axes:
+    """False alarms in each class: with one threshold for all, and with one a class.
+
+    Args:
+        names: of the classes, (K,).
+        one, own: rates with one threshold, and with one for each class, (K,).
+        alpha: the promise.
+        ax: drawn on; None makes a new one.
+    """
+    ax = ax or plt.subplots(figsize=(6.4, 3.0))[1]
+    y = -np.arange(len(names))
+    for rates, color, label, face in (
+        (one, INK, "one threshold for all classes", "none"),
+        (own, ID_COLOR, "one threshold for each class", ID_COLOR),
+    ):
+        values = 100 * np.asarray(rates)
+        ax.plot(values, y, "o", color=color, markerfacecolor=face, label=label)
+    ax.axvline(100 * alpha, color=OOD_COLOR, linestyle=":", label="promise")
+    ax.set_yticks(y, list(names))
+    ax.set(xlabel="false alarms (%)", xlim=(0, None))
+    ax.legend(loc="lower right")
+    return ax
+
+
+def plot_drift(
+    alarms: Mapping[str, Vector],
+    errors: Mapping[str, Sequence[float]],
+    levels: Mapping[str, Sequence[float]],
+    alpha: float,
+    method: str,
+    figure: Figure | None = None,
+) -> Figure:
+    """Alarms on images that drift away from the calibration, and the classifier's errors.
+
+    Args:
+        alarms: kind of change -> rates (levels, splits).
+        errors: kind of change -> the classifier's error rate at each level.
+        levels: kind of change -> its strengths.
+        alpha: the promise.
+        method: of the alarms.
+        figure: empty; drawn into. None makes a new one.
+    """
+    figure = figure or plt.figure(figsize=(7.2, 3.2))
+    color = METHOD_COLORS.get(method, METHOD_COLORS["thinkback"])
+    axes = figure.subplots(1, len(alarms), sharey=True, squeeze=False)[0]
+    for ax, (change, rates) in zip(axes, alarms.items(), strict=True):
+        x, ends = levels[change], np.quantile(100 * rates, [0.025, 0.975], axis=1)
+        ax.fill_between(x, *ends, color=color, alpha=0.25, linewidth=0)
+        ax.plot(x, 100 * rates.mean(1), "o-", color=color, markersize=4, label="alarms")
+        wrong = 100 * np.array(errors[change])
+        ax.plot(x, wrong, "s-", color=INK, markersize=3, linewidth=1, label="wrong answers")
+        ax.axhline(100 * alpha, color=OOD_COLOR, linewidth=1.2, linestyle=":", label="promise")
+        ax.set(xlabel=change, ylim=(-2, 102), xticks=x)
+    axes[0].set_ylabel("share of the altered digits (%)")
+    axes[0].legend(loc="upper left")
+    return figure

@@ -1,0 +1,55 @@
+"""The figures of chapter 12 draw what they are given, and say what their axes are."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bookmaking.figures import beyond
+
+
+def labelled(ax):
+    return bool(ax.get_xlabel() and ax.get_title() + ax.get_ylabel())
+
+
+def test_the_answer_has_a_row_for_each_named_score():
+    standing = pd.DataFrame(
+        {"title": ["A", "B", "C"], "far": [0.9, 0.8, 0.7], "near": [0.8, 0.85, 0.6]},
+        index=["a", "energy", "c"],
+    )
+    for tall in (False, True):
+        figure = Figure()
+        beyond.draw_answer(standing, ["energy", "a"], "a", figure, tall)
+        ax = figure.axes[0]
+        assert [tick.get_text() for tick in ax.get_yticklabels()] == ["B", "A"]
+        dots = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+        assert dots[:2] == [0.8, 0.9]
+        assert ax.get_xlabel()
+
+
+def test_the_sphere_holds_directions_alone():
+    random = np.random.default_rng(0)
+    figure = beyond.plot_sphere(random.random((20, 2)), np.arange(20) % 2, random.random((5, 2)))
+    left, right = figure.axes
+    assert labelled(left)
+    assert labelled(right)
+    for line in right.lines[:3]:
+        if len(line.get_xdata()) > 2:
+            lengths = np.hypot(line.get_xdata(), line.get_ydata())
+            np.testing.assert_allclose(lengths, 1)
+
+
+def test_factors_point_away_from_chance():
+    ax = beyond.plot_factors({"a": (0.3, 0.01), "b": (0.8, 0.02)})
+    assert [round(bar.get_width(), 3) for bar in ax.patches] == [-0.2, 0.3]
+    assert ax.get_xlabel()
+
+
+def test_prediction_draws_both_halves():
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({name: random.random(9) for name in ("far", "near", "suite_far")})
+    frame["suite_near"], frame["unit"] = frame["near"], np.arange(9) % 2 == 0
+    figure = beyond.plot_prediction(frame)
+    assert [ax.get_title() for ax in figure.axes] == ["far", "near"]
+    np.testing.assert_allclose(
+        figure.axes[1].lines[0].get_xdata(), figure.axes[1].lines[0].get_ydata()
+    )

@@ -1,0 +1,45 @@
+"""The drawings of the chapter "Cost"."""
+
+import matplotlib as mpl
+import pytest
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from bookmaking.figures import cost as figures
+
+
+@pytest.fixture
+def figure():
+    yield plt.figure(layout="constrained")
+    plt.close("all")
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_answer_draws_ratios_in_percent(figure, tall):
+    one = {"energy": {"ratio": 0.01}, "backward, batch 1": {"ratio": 3.0}, "extra": {"ratio": 1.0}}
+    many = {"energy": {"ratio": 0.001}, "backward, batch 1": {"ratio": 8.0}}
+    methods = ("energy", "extra", "backward, batch 1")
+    figures.draw_answer({1: one, 200: many}, methods, figure, tall)
+    [ax] = figure.axes
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names == ["full backward" + ", one by one" * (not tall), "Energy"]
+    lines = [sorted(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2]
+    assert [300.0, 800.0] in lines
+    assert any(line == pytest.approx([0.1, 1.0]) for line in lines)
+    assert "network's time" in ax.get_xlabel()
+
+
+def test_latency_labels_every_line(figure):
+    curves = {"forward": [(1, 10.0), (16, 5.0)], "energy": [(1, 0.1), (16, 0.01)]}
+    ax = figures.plot_latency(curves, ax=figure.subplots())
+    assert [text.get_text() for text in ax.texts] == ["f(x) itself", "Energy"]
+    assert ax.get_xlabel() == "batch size"
+
+
+def test_memory_below_the_floor_is_drawn_at_it(figure):
+    fits = {"diagonal": [(10, 5, 80), (100, 2_000_000, 80)], "KNN": [(10, 10**8, 10**7)]}
+    ax = figures.plot_memory(fits, ax=figure.subplots())
+    assert list(ax.lines[0].get_ydata()) == [figures.FAINT, 2_000_000]
+    assert ax.texts[0].get_text() == "diagonal, keeps 80 B"
+    assert ax.get_ylabel()

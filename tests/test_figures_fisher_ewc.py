@@ -1,0 +1,57 @@
+"""The figures of chapter 3 draw what they are given, and say what their axes are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from bookmaking.figures import fisher_ewc
+from bookmaking.toys import fit_logistic
+
+MATRIX = torch.tensor([[4.0, 1.0], [1.0, 0.5]], dtype=torch.float64)
+
+
+def test_the_answer_follows_the_price_it_is_given() -> None:
+    for tall in (False, True):
+        figure = Figure()
+        center = torch.tensor([1.0, -1.0], dtype=torch.float64)
+
+        def cost(moves: torch.Tensor) -> torch.Tensor:
+            return 0.5 * ((moves @ MATRIX) * moves).sum(1)
+
+        fisher_ewc.draw_answer(cost, center, MATRIX, figure, tall)
+        ax = figure.axes[0]
+        assert ax.get_xlabel()
+        assert ax.get_ylabel()
+        cross = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "+"]
+        assert cross == [[[1.0, -1.0]]]
+
+
+def test_an_ellipse_for_each_label() -> None:
+    figure = fisher_ewc.plot_kinds({"a": [MATRIX] * 3, "b": [2 * MATRIX] * 3})
+    for ax, scale in zip(figure.axes, (1, 2), strict=True):
+        assert len(ax.lines) == 3
+        ellipse = torch.tensor(ax.lines[0].get_xydata())
+        price = scale * ((ellipse @ MATRIX) * ellipse).sum(1)
+        assert torch.allclose(price, torch.ones(200, dtype=torch.float64))
+
+
+def test_prices_and_gaps_have_labelled_axes() -> None:
+    line = torch.tensor([0.0, 180.0, 360.0])
+    wave = fisher_ewc.plot_wave(line, 1 + line / 360, 1 + line / 360).axes[0]
+    assert wave.get_ylabel()
+    assert len(wave.get_xticklabels()) == 9
+    gaps = {name: [4.0, 2.0] for name in fisher_ewc.GAP_STYLES}
+    ax = fisher_ewc.plot_gaps([50, 200], gaps, [3.9, 1.9]).axes[0]
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+    assert len(ax.texts) == 6
+
+
+def test_newton_finds_the_odds_or_says_that_there_are_none() -> None:
+    h = torch.ones(4, 1, dtype=torch.float64)
+    w = fit_logistic(h, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert torch.allclose(w.exp(), torch.tensor([3.0], dtype=torch.float64))
+    with pytest.raises(ValueError, match="thinkback: no weights of 4 points"):
+        fit_logistic(h, torch.ones(4, dtype=torch.float64))

@@ -1,0 +1,65 @@
+"""The drawings of the chapter "Your model"."""
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from bookmaking.figures import your_model as figures
+from experiments.false_alarms import Halves
+
+GENERATOR = np.random.default_rng(0)
+
+
+@pytest.fixture
+def figure():
+    yield plt.figure(layout="constrained")
+    plt.close("all")
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_answer_shows_threshold_and_promises(figure, tall):
+    scores = GENERATOR.lognormal(size=400)
+    halves = Halves(400, [0.02, 0.1], splits=5, seed=0)
+    rates = {"energy": halves.rates(scores)}
+    figures.draw_answer(scores, 3 * scores, 2.0, halves, rates, figure, tall)
+    left, right = figure.axes
+    assert left.lines[0].get_xdata()[0] == pytest.approx(np.log10(2))
+    assert right.get_xlabel() == "false alarms promised (%)"
+    means = right.lines[1].get_ydata()
+    assert list(means) == pytest.approx(list(100 * rates["energy"].mean(0)))
+
+
+@pytest.mark.parametrize("alarms", [0, 2])
+def test_ranks_are_numbered_and_alarms_stand_out(figure, alarms):
+    ax = figures.plot_ranks([3.0, 1.0, 2.0], alarms, ax=figure.subplots())
+    numbers = [text for text in ax.texts if text.get_text().isdigit()]
+    assert [text.get_text() for text in numbers] == ["1", "2", "3", "4"]
+    colors = [text.get_color() for text in numbers]
+    assert colors.count(figures.OOD_COLOR) == alarms
+
+
+def test_luck_and_streams_name_their_promise(figure):
+    first, second = figure.subplots(2)
+    figures.plot_luck({n: GENERATOR.beta(1, n, 50) for n in (9, 19)}, 0.1, ax=first)
+    running = {"set 1": np.linspace(0, 0.1, 300), "set 2": np.full(300, 0.1)}
+    figures.plot_streams(running, 0.05, ax=second)
+    for ax in (first, second):
+        labels = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert labels == ["promise"]
+        assert ax.get_xlabel()
+    heights = [text.xyann[1] for text in second.texts]
+    assert abs(heights[0] - heights[1]) > 0.5  # labels of equal ends stay apart
+
+
+def test_classes_and_drift(figure):
+    ax = figures.plot_classes(["a", "b"], [0.1, 0.2], [0.05, 0.06], 0.05, ax=figure.subplots())
+    assert list(ax.lines[0].get_xdata()) == pytest.approx([10, 20])
+    drift = {"noise": GENERATOR.random((3, 10)), "shift": GENERATOR.random((3, 10))}
+    levels = dict.fromkeys(drift, (0, 1, 2))
+    drawn = figures.plot_drift(
+        drift, {change: [0, 0.1, 0.2] for change in drift}, levels, 0.05, "energy"
+    )
+    assert [ax.get_xlabel() for ax in drawn.axes] == ["noise", "shift"]
