@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -188,12 +189,29 @@ class Comparison:
         )
         if own == default():
             return f"{text} That is the default of the package."
+        suite = self._suite()
+        parts = [
+            f"{_percent(suite[c].far)} far and {_percent(suite[c].near)} near"
+            for c in (own, default())
+        ]
         return (
             f"{text} The default of the package, chosen in a first round when the near half"
             f" counted for a sixth and the family was smaller, is {_named(default())}: it has"
-            f" {_percent(found[default()].figure)} here. It has not been changed, since all tables"
-            " of this book are made with it; the rows above show what a change would bring."
+            f" {_percent(found[default()].figure)} here. On the suite, which was run afterwards,"
+            f" the rule's new choice has {parts[0]}, the default {parts[1]}. The default has not"
+            " been changed: all tables of this book are made with it, and among equal numbers of"
+            " settings, below, its form and its setting come out again."
+            if self._again()
+            else f"{text} The default has not been changed: all tables of this book are made with"
+            f" it. On the suite the new choice has {parts[0]}, the default {parts[1]}."
         )
+
+    def _again(self) -> bool:
+        """Whether the default has the best figure of all tuned scores, at its own setting."""
+        tuned, own = self.tuned["choice"], default()
+        best = max(tuned, key=lambda name: tuned[name]["figure"])
+        setting = {"temperature": own.temperature, "damping": own.damping}
+        return bool(best == DEFAULT and tuned[best]["setting"] == setting)
 
     def takeaway(self) -> str:
         """The takeaway of the chapter, with one number."""
@@ -309,6 +327,13 @@ LADDER: dict[str, dict[str, Any]] = {
     "… Gini × both": _step("gini_both", unit=True),
     "the full Fisher, directions": _step("full", unit=True),
 }
+
+
+def rule() -> str:
+    """How settings were chosen, as the module that does so says it: Markdown, as a quotation."""
+    text = (inspect.getdoc(development) or "").split("\n\n", 1)[1]
+    text = text.replace(":mod:", "").replace("``MARGIN``", f"{development.MARGIN:g}")
+    return "\n".join(f"> {line}" for line in text.replace("``", "`").splitlines())
 
 
 def collapse(features: Tensor, labels: Tensor) -> dict[str, float]:

@@ -405,7 +405,8 @@ def suite(results: Path, here: Run, fit: str = ID_TRAIN, name: str = "bundle.npz
         },
         "tuned.npz",
     )
-    facts: dict[str, Any] = describe("cpu") | {"weights_sha256": here.digest(), "fit": fit}
+    facts: dict[str, Any] = describe("cpu") | {"fit": fit}
+    facts["weights_sha256"] = here.digest() if here.weights.exists() else None  # of others
     facts["images"] = {n: len(x) for n, x in bundle.sets.items()}
     facts["tuned_sha256"] = sha256(results / "development" / "tuned.json")
     facts |= {kind: compare(scored) for kind, scored in both.items()}
