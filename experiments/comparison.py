@@ -236,7 +236,11 @@ class Comparison:
         for title, fixed in LADDER.items():
             matching = [c for c in developed if all(getattr(c, k) == v for k, v in fixed.items())]
             best = max(matching, key=lambda candidate: developed[candidate].figure)
-            row = {"step": title, "T": f"{best.temperature:g}", "damping": _damping(best.damping)}
+            row: dict[str, Any] = {
+                "step": title,
+                "T": f"{best.temperature:g}",
+                "damping": _damping(best.damping),
+            }
             for where, found in (("development", developed), ("suite", suite)):
                 for half in development.HALVES:
                     value = getattr(found[best], half) if best in found else None

@@ -120,7 +120,7 @@ class EnergyAndDistance:
 
     def predict_features(self, h: Tensor) -> Tensor:
         """Scores of features."""
-        energy, distance = ((self._both(h) - self.scale[0]) / self.scale[1]).T
+        energy, distance = ((self._both(h) - self.scale[0]) / self.scale[1]).unbind(1)
         return energy + self.weight * distance
 
     def _both(self, h: Tensor) -> Tensor:
