@@ -20,6 +20,7 @@ from thinkback_utils.methods import METHODS
 
 from . import development, tuning
 from .development import SECOND, Figure, chosen, default, figures
+from .evaluation import ID_TEST
 from .family import Candidate
 from .tuning import CHOICE, OURS, TUNED
 
@@ -119,6 +120,18 @@ class Comparison:
         made = 100 * frame[[*own, *columns]].rename(columns=own)
         titles = [f"**{t}**" if name == DEFAULT else t for name, t in frame["title"].items()]
         return made.set_axis(pd.Index(titles, name="score"), axis=0)
+
+    def suite_words(self) -> str:
+        """On which networks the suite was run, and with how many images."""
+        parts = []
+        for network, record in self.networks.items():
+            images = record["images"]
+            new = [n for name, n in images.items() if name not in (record["fit"], ID_TEST)]
+            parts.append(
+                f"- **{network}**: fitted on {images[record['fit']]:,} images, tested on"
+                f" {images[ID_TEST]:,} of CIFAR-10 and {min(new):,} to {max(new):,} of each set."
+            )
+        return "\n".join(parts)
 
     def settings(self) -> pd.DataFrame:
         """What the rule took for every score, and its figures on the development networks."""
@@ -374,26 +387,24 @@ def _over_networks(values: Sequence[float]) -> list[float]:
     return [mean, mean - half, mean + half]
 
 
-def costs(record: Mapping[str, Any]) -> pd.DataFrame:
-    """What each detector took: seconds to fit, milliseconds for 1,000 images, what it keeps.
+def needs(record: Mapping[str, Any]) -> pd.DataFrame:
+    """What each detector keeps of its fit, in kB, and what it cannot do without.
+
+    Times are not shown: not all were taken on a machine that did nothing else.
 
     Args:
         record: that of ``python -m experiments.peers``.
     """
-    rows = []
-    for found in [*record["peers"].values(), *record["ours"].values()]:
-        needs = [need for need, needed in found.get("needs", {}).items() if needed]
-        rows.append(
-            {
-                "fit (s)": found["fit_seconds"],
-                "score (ms per 1,000)": 1000 * found["score_seconds_per_1000"],
-                "keeps (kB)": found["bytes"] / 1e3,
-                "needs": ", ".join(needs) or "\N{EN DASH}",
-            }
-        )
-    titles = [p["title"] for p in record["peers"].values()]
-    titles += [f"{METHODS[m].title} (ours)" for m in record["ours"]]
-    return pd.DataFrame(rows, index=pd.Index(titles, name="detector"))
+    rows = {}
+    for found in record["peers"].values():
+        needed = [need for need, is_needed in found["needs"].items() if is_needed]
+        listed = ", ".join(needed) or "\N{EN DASH}"
+        rows[found["title"]] = {"keeps (kB)": found["bytes"] / 1e3, "needs": listed}
+    for name, found in record["ours"].items():
+        fitted = METHODS[name].fisher is not None
+        listed = "training data" if fitted else "\N{EN DASH}"
+        rows[METHODS[name].title] = {"keeps (kB)": found["bytes"] / 1e3, "needs": listed}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("detector")
 
 
 def _named(candidate: Candidate) -> str:

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -125,14 +124,19 @@ def test_a_network_without_the_suite_says_which_command_runs_it(compared):
         Comparison(compared.results, 7).standing()
 
 
-def test_costs_are_a_row_for_each_detector():
-    one = {"title": "A", "fit_seconds": 1.0, "score_seconds_per_1000": 0.002, "bytes": 4000}
-    record = {"peers": {"a": one | {"needs": {"labels": True, "images": False}}}}
-    frame = comparison.costs(record | {"ours": {"energy": one}})
-    assert list(frame.index) == ["A", "Energy (ours)"]
-    assert list(frame["needs"]) == ["labels", "\N{EN DASH}"]
-    assert list(frame["score (ms per 1,000)"]) == [2.0, 2.0]
-    assert isinstance(frame, pd.DataFrame)
+def test_what_a_detector_needs_is_a_row():
+    one = {"title": "A", "bytes": 4000, "needs": {"labels": True, "images": False}}
+    record = {"peers": {"a": one}, "ours": {"energy": one, "thinkback": one}}
+    frame = comparison.needs(record)
+    assert list(frame.index) == ["A", "Energy", "Thinkback"]
+    assert list(frame["needs"]) == ["labels", "\N{EN DASH}", "training data"]
+    assert list(frame["keeps (kB)"]) == [4.0] * 3
+
+
+def test_the_numbers_of_images_are_those_of_the_record(compared):
+    assert compared.suite_words() == (
+        "- **WRN-40-2**: fitted on 1,200 images, tested on 80 of CIFAR-10 and 30 to 40 of each set."
+    )
 
 
 if __name__ == "__main__":
