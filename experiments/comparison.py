@@ -192,6 +192,28 @@ class Comparison:
             frame[column] = [_signed(*value) for value in frame[column]]
         return frame.rename(columns={"networks": "mean over networks"})
 
+    def goal(self) -> str:
+        """Whether one score is at or above every tuned score of others, far and near."""
+        frame = self.standing()
+        ours = frame.loc[[name for name in OURS if name in frame.index]]
+        others = frame.drop(index=ours.index)
+        best = {half: others[half].idxmax() for half in development.HALVES}
+        short = pd.DataFrame({half: ours[half] - others[half].max() for half in best})
+        nearest = short.min(axis=1).idxmax()
+        told = [
+            f"{frame.loc[nearest, half] * 100:.1f} {half}, {_points(short.loc[nearest, half])} to"
+            f" {others.loc[name, 'title']}"
+            for half, name in best.items()
+        ]
+        reached = [name for name in ours.index if short.loc[name].min() >= 0]
+        return (
+            "The goal was one score, at one setting, at or above every tuned score of others on far"
+            f" and on near sets, in the mean over networks: **{'' if reached else 'not '}reached.**"
+            f" The default has {_points(short.loc[DEFAULT, 'far'])} points far and"
+            f" {_points(short.loc[DEFAULT, 'near'])} near to the best of them. Of our forms"
+            f" *{self.title(nearest)}* comes nearest: {'; '.join(told)}."
+        )
+
     def choice_words(self) -> str:
         """What the rule chose, what the default is, and how far they are apart on development."""
         found = self._figures(development.load(self.results / "development"))
@@ -414,6 +436,10 @@ def _named(candidate: Candidate) -> str:
         f"*{candidate.form.replace('_', ' ')}* ({inputs}, {bias}, labels *{candidate.labels}*,"
         f" $T$ = {candidate.temperature:g}, damping {_damping(candidate.damping)})"
     )
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _signed(value: float, low: float, high: float) -> str:

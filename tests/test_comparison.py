@@ -102,6 +102,16 @@ def test_every_step_of_the_ladder_is_in_the_family(compared):
     assert frame[columns].stack().between(0, 100).all()
 
 
+def test_the_goal_is_reached_by_a_score_that_nothing_beats(compared, monkeypatch):
+    frame = compared.standing()
+    frame.loc[:, ["far", "near"]] = 0.8
+    monkeypatch.setattr(Comparison, "standing", lambda self: frame)
+    assert "**reached.**" in compared.goal()
+    frame.loc["energy", "near"] = 0.9
+    assert "**not reached.**" in compared.goal()
+    assert "\N{MINUS SIGN}10.0 to Energy" in compared.goal()
+
+
 def test_words_name_the_choice_and_the_default(compared):
     assert "The rule takes *" in compared.choice_words()
     assert "> **Takeaway.**" in compared.takeaway()
