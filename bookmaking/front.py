@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from experiments import plots
-
+from . import palette
 from .markup import fill
 from .sources import pages, read, read_yaml, tagged
 
@@ -48,10 +47,10 @@ def stops(root: Path) -> list[Stop]:
             first = notebook.cells[0].source
             title = re.search(r"^# (?:\d+\. )?(.+)$", first, re.MULTILINE)
             question = re.search(r"\*\*(.+?)\*\*", first, re.DOTALL)
-            facts = [plain(match[1]) if match else "" for match in (title, question)]
+            name, asks = (plain(match[1]) if match else "" for match in (title, question))
             place = f"../{page.with_suffix('.html').as_posix()}"
             part = captions.get(page.with_suffix("").as_posix(), "")
-            found.append(Stop(len(found) + 1, *facts, place, part, minutes(notebook)))
+            found.append(Stop(len(found) + 1, name, asks, place, part, minutes(notebook)))
     return found
 
 
@@ -116,7 +115,7 @@ def colab(root: Path) -> str:
 
 def colors() -> Markup:
     """The colors of the book's figures under the names that ``opening.css`` knows."""
-    named = {"ink": plots.INK, "id": plots.ID_COLOR, "ood": plots.OOD_COLOR, **plots.METHOD_COLORS}
+    named = {name: palette.both(color) for name, color in palette.PALETTE.items()}
     rules = "; ".join(f"--op-{name.replace('_', '-')}: {color}" for name, color in named.items())
     return Markup(f"<style>:root {{ {rules} }}</style>")  # names and colors of this book's code
 

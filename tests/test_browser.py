@@ -185,7 +185,7 @@ def test_a_phone_shows_the_greater_part_of_a_drawing(page: Page) -> None:
     page.set_viewport_size(PHONE)
     drawings = page.evaluate("checks.drawings()")
     assert bool(drawings) == bool(re.search(r"/notebooks/\d", page.url))
-    assert [hidden for hidden in drawings if hidden > 0.4 * PHONE["width"]] == []
+    assert [hidden for hidden in drawings if hidden > 0.5 * PHONE["width"]] == []
 
 
 def test_page_weighs_little(page: Page) -> None:
@@ -214,18 +214,24 @@ def test_tab_reaches_every_control_and_shows_where_it_is(page: Page) -> None:
     assert page.evaluate("checks.reached()") == {"missed": [], "unseen": []}
 
 
-COLORS = {"runOnly": ["color-contrast", "link-in-text-block"]}  # what else could differ in the dark
+COLORS = ["color-contrast", "link-in-text-block"]  # the only rules that a theme can break
+BUT_COLORS = {"rules": {rule: {"enabled": False} for rule in COLORS}}
 
 
-@pytest.mark.parametrize(
-    ("theme", "rules"), [("light", {}), ("dark", COLORS)], ids=["light", "dark"]
-)
-def test_axe_finds_nothing_serious(page: Page, theme: str, rules: dict[str, Any]) -> None:
+def test_axe_finds_nothing_serious(page: Page) -> None:
+    page.set_viewport_size(DESK)
+    page.emulate_media(color_scheme="light")
+    page.evaluate("checks.thin()")
+    assert page.evaluate("(rules) => checks.axe(rules)", BUT_COLORS) == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_have_contrast(page: Page, theme: str) -> None:
     page.set_viewport_size(DESK)
     page.emulate_media(color_scheme=theme)
     page.wait_for_function("(theme) => document.documentElement.dataset.theme === theme", arg=theme)
-    page.evaluate("checks.thin()")
-    assert page.evaluate("(rules) => checks.axe(rules)", rules) == []
+    page.evaluate("checks.sample()")
+    assert page.evaluate("(rules) => checks.axe(rules)", {"runOnly": COLORS}) == []
 
 
 def test_nothing_failed_or_came_from_elsewhere(page: Page, faults: list[Any]) -> None:

@@ -133,21 +133,21 @@ def test_every_sign_of_the_pages_is_in_the_letters_that_were_cut() -> None:
         for part in re.sub(r"\s", "", line).split(","):
             first, _, last = part.partition("-")
             kept |= set(range(int(first, 16), int(last or first, 16) + 1))
-    assert len(kept) > 300
+    assert len(kept) > 250
     for name in WRITTEN:
         page = BeautifulSoup((HTML / name).read_text(encoding="utf-8"), "html.parser")
         for other in page.select("script, style, .math, svg"):
             other.decompose()
-        signs = {c for c in page.get_text() if c.isprintable() and ord(c) not in kept}
+        signs = {c for c in page.get_text() if not c.isspace() and ord(c) not in kept}
         assert signs == set(), f"{name}: cut the fonts anew, as {LETTERS / 'SOURCE.txt'} says"
 
 
 def test_letters_are_those_of_their_source_and_small() -> None:
     source = (LETTERS / "SOURCE.txt").read_text(encoding="utf-8")
     files = sorted(LETTERS.glob("*.woff2"))
-    assert len(files) == 8
+    assert len(files) == 9
     for font in files:
         digest = hashlib.sha256(font.read_bytes()).hexdigest()
         assert re.search(rf"{re.escape(font.name)}\s+\S+\s+SHA-256 {digest}", source)
-    assert sum(font.stat().st_size for font in files) < 200_000
+    assert sum(font.stat().st_size for font in files) < 150_000
     assert not list((HTML / "_static").rglob("type/*.woff2")), "fonts.css holds them"

@@ -2,7 +2,7 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 
 // What scrolls sideways can be reached by keyboard: the theme sees to that for code alone.
 const reach = () => {
-  for (const box of all(".cell_output, .pst-scrollable-table-container, mjx-container[display], .cell_output figure")) {
+  for (const box of all(".cell_output, .pst-scrollable-table-container, mjx-container[display], article figure")) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }
