@@ -479,45 +479,67 @@ def _bar(title: str, value: float, kind: str) -> dict[str, str]:
 # The verdicts
 
 MARKS = {verdicts.YES: ("yes", "✓"), verdicts.NO: ("no", "✗")}
-PLAIN = (  # how a claim begins, plain words for it, what in "measured" answers it, in plain words
-    (
+ELSEWHERE = re.compile(r"\s*\[[+−-][^\]]*\]")  # an interval, as chapter 8 shows it
+COUNTS = r"; ([^;:]+): (\d+) gains and (\d+) losses of (\d+)"  # on another network
+
+
+class Plain(NamedTuple):
+    """Plain words for a claim of the paper, and for what answers it in "measured"."""
+
+    begins: str  # how the claim of :mod:`experiments.verdicts` begins
+    claim: str
+    pattern: str
+    words: str
+    others: str = r"(?!)"  # what answers it on another network
+    other_words: str = ""
+
+
+PLAIN = (
+    Plain(
         "Consistent gains",
         "It beats Softmax and Energy on every set of pictures, by every metric (but for one set).",
         r"(\d+) of (\d+) differences are gains.*?(\d+) are losses",
         "Of {1} comparisons it wins {0} and loses {2}; the rest could be chance.",
+        COUNTS,
+        "{0}: {1} won, {2} lost of {3}.",
     ),
-    (
+    Plain(
         "Significantly more accurate",
         "On average it is clearly more accurate than both.",
-        r"in (\d+) of (\d+) differences of means",
-        "It is clearly better in {0} of {1} averages.",
+        r"of (\d+) differences of means (\d+) are gains.*?(\d+) are losses",
+        "Of {0} averages it wins {1} and loses {2}; the rest could be chance.",
+        COUNTS,
+        "{0}: {1} won, {2} lost of {3}.",
     ),
-    (
+    Plain(
         "The same, under another reading",
         "The same, if “the penultimate layer” means another layer.",
-        r"than both: ([^.]+)\. The best, (\w+) \(([^)]*)\).*?AUROC ([+−]\d+\.\d+)",
-        "True for reading {1}, the {2}: AUROC {3} points over Energy.",
+        r"The best, (\w+) \(([^)]*)\).*?AUROC ([+−]\d+\.\d+)",
+        "Best is reading {0}, the {1}: AUROC {2} points against Energy.",
+        r"\. ((?!The best)[^.:]+): [^:;]+; E has \d+ gains.*?AUROC against Energy ([+−]\d+\.\d+)",
+        "{0}: {1} points for E.",
     ),
-    (
+    Plain(
         "AUPR",
         "Its AUPR is far above that of Softmax.",
         r"^([+−]\d+\.\d+)",
         "With the same mix of pictures for both, the difference is {0} points.",
+        r"; ([^;:]+): ([+−]\d+\.\d+)",
+        "{0}: {1} points.",
     ),
-    (
+    Plain(
         "The rule for T",
         "A rule without strange pictures finds the best temperature, T\u00a0=\u00a05.",
         r"Eq\. 6: T = (\d+) in (\[1, 5\])",
         "In the range that the paper tries, the rule says T\u00a0=\u00a0{0}.",
     ),
-    (
+    Plain(
         "No tuning",
         "Nothing has to be tuned.",
         r"follows the range",
         "In a wider range the same rule finds another T: it follows the range it is given.",
     ),
 )
-ELSEWHERE = re.compile(r"\s*\[[+−-][^\]]*\]")  # an interval, as chapter 8 shows it
 
 
 def plain(row: Mapping[str, str]) -> tuple[str, str]:
@@ -525,12 +547,18 @@ def plain(row: Mapping[str, str]) -> tuple[str, str]:
 
     >>> plain({"claim": "It is fast", "measured": "+1.0 [+0.5, +1.5] s"})
     ('It is fast', '+1.0 s')
+    >>> plain({"claim": "AUPR", "measured": "−13.5 [−15, −12] at 0.167; A net: +2.0 [+1, +3]"})[1]
+    'With the same mix of pictures for both, the difference is −13.5 points. A net: +2.0 points.'
     """
     measured = ELSEWHERE.sub("", row["measured"])
-    for begins, claim, pattern, words in PLAIN:
-        answer = re.search(pattern, measured)
-        if row["claim"].startswith(begins) and answer:
-            return claim, words.format(*answer.groups())
+    for known in PLAIN:
+        answer = re.search(known.pattern, measured)
+        if row["claim"].startswith(known.begins) and answer:
+            others = re.findall(known.others, measured)
+            said = [known.words.format(*answer.groups())]
+            return known.claim, " ".join(
+                said + [known.other_words.format(*other) for other in others]
+            )
     return row["claim"], measured
 
 

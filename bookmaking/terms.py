@@ -27,7 +27,9 @@ NOT_IN = {  # elements in which nothing is explained
     *("a", "button", "caption", "code", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "kbd", "label"),
     *("noscript", "pre", "script", "select", "style", "summary", "svg", "table", "textarea"),
 }
-NOR_IN = re.compile(r"tb-.*|highlight.*|sd-(?:card|btn).*|math|admonition-title")  # classes
+NOR_IN = re.compile(
+    r"(?:tb-|highlight|sd-card|sd-btn|op-panel|op-bars|op-stop).*|math|admonition-title"
+)  # classes
 NOUN = (
     r"(?i:an?|the|each|every|one|two|three|ten|which|both|other|any|all|no"
     r"|its|another|same)\s+"

@@ -235,8 +235,10 @@ class Summary:
                 rows.append({"network": title, "score": TITLES[method]} | values)
         return pd.DataFrame(rows, columns=["network", "score", *WIDE.values()])
 
-    def across(self, metric: str = "auroc", baseline: str = "energy") -> pd.DataFrame:
-        """Each score minus a baseline in the mean over the far sets, in points.
+    def across(
+        self, metric: str = "auroc", baseline: str = "energy", name: str = "mean"
+    ) -> pd.DataFrame:
+        """Each score minus a baseline on one set, by default the mean of the far sets, in points.
 
         A column a network, with the interval over its images; then the mean over networks, with
         the interval over networks.
@@ -249,7 +251,7 @@ class Summary:
             row, values = {"score": TITLES[method]}, []
             for title in found:
                 of = [r for r in self.networks if r["title"] == title]
-                gains = verdicts.gains(of, "mean", baseline, metric, method)
+                gains = verdicts.gains(of, name, baseline, metric, method)
                 row[title] = verdicts.points(*gains[0], digits=1) if gains else ""
                 values += [gain[0] for gain in gains]
             if len(found) > 1:
@@ -278,6 +280,31 @@ class Summary:
         """AUROC and FPR95 of each score in the mean."""
         parts = [f"{TITLES[m]} {100 * row['auroc']:.1f} % AUROC" for m, row in self.means.items()]
         return f"In the mean over these sets: {', '.join(parts)}. {self.finding()}"
+
+
+def who(results: str | Path) -> pd.DataFrame:
+    """The networks whose scores are kept: what they are, and how many images were used.
+
+    Args:
+        results: the folder of results.
+
+    Returns: A row a network: ``accuracy`` in [0, 1] on the test images used, the width of its
+        features, images to fit the scores on, test images, images of an OOD set at most, and the
+        commit at which it was scored.
+    """
+    rows = []
+    for network in NETWORKS.values():
+        path = network.run(results).folder / "readings.json"
+        if not path.exists():
+            continue
+        facts = read_json(path)
+        sizes, commit = facts["sizes"], facts["commit"].partition("-")[0][:12]
+        row = {"network": network.title, "accuracy": facts["accuracy"], "D": facts["features"]}
+        row |= {"to fit": sizes[ID_TRAIN], "ID": sizes[ID_TEST]}
+        row["OOD, a set"] = max(n for k, n in sizes.items() if k not in (ID_TRAIN, ID_TEST))
+        rows.append(row | {"scored at commit": f"`{commit}`"})
+    columns = ["network", "accuracy", "D", "to fit", "ID", "OOD, a set", "scored at commit"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def mean_aurocs(kept: Mapping[str, Scores], methods: Sequence[str]) -> pd.DataFrame:

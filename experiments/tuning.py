@@ -117,9 +117,14 @@ def _peer(name: str, settings: Sequence[Settings] = ({},), title: str | None = N
     return Tuned(title or peer.title, settings, score)
 
 
-def _distance(title: str, **kind: bool) -> Tuned:
+def _distance(title: str, relative: bool = False, unit: bool = False) -> Tuned:
     def make(layer: nn.Module, fit: Features, setting: Settings) -> detectors.Distance:
-        return detectors.Distance(**kind, **setting).fit_features(fit.features, fit.labels)
+        if fit.labels is None:
+            raise ValueError(
+                f"thinkback: {title} is fitted on training data with labels; give both"
+            )
+        made = detectors.Distance(setting["ridge"], relative, unit)
+        return made.fit_features(fit.features, fit.labels)
 
     return Tuned(title, _one("ridge", RIDGES), _each(make))
 
@@ -246,7 +251,8 @@ def run(results: Path, networks: Sequence[str] = tuple(NETWORKS)) -> None:
 
     The networks' features must have been made: ``python -m experiments.development --features``.
     """
-    start, records, seconds = time.perf_counter(), [], {}
+    start, records = time.perf_counter(), []
+    seconds: dict[str, float] = {}
     for network in networks:
         bundle = Run(results / "development" / network).bundle()
         sets = {n: x for n, x in bundle.sets.items() if n != FITTED}
@@ -285,7 +291,7 @@ PUBLISHED: dict[str, Settings] = {
     "thinkback": {"temperature": 5.0, "damping": 0.0},
 }  # of scores whose wrapper here does not know them
 CHOICE = "choice"  # the default of the package, beside all others
-Both = dict[str, dict[str, dict[str, NDArray[np.float64]]]]  # kind -> set -> score -> (N,)
+Both = dict[str, Scores]  # by kind of setting
 
 
 def score_suite(
@@ -405,7 +411,8 @@ def suite(results: Path, here: Run, fit: str = ID_TRAIN, name: str = "bundle.npz
         },
         "tuned.npz",
     )
-    facts: dict[str, Any] = describe("cpu") | {"weights_sha256": here.digest(), "fit": fit}
+    facts: dict[str, Any] = describe("cpu") | {"fit": fit}
+    facts["weights_sha256"] = here.digest() if here.weights.exists() else None  # of others
     facts["images"] = {n: len(x) for n, x in bundle.sets.items()}
     facts["tuned_sha256"] = sha256(results / "development" / "tuned.json")
     facts |= {kind: compare(scored) for kind, scored in both.items()}

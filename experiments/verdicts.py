@@ -260,8 +260,8 @@ def text_claims(
         _claim(
             "Significantly more accurate than the state of the art",
             "better in the mean of all four metrics",
-            f"of {of} differences of means {ahead} are gains beyond chance and {behind} are losses"
-            f" beyond chance; the furthest, {COLUMNS[worst[2]]} against {TITLES[worst[1]]}:"
+            f"better beyond chance in {ahead} of {of} differences of means, worse in {behind}; the"
+            f" furthest, {COLUMNS[worst[2]]} against {TITLES[worst[1]]}:"
             f" {_points(in_mean[''][worst])}" + _elsewhere(in_mean),
             _together(row for rows in in_mean.values() for row in rows.values()),
         ),

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -103,6 +102,16 @@ def test_every_step_of_the_ladder_is_in_the_family(compared):
     assert frame[columns].stack().between(0, 100).all()
 
 
+def test_the_goal_is_reached_by_a_score_that_nothing_beats(compared, monkeypatch):
+    frame = compared.standing()
+    frame.loc[:, ["far", "near"]] = 0.8
+    monkeypatch.setattr(Comparison, "standing", lambda self: frame)
+    assert "**reached.**" in compared.goal()
+    frame.loc["energy", "near"] = 0.9
+    assert "**not reached.**" in compared.goal()
+    assert "\N{MINUS SIGN}10.0 to Energy" in compared.goal()
+
+
 def test_words_name_the_choice_and_the_default(compared):
     assert "The rule takes *" in compared.choice_words()
     assert "> **Takeaway.**" in compared.takeaway()
@@ -125,14 +134,19 @@ def test_a_network_without_the_suite_says_which_command_runs_it(compared):
         Comparison(compared.results, 7).standing()
 
 
-def test_costs_are_a_row_for_each_detector():
-    one = {"title": "A", "fit_seconds": 1.0, "score_seconds_per_1000": 0.002, "bytes": 4000}
-    record = {"peers": {"a": one | {"needs": {"labels": True, "images": False}}}}
-    frame = comparison.costs(record | {"ours": {"energy": one}})
-    assert list(frame.index) == ["A", "Energy (ours)"]
-    assert list(frame["needs"]) == ["labels", "\N{EN DASH}"]
-    assert list(frame["score (ms per 1,000)"]) == [2.0, 2.0]
-    assert isinstance(frame, pd.DataFrame)
+def test_what_a_detector_needs_is_a_row():
+    one = {"title": "A", "bytes": 4000, "needs": {"labels": True, "images": False}}
+    record = {"peers": {"a": one}, "ours": {"energy": one, "thinkback": one}}
+    frame = comparison.needs(record)
+    assert list(frame.index) == ["A", "Energy", "Thinkback"]
+    assert list(frame["needs"]) == ["labels", "\N{EN DASH}", "training data"]
+    assert list(frame["keeps (kB)"]) == [4.0] * 3
+
+
+def test_the_numbers_of_images_are_those_of_the_record(compared):
+    assert compared.suite_words() == (
+        "- **WRN-40-2**: fitted on 1,200 images, tested on 80 of CIFAR-10 and 30 to 40 of each set."
+    )
 
 
 if __name__ == "__main__":

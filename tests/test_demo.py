@@ -354,7 +354,7 @@ def test_verdict_speaks_to_everyone(page, said, images):
         sure = f"{share:.0f}" if share < 99.5 else "over 99"
         guess = f"say {best} ({sure}\N{NO-BREAK SPACE}%)."
         verdict = " ".join(page.locator(".tb-verdict").inner_text().split())
-        alarms = "Alarm: it looks foreign. Without the alarm, the network would"
+        alarms = "Alarm: it looks strange. Without the alarm, the network would"
         quiet = "No alarm: it looks familiar. The network would"
         assert verdict == " ".join(f"{alarms if alarm else quiet} {guess}".split())
         known, right = picture["set"] == demo.ID_TEST, picture["class"] == best

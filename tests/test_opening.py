@@ -253,6 +253,31 @@ def test_verdicts_have_marks_and_no_interval(drawn):
 
 
 @pytest.mark.parametrize(
+    ("claim", "measured", "finding"),
+    [
+        (
+            "Consistent gains over Softmax",
+            "10 of 40 differences are gains beyond chance, 29 are losses beyond chance (5 sets);"
+            " A net: 3 gains and 4 losses of 40",
+            "Of 40 comparisons it wins 10 and loses 29; the rest could be chance. A net: 3 won, 4"
+            " lost of 40.",
+        ),
+        (
+            "The same, under another reading of it",
+            "of C, E, better: E. The best, E (weight of it), gains on Energy: AUROC +1.59 [+1, +2],"
+            " AUPR +4.02 [+1.9, +6.1]. A net: none; E has 1 gains and 7 losses of 8, AUROC against"
+            " Energy −3.20 [−4.0, −2.5]",
+            "Best is reading E, the weight of it: AUROC +1.59 points against Energy. A net: −3.20"
+            " points for E.",
+        ),
+        ("Something new", "+1.0 [−1.0, +3.0] points", "+1.0 points"),
+    ],
+)
+def test_findings_on_other_networks_are_named(claim, measured, finding):
+    assert opening.plain({"claim": claim, "measured": measured})[1] == finding
+
+
+@pytest.mark.parametrize(
     ("verdict", "mark"),
     [
         ("reproduced", "✓"),

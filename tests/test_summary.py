@@ -252,3 +252,16 @@ def test_pieces_are_told_by_their_means():
     assert "wrong sign on 1 of 1 far sets" in said
     assert "**As a factor it costs" in said
     assert "**Training data adds" in said
+
+
+def test_every_network_says_how_many_images_it_was_scored_on():
+    frame = summary.who(RUN.results).set_index("network")
+    kept = networks.scores_of(RUN.results)
+    assert list(frame.index) == [networks.NETWORKS[name].title for name in kept]
+    for name, scored in kept.items():
+        row = frame.loc[networks.NETWORKS[name].title]
+        assert row["ID"] == len(scored["cifar10-test"]["energy"])
+        assert row["OOD, a set"] == max(
+            len(own["energy"]) for key, own in scored.items() if key != "cifar10-test"
+        )
+        assert 0.85 < row["accuracy"] < 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -63,8 +64,15 @@ def draw_answer(
         xlim=(0, 1),
         ylim=(-pitch * len(sets) + 1.4, 0.8),
     )
-    handles = [Rectangle((0, 0), 1, 1, color=METHOD_COLORS[m], label=TITLES[m]) for m in methods]
-    cross = {"marker": "x", "linestyle": "", "markersize": 5, "markeredgewidth": 1.6}
+    handles: list[Any] = [
+        Rectangle((0, 0), 1, 1, color=METHOD_COLORS[m], label=TITLES[m]) for m in methods
+    ]
+    cross: dict[str, Any] = {
+        "marker": "x",
+        "linestyle": "",
+        "markersize": 5,
+        "markeredgewidth": 1.6,
+    }
     handles.append(Line2D([], [], color=HIGH, label="this mix is impossible", **cross))
     figure.legend(handles=handles, loc="outside upper center", ncols=2 if tall else 4)
 
@@ -134,7 +142,7 @@ def plot_price(
         ax.plot(ends, values[1] + slope * (ends - here), color=color, label=name)
         ax.plot(here, values[1], "o", color=color, zorder=4)
     ax.axvline(here, color=INK, linestyle=":", linewidth=1.2)
-    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
     ax.annotate("1 − printed AUROC", (here, 0.02), (5, 0), **place)
     if printed is not None:
         ax.plot(here, printed, "s", color=METHOD_COLORS["thinkback"], zorder=5)

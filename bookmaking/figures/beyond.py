@@ -141,4 +141,5 @@ def plot_prediction(candidates: pd.DataFrame, figure: Figure | None = None) -> F
 
 
 def _unit(h: np.ndarray) -> np.ndarray:
-    return h / np.linalg.norm(h, axis=1, keepdims=True)
+    made: np.ndarray = h / np.linalg.norm(h, axis=1, keepdims=True)
+    return made

@@ -54,7 +54,7 @@ def draw_answer(
     right.barh(names, times, 0.55, color=(plots.INK, plots.METHOD_COLORS["thinkback"]))
     for row, time in enumerate(times):
         right.text(time, row, f" {time:.2g} µs" if time < 10 else f" {time:,.0f} µs", va="center")
-    right.set(xlim=(0, 1.45 * max(times)), xlabel="time per image (µs)", title="Its time")
+    right.set(xlim=(0, 1.45 * max(times)), xlabel="time per image (µs)", title="The time it takes")
     right.locator_params(axis="x", nbins=4)
     right.set_yticks(range(len(names)), names)
 

@@ -56,7 +56,7 @@ def draw_answer(
     title = metrics.TITLES[metric]
     left.set(ylabel=f"{title} (%)", title="How well it separates")
     right.set(yscale="log", ylabel="standard deviation", title="What the rule looks at")
-    left.legend(loc="best", title="gray: searched by the paper")
+    left.legend(loc="best")
     right.legend(loc="best")
 
 

@@ -48,7 +48,8 @@ def draw_answer(
 def plot_threshold(ids: ArrayLike, oods: ArrayLike, limit: float, ax: Axes) -> None:
     """Histograms of both kinds of scores, and the threshold."""
     both = np.log10(np.concatenate([np.asarray(ids), np.asarray(oods)]))
-    bins = np.linspace(*np.quantile(both, [0.002, 0.998]), 41)
+    low, high = np.quantile(both, [0.002, 0.998])
+    bins = np.linspace(low, high, 41)
     for values, color in ((ids, ID_COLOR), (oods, OOD_COLOR)):
         heights, _ = np.histogram(np.log10(np.asarray(values)), bins)
         share = heights / len(np.asarray(values))
@@ -123,8 +124,8 @@ def plot_luck(rates: Mapping[int, Vector], alpha: float, *, ax: Axes | None = No
     x = np.linspace(1e-4, most, 400)
     for shade, (n, found) in zip((0.2, 0.4, 0.7), sorted(rates.items()), strict=False):
         m = allowed(n, alpha)
-        ends = {"bins": 60, "range": (0, 100 * most)}
-        ax.hist(100 * found, **ends, density=True, color=ID_COLOR, alpha=shade)
+        spread: dict[str, Any] = {"bins": 60, "range": (0, 100 * most)}
+        ax.hist(100 * found, **spread, density=True, color=ID_COLOR, alpha=shade)
         law = stats.beta(m, n + 1 - m).pdf(x) / 100
         ax.plot(100 * x, law, color=INK, linewidth=1.4)
         top = int(np.argmax(law))
