@@ -20,7 +20,7 @@ book: $(STAMP)
 
 test: $(STAMP)
 	@started=$$(date +%s); \
-	$(MAKE) --no-print-directory lint && OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2; status=$$?; \
+	$(MAKE) --no-print-directory lint && OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup; status=$$?; \
 	echo "make test: $$(( $$(date +%s) - started )) s"; exit $$status
 
 lint: $(STAMP)

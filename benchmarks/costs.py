@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -98,16 +97,3 @@ def duration(seconds: float) -> str:
         if seconds >= unit:
             return f"{number(2 * seconds / unit)} {name}"
     return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:.3g} minutes"
-
-
-def spread(values: Iterable[float], gap: float) -> list[float]:
-    """Places of labels that would touch: each at its value, or so far above the next lower one.
-
-    >>> spread([1.0, 5.0, 1.25], gap=0.5)
-    [1.0, 5.0, 1.5]
-    """
-    places: dict[int, float] = {}
-    last = float("-inf")
-    for index, value in sorted(enumerate(values), key=lambda pair: pair[1]):
-        places[index] = last = max(value, last + gap)
-    return [places[index] for index in sorted(places)]

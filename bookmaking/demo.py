@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments import plots
 from experiments.evaluation import ID_TEST, ID_TRAIN
 from experiments.provenance import describe, label
 from experiments.run import Run, program_parser
@@ -28,6 +27,7 @@ from thinkback_utils.features import extract
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
 
+from . import palette
 from .gallery_page import CLASSES, percent
 from .markup import fill
 
@@ -155,7 +155,8 @@ def _widget(said: OODDetector, pictures: list[dict[str, Any]], size: int) -> str
             for picture in pictures
         ],
     }
-    style = f"--tb-ink: {plots.INK}; --tb-id: {plots.ID_COLOR}; --tb-ood: {plots.OOD_COLOR}"
+    colors = ((name, palette.both(palette.PALETTE[name])) for name in ("ink", "id", "ood"))
+    style = "; ".join(f"--tb-{name}: {color}" for name, color in colors)
     rows = [_row(picture) for picture in pictures]
     return fill("demo", facts=facts, pictures=rows, style=style, alpha=percent(ALPHA, 0))
 

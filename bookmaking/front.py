@@ -47,10 +47,10 @@ def stops(root: Path) -> list[Stop]:
             first = notebook.cells[0].source
             title = re.search(r"^# (?:\d+\. )?(.+)$", first, re.MULTILINE)
             question = re.search(r"\*\*(.+?)\*\*", first, re.DOTALL)
-            name, asked = (plain(match[1]) if match else "" for match in (title, question))
+            name, asks = (plain(match[1]) if match else "" for match in (title, question))
             place = f"../{page.with_suffix('.html').as_posix()}"
             part = captions.get(page.with_suffix("").as_posix(), "")
-            found.append(Stop(len(found) + 1, name, asked, place, part, minutes(notebook)))
+            found.append(Stop(len(found) + 1, name, asks, place, part, minutes(notebook)))
     return found
 
 
@@ -114,9 +114,9 @@ def colab(root: Path) -> str:
 
 
 def colors() -> Markup:
-    """The colors of the book's figures, in both themes, under the names that the style knows."""
-    named = palette.PALETTE.items()
-    rules = "; ".join(f"--op-{n.replace('_', '-')}: {palette.both(color)}" for n, color in named)
+    """The colors of the book's figures under the names that ``opening.css`` knows."""
+    named = {name: palette.both(color) for name, color in palette.PALETTE.items()}
+    rules = "; ".join(f"--op-{name.replace('_', '-')}: {color}" for name, color in named.items())
     return Markup(f"<style>:root {{ {rules} }}</style>")  # names and colors of this book's code
 
 

@@ -12,6 +12,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ class Lane(NamedTuple):
     cells: Vector  # (K, D) or (K, D + 1), the summands of the score
 
 
-class Pick(NamedTuple):
+@dataclass(frozen=True)
+class Pick:
     """One picture and what is drawn of it."""
 
     name: str  # of its set

@@ -18,6 +18,7 @@ PAPER = {"light": "#ffffff", "dark": "#14171b"}  # as in book/_static/thinkback.
 CONTRAST = {plots.INK: 7.0}  # of axes and their text
 LEAST = 4.6  # of all others; WCAG asks 4.5 for text
 PALETTE = {"ink": plots.INK, "id": plots.ID_COLOR, "ood": plots.OOD_COLOR, **plots.METHOD_COLORS}
+PALETTE |= {"paper": plots.PAPER}
 PALETTE |= {f"other-{i}": color for i, color in enumerate(plots.OTHER_COLORS)}
 
 
@@ -44,6 +45,8 @@ def readable(color: str, theme: str) -> str:
     >>> readable("#7c7f86", "light") < "#7c7f86" < readable("#7c7f86", "dark")
     True
     """
+    if color == plots.PAPER:
+        return PAPER[theme]
     wanted = CONTRAST.get(color, LEAST)
     hue, lightness, saturation = colorsys.rgb_to_hls(*to_rgb(color))
     step = -0.005 if theme == "light" else 0.005

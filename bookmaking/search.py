@@ -25,7 +25,7 @@ LEFT_OUT = ("genindex", "search")
 
 def write(html: Path) -> None:
     """Write the sections of the pages of a built site, and remove Sphinx's index of them."""
-    found = []
+    found: list[dict[str, str]] = []
     for file in sorted(html.glob("*/*.html")):
         if "_static" not in file.parts and file.stem not in LEFT_OUT:
             page = BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
@@ -69,6 +69,6 @@ def plain(element: Tag) -> str:
         if not (own and part.name == element.name):
             part.decompose()
     for formula in copy.select("span.math"):
-        tex = formula.get_text().strip("\\() ")
+        tex = re.sub(r"^\\\(|\\\)$", "", formula.get_text().strip())
         formula.string = "…" if re.search(r"[\\_^{}]", tex) else tex
     return " ".join(copy.get_text(" ").split()).replace(" .", ".").replace(" ,", ",")

@@ -165,7 +165,8 @@ def fits(stored: Sweep, augmented: Features, seed: int = 0) -> pd.DataFrame:
     cases["the same, cropped and mirrored"] = [arrays(augmented)]
     rows: dict[str, dict[str, float]] = {}
     for title, each in cases.items():
-        ids, row = slice(stored.half if "judged" in title else 0, None), {}
+        ids = slice(stored.half if "judged" in title else 0, None)
+        row: dict[str, float] = {}
         for T in (1.0, 5.0):
             fitted = [fisher(T, *images) for images in each]
             found = [scores.thinkback(stored.H, stored.Z, E, T) for E in fitted]

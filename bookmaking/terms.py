@@ -27,9 +27,11 @@ NOT_IN = {  # elements in which nothing is explained
     *("a", "button", "caption", "code", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "kbd", "label"),
     *("noscript", "pre", "script", "select", "style", "summary", "svg", "table", "textarea"),
 }
-NOR_IN = re.compile(r"tb-.*|highlight.*|sd-(?:card|btn).*|math|admonition-title")  # classes
+NOR_IN = re.compile(
+    r"(?:tb-|highlight|sd-card|sd-btn|op-panel|op-bars|op-stop).*|math|admonition-title"
+)  # classes
 NOUN = (
-    r"(?i:an?|the|this|that|these|those|each|every|one|two|three|ten|which|both|other|any|all|no"
+    r"(?i:an?|the|each|every|one|two|three|ten|which|both|other|any|all|no"
     r"|its|another|same)\s+"
 )
 
@@ -121,7 +123,7 @@ def texts(element: Tag, folded: bool, inside: bool = False) -> Iterator[Navigabl
     """The texts in which terms are explained: those outside of what is folded, or those inside."""
     for child in element.children:
         if isinstance(child, Tag):
-            classes = child.get("class") or []
+            classes: Any = child.get("class") or []
             silent = any(map(NOR_IN.fullmatch, classes)) or "aria-hidden" in child.attrs
             if child.name not in NOT_IN and not silent:
                 hidden = child.name == "details" or "dropdown" in classes
@@ -147,10 +149,8 @@ def split(
             continue
         seen.add(index)
         yield NavigableString(text[end : match.start(group)])
-        link = page.new_tag(
-            "a", href=f"{glossary}#{terms[index].anchor}", title=terms[index].definition
-        )
-        link["class"] = [CLASS]
+        facts: dict[str, Any] = {"class": [CLASS], "title": terms[index].definition}
+        link = page.new_tag("a", href=f"{glossary}#{terms[index].anchor}", attrs=facts)
         link.string = match[group]
         yield link
         end = match.end(group)

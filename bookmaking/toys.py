@@ -62,7 +62,9 @@ def turned(name: str, split: str, size: int, rng: np.random.Generator) -> tuple[
     grid = F.affine_grid(motion, [size, 1, 32, 32], False)
     gray = images.images[index, :1].float() / 255
     moved = F.grid_sample(gray, grid, align_corners=False)
-    return F.avg_pool2d(moved, 4).flatten(1), images.labels[index]
+    labels = images.labels
+    assert labels is not None
+    return F.avg_pool2d(moved, 4).flatten(1), labels[index]
 
 
 class Pools(NamedTuple):
@@ -110,14 +112,16 @@ def fit_logistic(h: Tensor, y: Tensor, start: Sequence[float] = ()) -> Tensor:
     tensor([3.0000], dtype=torch.float64)
     """
     w = torch.tensor(start or [0.0] * h.shape[1], dtype=torch.float64)
+    step = torch.full_like(w, torch.inf)
     for _ in range(30):
         p = torch.sigmoid(h @ w)
-        try:
-            w = w - torch.linalg.solve((h.T * (p * (1 - p))) @ h, (p - y) @ h)
-        except torch.linalg.LinAlgError:
+        curvature = (h.T * (p * (1 - p))) @ h
+        step, singular = torch.linalg.solve_ex(curvature, (p - y) @ h)
+        w = w - step
+        if singular:
             break
-    slope = (torch.sigmoid(h @ w) - y) @ h / len(h)
-    if not slope.norm() < 1e-10:
+    # Where a plane separates the labels every step is as long as the last, while slopes vanish.
+    if not step.norm() < 1e-8 * (1 + w.norm()):
         remedy = "take more points or another seed"
         raise ValueError(f"thinkback: no weights of {len(h)} points are the best; {remedy}")
     return w

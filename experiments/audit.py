@@ -103,7 +103,7 @@ class Printed:
 
     def swapped(self) -> Printed:
         """The same curve with in-distribution as the positive class, for what is called AUPR-In."""
-        points = {"tpr10": 1 - self.fpr95, "fpr95": 1 - self.tpr10}
+        points: dict[str, Any] = {"tpr10": 1 - self.fpr95, "fpr95": 1 - self.tpr10}
         return replace(self, **points, at_fpr=1 - self.at_tpr, at_tpr=1 - self.at_fpr)
 
     def pieces(self) -> list[Piece]:
@@ -441,8 +441,8 @@ def random_curves(printed: Printed, levels: Vector, count: int, seed: int = 0) -
     generator, f = np.random.default_rng(seed), np.zeros((count, len(levels)))
     for t0, t1, low, high in replace(printed, half_width=0.0, scatter=0.0).boxes():
         inside = (levels > t0) & (levels <= t1)
-        shape = np.exp(generator.uniform(-4, 4, (2, count, 1)))
-        pace = np.sort(generator.beta(*shape, (count, int(inside.sum()))), axis=1)
+        first, second = np.exp(generator.uniform(-4, 4, (2, count, 1)))
+        pace = np.sort(generator.beta(first, second, (count, int(inside.sum()))), axis=1)
         f[:, inside] = low + (high - low) * pace
     return f
 

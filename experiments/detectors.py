@@ -91,7 +91,8 @@ class Distance:
     def _root(self, scatter: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(scatter)
         values = values.clamp(min=1e-12 * float(values[-1])) + self.ridge * values.mean()
-        return vectors / values.sqrt()
+        root: Tensor = vectors / values.sqrt()
+        return root
 
 
 @dataclass
@@ -120,8 +121,9 @@ class EnergyAndDistance:
 
     def predict_features(self, h: Tensor) -> Tensor:
         """Scores of features."""
-        energy, distance = ((self._both(h) - self.scale[0]) / self.scale[1]).T
-        return energy + self.weight * distance
+        energy, distance = ((self._both(h) - self.scale[0]) / self.scale[1]).unbind(1)
+        total: Tensor = energy + self.weight * distance
+        return total
 
     def _both(self, h: Tensor) -> Tensor:
         energy = -torch.logsumexp(self.head(h).double(), 1)

@@ -211,6 +211,13 @@ class Pass:
         device = next(self.model.parameters()).device
         self.layers = find_layers(self.model, torch.rand(2, 3, 32, 32, device=device))
 
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer."""
+        layer = self.model.get_submodule(self.layers["C"])
+        assert isinstance(layer, nn.Linear)  # find_layers finds no other
+        return layer
+
     def over(self, name: str, images: ImageSet, make: Callable[..., dict[str, Any]]) -> list[Path]:
         """The pieces of one set, those that are not there yet made by ``make(stream)``."""
         paths = []
@@ -225,9 +232,11 @@ class Pass:
             paths.append(path)
         return paths
 
-    def stream(self, images: Tensor, title: str) -> Iterator[tuple[Tensor, Tensor, dict]]:
+    def stream(
+        self, images: Tensor, title: str
+    ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
         """Features (B, D), logits (B, K), and squared gradients (B, P) by reading."""
-        head, calls = {"head": self.model.get_submodule(self.layers["C"])}, []
+        head, calls = {"head": self.head}, []
 
         def keep(_: str, layer: nn.Module) -> Any:
             return layer.register_forward_hook(lambda *call: calls.append((call[1][0], call[2])))
@@ -343,7 +352,8 @@ def from_pieces(work: Path) -> Seen:
         own = parts.setdefault(path.stem.rpartition(".")[0], {})
         for key, values in arrays.items():
             own.setdefault(key, []).append(values)
-    features, readings = {}, {}
+    features: dict[str, Features] = {}
+    readings: dict[str, NDArray[Any]] = {}
     for name, own in parts.items():
         whole = {k: np.concatenate(v) for k, v in own.items() if not k.endswith(".sum")}
         kept = [torch.from_numpy(whole.pop(k)) for k in ("features", "logits")]
@@ -469,7 +479,7 @@ def measure(network: Network, options: Namespace, sets: list[str]) -> None:
         counts = {name: getattr(options, name) for name in ("n_fit", "n_id", "n_ood")}
         way = extract(network, options, sets, Rules(**counts))
         facts |= dict(way.stamp) | {"layers": way.layers}
-        seen, head = from_pieces(way.work), way.model.get_submodule(way.layers["C"])
+        seen, head = from_pieces(way.work), way.head
         whole = Bundle(dict(seen.features), head.weight.detach(), head.bias.detach())
         whole.save(options.work / f"{network.name}.npz")
     facts["seconds"] = round(time.perf_counter() - start, 1)

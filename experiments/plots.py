@@ -20,6 +20,7 @@ for _file in Path(__file__).with_name("fonts").glob("*.ttf"):
 # Mid-tones, readable on white and on near-black. The book's site shows each a little darker or
 # lighter, as its theme needs (bookmaking/palette.py). A colour means one thing in all chapters.
 INK = "#7c7f86"
+PAPER = "#fdfdfd"  # of text on a patch in one of these colours; near-black in the dark theme
 ID_COLOR = "#3d8fd1"
 OOD_COLOR = "#d9622b"
 METHOD_COLORS = {

@@ -107,7 +107,8 @@ class Box:
         }
         if chapter:
             own = {name: values[name] for name in _declared(chapter) if name in values}
-            rows["From a clone"] = "".join(map(_copied, commands(chapter.name, own)))
+            strict, plain = map(_copied, commands(chapter.name, own))
+            rows |= {"From a clone": strict, "With papermill alone": plain}
             rows["On Colab"] = _colab_link(chapter.name, config)
         body = "".join(
             f'<tr><th scope="row">{k}</th>\n<td>{v}</td></tr>\n' for k, v in rows.items() if v
@@ -242,4 +243,4 @@ def _device(device: torch.device) -> str:
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
     kind = "" if device.type == "cpu" else f"{device.type} of "
     threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-    return f"{kind}{cpu}, {threads} threads, {instructions}"
+    return f"{kind}{cpu}, {threads} thread{'s' * (threads > 1)}, {instructions}"

@@ -109,7 +109,7 @@ class Summary:
         return (
             f"Thinkback (reading A) is {100 * abs(gap):.1f} points {side} {TITLES[baseline]}"
             f" (paired 95 % interval of the gain: {100 * low:+.1f} to {100 * high:+.1f})."
-        )
+        ).replace("-", "−")
 
     def spread(self) -> str:
         """The mean AUROC over training seeds, or that there is one only."""
@@ -235,8 +235,10 @@ class Summary:
                 rows.append({"network": title, "score": TITLES[method]} | values)
         return pd.DataFrame(rows, columns=["network", "score", *WIDE.values()])
 
-    def across(self, metric: str = "auroc", baseline: str = "energy") -> pd.DataFrame:
-        """Each score minus a baseline in the mean over the far sets, in points.
+    def across(
+        self, metric: str = "auroc", baseline: str = "energy", name: str = "mean"
+    ) -> pd.DataFrame:
+        """Each score minus a baseline on one set, by default the mean of the far sets, in points.
 
         A column a network, with the interval over its images; then the mean over networks, with
         the interval over networks.
@@ -249,10 +251,11 @@ class Summary:
             row, values = {"score": TITLES[method]}, []
             for title in found:
                 of = [r for r in self.networks if r["title"] == title]
-                gains = verdicts.gains(of, "mean", baseline, metric, method)
+                gains = verdicts.gains(of, name, baseline, metric, method)
                 row[title] = verdicts.points(*gains[0], digits=1) if gains else ""
                 values += [gain[0] for gain in gains]
-            row["mean over networks"] = verdicts.points(*over_networks(values), digits=1)
+            if len(found) > 1:
+                row["mean over networks"] = verdicts.points(*over_networks(values), digits=1)
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -277,6 +280,31 @@ class Summary:
         """AUROC and FPR95 of each score in the mean."""
         parts = [f"{TITLES[m]} {100 * row['auroc']:.1f} % AUROC" for m, row in self.means.items()]
         return f"In the mean over these sets: {', '.join(parts)}. {self.finding()}"
+
+
+def who(results: str | Path) -> pd.DataFrame:
+    """The networks whose scores are kept: what they are, and how many images were used.
+
+    Args:
+        results: the folder of results.
+
+    Returns: A row a network: ``accuracy`` in [0, 1] on the test images used, the width of its
+        features, images to fit the scores on, test images, images of an OOD set at most, and the
+        commit at which it was scored.
+    """
+    rows = []
+    for network in NETWORKS.values():
+        path = network.run(results).folder / "readings.json"
+        if not path.exists():
+            continue
+        facts = read_json(path)
+        sizes, commit = facts["sizes"], facts["commit"].partition("-")[0][:12]
+        row = {"network": network.title, "accuracy": facts["accuracy"], "D": facts["features"]}
+        row |= {"to fit": sizes[ID_TRAIN], "ID": sizes[ID_TEST]}
+        row["OOD, a set"] = max(n for k, n in sizes.items() if k not in (ID_TRAIN, ID_TEST))
+        rows.append(row | {"scored at commit": f"`{commit}`"})
+    columns = ["network", "accuracy", "D", "to fit", "ID", "OOD, a set", "scored at commit"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def mean_aurocs(kept: Mapping[str, Scores], methods: Sequence[str]) -> pd.DataFrame:
@@ -355,8 +383,9 @@ def of_readings(aurocs: pd.DataFrame) -> str:
     parts = []
     for method, title in READING_TITLES.items():
         row = gains.loc[method]
-        values = ", ".join(f"{value:+.1f} on {name}" for name, value in row.items())
-        parts.append(f"**{title.rpartition(' ')[2]}** {values}".replace("-", "−"))
+        signed = {name: f"{value:+.1f}".replace("-", "−") for name, value in row.items()}
+        values = ", ".join(f"{value} on {name}" for name, value in signed.items())
+        parts.append(f"**{title.rpartition(' ')[2]}** {values}")
     return (
         f"Mean AUROC minus Energy's, in points, by reading: {'; '.join(parts)}. So the answer"
         " depends on the reading and on the network."
@@ -412,21 +441,20 @@ def reading_sizes(record: Record, bundle: Bundle, readings: Sequence[str]) -> pd
         else:
             facts = record["readings"][reading]
         row = {"reading": reading, "gradient of": READINGS[reading], "numbers": facts["numbers"]}
+        row["memory of $E$ (kB)"] = 8 * facts["numbers"] / 1e3  # as float64
         rows.append(row | {"of them $E = 0$": facts["zeros"]})
     return pd.DataFrame(rows)
 
 
 def reading_costs(record: Record, readings: Sequence[str]) -> pd.DataFrame:
-    """What ``ablations.json`` timed: forward passes of each reading, and the memory of its E."""
+    """What ``ablations.json`` timed: each reading in forward passes, and the range over rounds."""
     cost, rows = record["cost"], []
     for reading in readings:
         if reading not in cost["forward_passes"]:
             continue  # B was not timed apart from A: one more column
         low, high = cost["range"][reading]
         row = {"reading": reading, "forward passes": cost["forward_passes"][reading]}
-        facts = record["readings"].get(reading)
-        memory = float("nan") if facts is None else 8 * facts["numbers"] / 1e6
-        rows.append(row | {"least": low, "most": high, "memory of $E$ (MB)": memory})
+        rows.append(row | {"least": low, "most": high})
     return pd.DataFrame(rows)
 
 

@@ -33,15 +33,25 @@ from thinkback_utils.files import read_json, sha256, write_json
 from thinkback_utils.methods import METHODS
 
 from . import detectors
-from .development import FITTED, NETWORKS, auroc, figures, halves
-from .development import chosen as chosen_by_rule
-from .evaluation import ID_TEST, ID_TRAIN, NEAR, Scores
+from .development import (
+    FITTED,
+    NETWORKS,
+    auroc,
+    default,
+    figures,
+    halves,
+    measure,
+    save_records,
+    suite_halves,
+)
+from .evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly
 from .family import DAMPINGS, Candidate, Statistics
 from .peers import PEERS, last_layer
 from .provenance import describe
 from .run import Run, program_parser
 
 COUNT = 12
+SAMPLE = {"fit": 10_000, "test": 3000, "new": 1000}  # images of the suite's sets
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 NEIGHBOURS = (1, 2, 5, 10, 20, 50, 75, 100, 200, 300, 500, 1000)
@@ -107,9 +117,14 @@ def _peer(name: str, settings: Sequence[Settings] = ({},), title: str | None = N
     return Tuned(title or peer.title, settings, score)
 
 
-def _distance(title: str, **kind: bool) -> Tuned:
+def _distance(title: str, relative: bool = False, unit: bool = False) -> Tuned:
     def make(layer: nn.Module, fit: Features, setting: Settings) -> detectors.Distance:
-        return detectors.Distance(**kind, **setting).fit_features(fit.features, fit.labels)
+        if fit.labels is None:
+            raise ValueError(
+                f"thinkback: {title} is fitted on training data with labels; give both"
+            )
+        made = detectors.Distance(setting["ridge"], relative, unit)
+        return made.fit_features(fit.features, fit.labels)
 
     return Tuned(title, _one("ridge", RIDGES), _each(make))
 
@@ -236,7 +251,8 @@ def run(results: Path, networks: Sequence[str] = tuple(NETWORKS)) -> None:
 
     The networks' features must have been made: ``python -m experiments.development --features``.
     """
-    start, records, seconds = time.perf_counter(), [], {}
+    start, records = time.perf_counter(), []
+    seconds: dict[str, float] = {}
     for network in networks:
         bundle = Run(results / "development" / network).bundle()
         sets = {n: x for n, x in bundle.sets.items() if n != FITTED}
@@ -259,6 +275,8 @@ def choices(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     out = {}
     for name, tuned in TUNED.items():
         own = {i: found[name, i] for i in range(len(tuned.settings)) if (name, i) in found}
+        if not own:
+            continue
         best = max(own, key=lambda i: own[i].figure)
         out[name] = {"title": tuned.title, "setting": dict(tuned.settings[best]), "index": best}
         out[name] |= own[best]._asdict()
@@ -272,20 +290,21 @@ PUBLISHED: dict[str, Settings] = {
     **{key: {"ridge": 0.0} for key in ("mahalanobis", "mahalanobis_pp", "rmds", "rmds_pp")},
     "thinkback": {"temperature": 5.0, "damping": 0.0},
 }  # of scores whose wrapper here does not know them
-CHOICE = "choice"  # the candidate that the rule chose, beside all others
-Both = dict[str, dict[str, dict[str, NDArray[np.float64]]]]  # kind -> set -> score -> (N,)
+CHOICE = "choice"  # the default of the package, beside all others
+Both = dict[str, Scores]  # by kind of setting
 
 
 def score_suite(
-    bundle: Bundle, tuned: Mapping[str, Mapping[str, Any]], chosen: Candidate, fit: str = ID_TRAIN
+    bundle: Bundle, tuned: Mapping[str, Mapping[str, Any]], fit: str = ID_TRAIN
 ) -> Both:
     """Scores of all sets of a bundle but the fit data, at the tuned and at the published settings.
 
     Args:
         bundle: features of the suite and of the fit data, and the last layer.
         tuned: what :func:`choices` gave.
-        chosen: by the rule; it is scored as ``CHOICE``. Its published setting is itself.
         fit: the set to fit on.
+
+    The default of the package, in either, is the score ``CHOICE``.
     """
     layer, fitted = last_layer(bundle), bundle.sets[fit]
     sets = {n: x for n, x in bundle.sets.items() if n != fit}
@@ -298,6 +317,7 @@ def score_suite(
         for kind, column in zip(out, range(len(settings)), strict=False):
             for n, value in made.items():
                 out[kind][n][name] = value[:, column].double().numpy()
+    chosen = default()
     values = Statistics(fitted, sets).of(chosen)
     for n, value in values.items():
         for kind in out:
@@ -382,10 +402,8 @@ def suite(results: Path, here: Run, fit: str = ID_TRAIN, name: str = "bundle.npz
         fit: the set of the bundle to fit on.
         name: of the bundle.
     """
-    start, bundle = time.perf_counter(), here.bundle(name)
-    both = score_suite(
-        bundle, read(results)["choice"], chosen_by_rule(results / "development"), fit
-    )
+    start, bundle = time.perf_counter(), sample(here.bundle(name), fit)
+    both = score_suite(bundle, read(results)["choice"], fit)
     here.save_scores(
         {
             n: {f"{s}-{kind}": v for kind in both for s, v in both[kind][n].items()}
@@ -393,13 +411,39 @@ def suite(results: Path, here: Run, fit: str = ID_TRAIN, name: str = "bundle.npz
         },
         "tuned.npz",
     )
-    facts: dict[str, Any] = describe("cpu") | {"weights_sha256": here.digest(), "fit": fit}
+    facts: dict[str, Any] = describe("cpu") | {"fit": fit}
+    facts["weights_sha256"] = here.digest() if here.weights.exists() else None  # of others
     facts["images"] = {n: len(x) for n, x in bundle.sets.items()}
-    facts["choice_sha256"] = sha256(results / "development" / "choice.json")
+    facts["tuned_sha256"] = sha256(results / "development" / "tuned.json")
     facts |= {kind: compare(scored) for kind, scored in both.items()}
     write_json(
         here.folder / "tuned.json", facts | {"seconds": round(time.perf_counter() - start, 1)}
     )
+
+
+def suite_candidates(here: Run, fit: str = ID_TRAIN, name: str = "bundle.npz") -> None:
+    """Every candidate of the family on the same part of the suite: ``candidates_suite.csv``.
+
+    It says how well development ranks candidates, and what a look at the suite would have won.
+    Nothing is chosen by it.
+    """
+    records = measure(sample(here.bundle(name), fit).sets, fit, suite_halves)
+    save_records(here.folder / "candidates_suite.csv", records)
+
+
+def sample(bundle: Bundle, fit: str = ID_TRAIN) -> Bundle:
+    """A part of a bundle, evenly spread, so that all scores run in a minute: ``SAMPLE``.
+
+    The tables of single sets are made with all images; here the comparison of scores counts, which
+    is paired.
+    """
+    sets = {}
+    for name, item in bundle.sets.items():
+        role = "fit" if name == fit else "test" if name == ID_TEST else "new"
+        rows = evenly(len(item), SAMPLE[role])
+        labels = None if item.labels is None else item.labels[rows]
+        sets[name] = Features(item.features[rows], item.logits[rows], labels)
+    return Bundle(sets, bundle.weight, bundle.bias)
 
 
 def read(results: Path) -> dict[str, Any]:
@@ -414,9 +458,12 @@ def main(arguments: list[str] | None = None) -> None:
     about = "do not tune; run the test suite on the bundle of this run"
     parser.add_argument("--suite", type=Path, metavar="RUN", help=about)
     parser.add_argument("--fit", default=ID_TRAIN, help="set of the bundle to fit on")
+    parser.add_argument("--bundle", default="bundle.npz", help="its file in the run's folder")
     options = parser.parse_args(arguments)
     if options.suite:
-        suite(options.results, Run(options.suite), options.fit)
+        here = Run(options.suite)
+        suite(options.results, here, options.fit, options.bundle)
+        suite_candidates(here, options.fit, options.bundle)
         return
     run(options.results)
     for name, choice in read(options.results)["choice"].items():

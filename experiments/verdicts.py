@@ -260,8 +260,8 @@ def text_claims(
         _claim(
             "Significantly more accurate than the state of the art",
             "better in the mean of all four metrics",
-            f"of {of} differences of means {ahead} are gains beyond chance and {behind} are losses"
-            f" beyond chance; the furthest, {COLUMNS[worst[2]]} against {TITLES[worst[1]]}:"
+            f"better beyond chance in {ahead} of {of} differences of means, worse in {behind}; the"
+            f" furthest, {COLUMNS[worst[2]]} against {TITLES[worst[1]]}:"
             f" {_points(in_mean[''][worst])}" + _elsewhere(in_mean),
             _together(row for rows in in_mean.values() for row in rows.values()),
         ),
@@ -460,15 +460,20 @@ def of_other_networks(here: Run, method: str = "thinkback_averaged") -> str:
     for title, records in networks.others(here).items():
         near = [gain for name in NEAR for gain in gains(records, name, "energy", "auroc", method)]
         far = gains(records, "mean", "energy", "auroc", method)
-        said = [
-            f"{kind} {points(*gain[0])}" for kind, gain in (("far", far), ("near", near)) if gain
-        ]
+        kinds = (("far", far), ("near", near))
+        said = [f"{kind} {points(*gain[0])}" for kind, gain in kinds if gain]
         parts.append(f"{title} {', '.join(said)}")
     if not parts:
         return ""
+    foreign = [
+        n.title
+        for n in networks.NETWORKS.values()
+        if n.published and n.title in networks.others(here)
+    ]
+    once = f" {' and '.join(foreign)} was scored once, after the choice." if foreign else ""
     return (
-        "\nThe same score minus Energy on networks on which the suite was run once, after the"
-        f" choice, in points of AUROC: {'; '.join(parts)}.\n"
+        f"\nThe same score minus Energy on the other networks, in points of AUROC:"
+        f" {'; '.join(parts)}.{once}\n"
     )
 
 

@@ -50,6 +50,38 @@ window.checks = {
     for (const formula of [...document.querySelectorAll("mjx-container")].slice(1)) formula.replaceWith("x");
   },
 
+  // Of texts that look the same, on the same ground and in the same kind of element, one stays: colours cost seconds.
+  sample() {
+    const seen = new Set();
+    const ground = (e) => {
+      const { backgroundColor, backgroundImage } = getComputedStyle(e);
+      const clear = backgroundColor === "rgba(0, 0, 0, 0)" && backgroundImage === "none";
+      return clear && e.parentElement ? ground(e.parentElement) : backgroundColor + backgroundImage;
+    };
+    const words = [...document.querySelectorAll("body *")].filter(
+      (e) => !e.closest("svg, mjx-container, script") && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()),
+    );
+    const looks = words.map(() => "");
+    const { dataset } = document.documentElement;
+    const shown = dataset.theme;
+    for (const theme of ["light", "dark"]) {
+      dataset.theme = theme;
+      words.forEach((e, i) => {
+        const { color, fontSize, fontWeight, opacity, textDecorationLine, borderBottomStyle } = getComputedStyle(e);
+        looks[i] += [color, ground(e), fontSize, fontWeight, opacity, textDecorationLine, borderBottomStyle].join();
+      });
+    }
+    dataset.theme = shown;
+    const again = words.filter((e, i) => {
+      const part = e.closest("header, nav, aside, article, footer, details, table")?.tagName;
+      const look = [looks[i], e.tagName, e.parentElement.tagName, part].join();
+      return seen.has(look) || !seen.add(look);
+    });
+    for (const e of again) for (const n of [...e.childNodes]) if (n.nodeType === 3) n.remove();
+    for (const e of document.querySelectorAll("mjx-container")) e.remove();
+    return again.length;
+  },
+
   async axe(rules) {
     const { violations } = await axe.run({ resultTypes: ["violations"], preload: false, ...rules });
     return violations
@@ -96,12 +128,11 @@ window.checks = {
     return (await Promise.all(bodies)).reduce((sum, body) => sum + body.byteLength, 0);
   },
 
-  // Of each drawing the size of its text in pixels (10 pt in book.mplstyle), and how much of it scrolls.
+  // How much of each drawing has to be scrolled into view, in pixels; the size of its text: tests/layout.js.
   drawings() {
-    return [...document.querySelectorAll(".cell_output figure > img[width]")].map((drawing) => ({
-      text: (10 * 4 / 3) * (drawing.clientWidth / drawing.getAttribute("width")),
-      hidden: drawing.parentElement.scrollWidth - drawing.parentElement.clientWidth,
-    }));
+    return [...document.querySelectorAll(".cell_output figure")]
+      .filter((figure) => figure.querySelector("img[width]"))
+      .map((figure) => figure.scrollWidth - figure.clientWidth);
   },
 
   // Controls that are too small for a finger; a link in a text is as tall as its line.

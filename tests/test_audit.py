@@ -209,7 +209,7 @@ def test_no_interpolated_curve_beats_its_bounds(shape, monkeypatch):
         assert low - 1e-9 <= value <= high + 1e-9, (shape, k)
         assert high <= replace(printed, auroc=None).bounds(pi)[1] + 1e-9
         near.append(high - value)
-    assert min(near) < 0.01
+    assert min(near) < 0.05  # and some curve comes near
 
 
 @pytest.mark.parametrize("name", ["SVHN Thinkback", "iSUN Thinkback"])

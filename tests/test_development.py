@@ -179,7 +179,7 @@ def test_the_whole_chain_on_digits(tmp_path, monkeypatch):
         monkeypatch.setattr(development, name, 50)
     development.main(["--results", str(tmp_path), "--networks", "all", "some", "--device", "cpu"])
     rows = development.load(tmp_path / "development")
-    assert development.chosen(tmp_path / "development") in few
+    assert development.chosen(tmp_path / "development", development.SECOND) in few
     assert len(rows) == 2 * len(few)
     assert {"hidden" in row for row in rows if row["network"] == "all"} == {False}
     assert all(0 <= row["far"] <= 1 for row in rows)
@@ -247,13 +247,13 @@ def test_suite_of_a_network_that_was_not_shown_all_classes_is_refused(here):
 
 
 def test_the_choice_on_file_is_the_rules():
-    assert development.choose(development.load(RESULTS)) == development.chosen(RESULTS)
+    made = development.choose(development.load(RESULTS))
+    assert made == development.chosen(RESULTS, development.SECOND)
 
 
 def test_the_method_of_the_package_is_the_choice():
     choice, method = development.chosen(RESULTS), METHODS["thinkback_averaged"]
-    assert choice.unit == method.unit
-    assert method.options == {"temperature": choice.temperature, "damping": choice.damping}
+    assert choice == development.default()
     found = family.statistics(choice, FIT, {"new": NEW})["new"][:, DAMPINGS.index(choice.damping)]
     state = method.fit([(FIT.features, FIT.logits)])
     expected = found / choice.temperature**2  # the grid leaves out 1 / T^2

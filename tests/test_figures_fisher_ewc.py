@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from matplotlib.figure import Figure
 
 from bookmaking.figures import fisher_ewc
-from bookmaking.toys import fit_logistic
 
 MATRIX = torch.tensor([[4.0, 1.0], [1.0, 0.5]], dtype=torch.float64)
 
@@ -47,11 +45,3 @@ def test_prices_and_gaps_have_labelled_axes() -> None:
     assert ax.get_xlabel()
     assert ax.get_ylabel()
     assert len(ax.texts) == 6
-
-
-def test_newton_finds_the_odds_or_says_that_there_are_none() -> None:
-    h = torch.ones(4, 1, dtype=torch.float64)
-    w = fit_logistic(h, torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    assert torch.allclose(w.exp(), torch.tensor([3.0], dtype=torch.float64))
-    with pytest.raises(ValueError, match="thinkback: no weights of 4 points"):
-        fit_logistic(h, torch.ones(4, dtype=torch.float64))

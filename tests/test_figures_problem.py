@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from bookmaking.figures import problem
-from bookmaking.toys import along, three_classes
+from bookmaking.toys import three_classes
 
 
 def titles(figure: Figure) -> list[str]:
@@ -58,9 +58,3 @@ def test_the_decay_marks_where_the_exponential_wins() -> None:
     figure = problem.plot_decay(torch.tensor([1.0, 10.0, 100.0]), curves, [7.0], cloud()[0])
     assert [7.0, 7.0] in [list(line.get_xdata()) for line in figure.axes[0].lines]
     assert all(titles(figure))
-
-
-def test_points_along_a_ray_lie_at_their_distance() -> None:
-    points = along(123, [0.5, 2.0])
-    assert torch.allclose(points.norm(dim=1), torch.tensor([0.5, 2.0], dtype=torch.float64))
-    assert torch.allclose(points[1], 4 * points[0])

@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import browsing
@@ -227,7 +228,7 @@ def test_the_text_says_what_is_drawn(story, familiar, paper, repaired):
     alarm = dict(zip(opening.LANES, (paper, repaired), strict=True))
     lanes = {name: lane._replace(alarm=alarm[name]) for name, lane in pick.lanes.items()}
     for doubt, length in ((90.0, 10.0), (90.0, 90.0)):
-        pick = pick._replace(lanes=lanes, doubt=doubt, length=length)
+        pick = replace(pick, lanes=lanes, doubt=doubt, length=length)
         text = opening.explained(pick)
         assert ("false alarm" in text) == (familiar and (paper or repaired))
         assert ("miss" in text) == (not familiar and not paper and not repaired)

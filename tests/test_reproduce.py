@@ -431,6 +431,7 @@ def three_seeds(bundle, tmp_path_factory):
     first = Run.at(results)
     Bundle(sets, bundle.weight, bundle.bias).save(first.folder / "bundle.npz")
     first.weights.symlink_to(RUN.weights)
+    (results / "coverage.json").symlink_to(RUN.results / "coverage.json")
     arrays = {f"{n}.E_eq6": row["energy"] for n, row in scored.items()}
     save_arrays(first.folder / "ablations.npz", arrays)
     readings = {"E": {"images": {n: sizes[n] for n in scored}}}

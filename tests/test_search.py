@@ -121,7 +121,7 @@ def test_results_lead_to_sections_and_show_the_words(find) -> None:
     assert f'id="{anchor}"' in (HTML / address).read_text(encoding="utf-8")
     marked = find.page.locator("#search-results mark").all_inner_texts()
     assert marked
-    assert {word.lower().rstrip("s") for word in marked} <= {"pick", "threshold"}
+    assert all(word.lower().startswith(("pick", "threshold")) for word in marked)
 
 
 def test_nothing_found_is_said_and_typing_searches(find) -> None:

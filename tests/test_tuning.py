@@ -10,7 +10,6 @@ from torch import nn
 
 from experiments import development, peers, tuning
 from experiments.evaluation import ID_TEST
-from experiments.family import Candidate
 from experiments.peers import PEERS
 from experiments.run import Run
 from experiments.tuning import CHOICE, PUBLISHED, TUNED
@@ -159,8 +158,6 @@ def test_one_command_scores_the_suite_with_what_was_tuned(world, tmp_path, monke
     here.folder.mkdir(parents=True)
     Bundle(dev, layer.weight, layer.bias).save(here.folder / "bundle.npz")
     tuning.run(tmp_path, ["one"])
-    chosen = Candidate("averaged", True, True, "predicted", 3.0, 0.1)
-    development.write_json(tmp_path / "development" / "choice.json", chosen._asdict())
     suite = {"cifar10-train": fit, ID_TEST: sets["a"], "svhn": sets["b"], "cifar100": sets["b"]}
     net = Run(tmp_path / "net" / "seed0")
     net.folder.mkdir(parents=True)
@@ -174,7 +171,7 @@ def test_one_command_scores_the_suite_with_what_was_tuned(world, tmp_path, monke
     made = tuning._ours("", "averaged", True).score(
         layer, fit, {"svhn": sets["b"]}, [{"temperature": 3.0, "damping": 0.1}]
     )
-    np.testing.assert_allclose(kept["svhn"][f"{CHOICE}-tuned"], made["svhn"][:, 0], rtol=1e-4)
+    np.testing.assert_allclose(kept["svhn"][f"{CHOICE}-tuned"], made["svhn"][:, 0], rtol=5e-3)
 
 
 @pytest.mark.skipif(

@@ -39,7 +39,7 @@ def bundle():
 
 
 @pytest.mark.parametrize(
-    ("shift", "verdict"), [(2.0, verdicts.YES), (0.5, verdicts.NO), (1.0, verdicts.NO)]
+    ("shift", "verdict"), [(2.0, verdicts.YES), (0.5, verdicts.NO), (1.0, verdicts.OPEN)]
 )
 def test_a_difference_is_reproduced_by_its_sign_and_interval(shift, verdict):
     rows = verdicts.deltas(measured(shift), PAPER)
@@ -48,6 +48,44 @@ def test_a_difference_is_reproduced_by_its_sign_and_interval(shift, verdict):
     for row in rows:
         if row["set"] == "svhn":
             assert row["interval"][0] <= row["measured"] <= row["interval"][1]
+
+
+def test_a_p_value_is_that_of_a_normal_law_with_the_width_of_the_interval():
+    assert verdicts.p_value(1.0, 0.0, 2.0) == pytest.approx(0.05)  # 0 is on the edge
+    assert verdicts.p_value(-1.0, -2.0, 0.0) == pytest.approx(0.05)
+    assert verdicts.p_value(0.1, -0.9, 1.1) > 0.8
+    assert verdicts.p_value(0.1, 0.1, 0.1) == 0  # no spread at all
+
+
+def test_holm_keeps_the_error_of_a_family():
+    """Of 20 differences of nothing, a family has a false one in about 5 of 100 repetitions."""
+    random = np.random.default_rng(0)
+    z = random.normal(size=(2000, 20))
+    rows = [[verdicts.p_value(v, v - 1.96, v + 1.96) for v in row] for row in z]
+    false = np.mean([min(verdicts.holm(row)) < verdicts.LEVEL for row in rows])
+    assert 0.03 < false < 0.07
+    assert np.mean([min(row) < verdicts.LEVEL for row in rows]) > 0.5  # without it
+    assert verdicts.holm([0.04, 0.03]) == [0.06, 0.06]  # never in another order than the p-values
+
+
+def test_a_family_makes_a_difference_that_holds_alone_inconclusive():
+    edge = (1.0, 0.1, 1.9)  # p = 0.03
+    assert verdicts.judged({1: [edge]})[1]["verdict"] == verdicts.YES
+    many = verdicts.judged({i: [edge] for i in range(10)})
+    assert {row["verdict"] for row in many.values()} == {verdicts.OPEN}
+
+
+def test_networks_that_disagree_and_printed_differences_too_small_to_see():
+    sure, none, loss = (1.0, 0.9, 1.1), (0.01, -0.2, 0.2), (-1.0, -1.1, -0.9)
+    cases = {"both": [sure, sure], "one": [sure, none], "against": [sure, loss], "absent": []}
+    found = {k: row["verdict"] for k, row in verdicts.judged(cases).items()}
+    expected = {"both": verdicts.YES, "one": verdicts.OPEN, "against": verdicts.NO}
+    assert found == expected | {"absent": verdicts.UNTESTED}
+    small = verdicts.judged({"small": [loss], "large": [loss]}, {"small": 0.05, "large": 0.2})
+    assert small["small"]["verdict"] == verdicts.OPEN  # less than half of the interval
+    assert small["large"]["verdict"] == verdicts.NO
+    turned = verdicts.judged({"loss": [loss]}, {"loss": -0.2})
+    assert turned["loss"]["verdict"] == verdicts.YES  # the paper's own loss
 
 
 def test_printed_differences_are_the_papers():
@@ -116,9 +154,39 @@ def test_one_of_three_seeds_is_enough_to_refute(shifts, verdict, bundle):
     assert delta["interval"] == pytest.approx([ends.min(), ends.max()])
 
 
+def test_a_claim_must_hold_on_other_networks_too(bundle):
+    won, lost = measured(4.0), measured(0.5)
+    claims = verdicts.text_claims(won, PAPER, bundle, {"Other": lost})
+    assert [row["verdict"] for row in claims[:3]] == [verdicts.NO] * 3
+    assert all("Other: " in row["measured"] for row in claims[:3])
+    claims = verdicts.text_claims(won, PAPER, bundle, {"Other": measured(4.0, seed=1)})
+    assert [row["verdict"] for row in claims[:2]] == [verdicts.YES] * 2
+
+
+def as_reading(records, reading="E"):
+    return [
+        row | {"method": f"reading_{reading}"} if row["method"] == "thinkback" else row
+        for row in records
+    ]
+
+
+def test_a_reading_must_win_on_every_network(monkeypatch):
+    """On this book's network alone E does: elsewhere it decides between three verdicts."""
+    monkeypatch.setattr(verdicts.networks, "LAYERS", ("E",))
+    own = {"E": verdicts._all_gains(measured(4.0), ["mean"])}
+    monkeypatch.setattr(verdicts, "_gains_of_readings", lambda here: own)
+    won, lost = as_reading(measured(4.0, seed=1)), as_reading(measured(0.5, seed=1))
+    assert verdicts.reading_claim(None, {"Other": won})["verdict"] == verdicts.YES
+    mixed = verdicts.reading_claim(None, {"Other": lost})
+    assert mixed["verdict"] == verdicts.OPEN
+    assert "Other: none; E has 0 gains and 8 losses of 8" in mixed["measured"]
+    own["E"] = verdicts._all_gains(measured(0.5), ["mean"])
+    assert verdicts.reading_claim(None, {"Other": lost})["verdict"] == verdicts.NO
+
+
 def test_committed_verdicts_follow_from_the_committed_results(tmp_path):
     results = ROOT / "results"
-    for name in ("table1.json", "wrn40-2-cifar10"):
+    for name in ("table1.json", "networks.json", "wrn40-2-cifar10"):
         (tmp_path / name).symlink_to(results / name)
     verdicts.main(["--results", str(tmp_path)])
     for name in ("verdicts.json", "verdicts.md"):

@@ -2,7 +2,7 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 
 // What scrolls sideways can be reached by keyboard: the theme sees to that for code alone.
 const reach = () => {
-  for (const box of all(".cell_output, .pst-scrollable-table-container, mjx-container[display], .cell_output figure")) {
+  for (const box of all(".cell_output, .pst-scrollable-table-container, mjx-container[display], article figure")) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }
@@ -32,6 +32,7 @@ addEventListener("toggle", measure, true); // an opened <details> may hold a tab
 
 // One switch for all code of a page, remembered.
 const CODE = "thinkback-code";
+document.documentElement.dataset.code = localStorage.getItem(CODE) ?? "shown"; // before the page is drawn
 const showCode = (shown, button) => {
   document.documentElement.dataset.code = shown ? "shown" : "hidden";
   button.textContent = shown ? "Hide code" : "Show code";
@@ -51,7 +52,7 @@ addEventListener("DOMContentLoaded", () => {
     showCode(shown, button);
   });
   buttons.prepend(button);
-  showCode(localStorage.getItem(CODE) !== "hidden", button);
+  showCode(document.documentElement.dataset.code !== "hidden", button);
 });
 
 // Paper cannot be unfolded. Folded code is left out there: thinkback.css.

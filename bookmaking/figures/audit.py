@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from experiments import audit
 from experiments.evaluation import SET_TITLES
-from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
+from experiments.plots import INK, METHOD_COLORS, OTHER_COLORS
 from thinkback_utils.methods import TITLES
 
 Vector = NDArray[np.float64]
+HIGH, LOW = OTHER_COLORS[:2]  # largest and smallest AUPR
 
 
 def draw_answer(
@@ -47,10 +49,10 @@ def draw_answer(
         ax.barh(y, high - low, left=low, height=0.75, color=METHOD_COLORS[row.method])
         for x in mixes.values():
             if not low <= x <= high:
-                ax.plot(x, y, "x", color=OOD_COLOR, markersize=5, markeredgewidth=1.6, zorder=3)
+                ax.plot(x, y, "x", color=HIGH, markersize=5, markeredgewidth=1.6, zorder=3)
     for name, x in mixes.items():
-        ax.axvline(x, color=OOD_COLOR, linestyle="--", linewidth=1.2, zorder=0)
-        ax.text(x, 0.9, name, ha="center", va="bottom", color=OOD_COLOR)
+        ax.axvline(x, color=HIGH, linestyle="--", linewidth=1.2, zorder=0)
+        ax.text(x, 0.9, name, ha="center", va="bottom", color=HIGH)
     middle = (len(methods) - 1) / 2
     ax.set_yticks(
         [-pitch * i - middle for i in range(len(sets))], [SET_TITLES[name] for name in sets]
@@ -62,9 +64,16 @@ def draw_answer(
         xlim=(0, 1),
         ylim=(-pitch * len(sets) + 1.4, 0.8),
     )
-    handles = [Rectangle((0, 0), 1, 1, color=METHOD_COLORS[m], label=TITLES[m]) for m in methods]
-    cross = {"marker": "x", "linestyle": "", "markersize": 5, "markeredgewidth": 1.6}
-    handles.append(Line2D([], [], color=OOD_COLOR, label="this mix is impossible", **cross))
+    handles: list[Any] = [
+        Rectangle((0, 0), 1, 1, color=METHOD_COLORS[m], label=TITLES[m]) for m in methods
+    ]
+    cross: dict[str, Any] = {
+        "marker": "x",
+        "linestyle": "",
+        "markersize": 5,
+        "markeredgewidth": 1.6,
+    }
+    handles.append(Line2D([], [], color=HIGH, label="this mix is impossible", **cross))
     figure.legend(handles=handles, loc="outside upper center", ncols=2 if tall else 4)
 
 
@@ -84,8 +93,8 @@ def plot_boxes(curve: audit.Printed, *, ax: Axes | None = None) -> Axes:
         ax.add_patch(Rectangle((low, t0), high - low, t1 - t0, color=INK, alpha=0.16, linewidth=0))
     heights = [end for box in boxes for end in (box.c0, box.c1)]
     best, worst = ([level for box in boxes for level in (box[i],) * 2] for i in (2, 3))
-    ax.plot([*best, 1], [*heights, 1], color=OOD_COLOR, label="best curve: largest AUPR")
-    ax.plot([0, *worst], [0, *heights], color=ID_COLOR, label="worst curve: smallest AUPR")
+    ax.plot([*best, 1], [*heights, 1], color=HIGH, label="best curve: largest AUPR")
+    ax.plot([0, *worst], [0, *heights], color=LOW, label="worst curve: smallest AUPR")
     _points(curve, ax)
     ax.set(xlabel="FPR", ylabel="TPR", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
     ax.legend(loc="lower right")
@@ -124,7 +133,7 @@ def plot_price(
     ax.scatter(area, aupr, s=4, color=INK, alpha=0.35, linewidths=0)
     ends, near = np.array([area.min(), area.max()]), 1e-3
     names = ("no curve lies below this line", "no curve lies above this line")
-    for side, color, name in zip((0, 1), (ID_COLOR, OOD_COLOR), names, strict=True):
+    for side, color, name in zip((0, 1), (LOW, HIGH), names, strict=True):
         values = [
             replace(exact, auroc=1 - here - shift).bounds(prevalence)[side]
             for shift in (-near, 0.0, near)
@@ -133,7 +142,7 @@ def plot_price(
         ax.plot(ends, values[1] + slope * (ends - here), color=color, label=name)
         ax.plot(here, values[1], "o", color=color, zorder=4)
     ax.axvline(here, color=INK, linestyle=":", linewidth=1.2)
-    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
     ax.annotate("1 − printed AUROC", (here, 0.02), (5, 0), **place)
     if printed is not None:
         ax.plot(here, printed, "s", color=METHOD_COLORS["thinkback"], zorder=5)
@@ -155,7 +164,7 @@ def plot_extremes(row: audit.Row, prevalence: float, figure: Figure | None = Non
     left, right = figure.subplots(1, 2, sharey=True)
     rho = (1 - prevalence) / prevalence
     curves = audit.extremal_curves(row.curve, prevalence, 20_000)
-    bounds, colors = row.curve.bounds(prevalence), (ID_COLOR, OOD_COLOR)
+    bounds, colors = row.curve.bounds(prevalence), (LOW, HIGH)
     for curve, bound, color, name in zip(
         curves, bounds, colors, ("smallest", "largest"), strict=True
     ):

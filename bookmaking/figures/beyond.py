@@ -54,6 +54,20 @@ def draw_answer(
     figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 
 
+def rays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Made-up features of two inputs: three classes along rays, long; new ones short, between them.
+
+    Returns: features (90, 2), their classes (90,), new features (20, 2).
+    """
+    random = np.random.default_rng(seed)
+    labels = np.arange(90) % 3
+    angle = np.radians([12, 45, 78])[labels] + random.normal(0, 0.06, 90)
+    length = random.uniform(3, 8, 90)
+    between = np.radians(random.choice([28, 62], 20)) + random.normal(0, 0.06, 20)
+    new = random.uniform(0.8, 2.5, (20, 1)) * np.stack([np.cos(between), np.sin(between)], 1)
+    return length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1), labels, new
+
+
 def plot_sphere(
     features: ArrayLike, labels: ArrayLike, new: ArrayLike, figure: Figure | None = None
 ) -> Figure:
@@ -81,6 +95,7 @@ def plot_sphere(
         ax.set(xlabel="feature 1", ylabel="feature 2")
     circle = Ellipse((0, 0), 2, 2, fill=False, edgecolor=plots.INK, linestyle=":")
     right.add_patch(circle)
+    right.set(xlim=(-0.08, 1.12), ylim=(-0.08, 1.12))
     left.set_title("features as they are")
     right.set_title("directions: all of length 1")
     left.plot([], [], "o", color=plots.ID_COLOR, label="training classes")
@@ -118,7 +133,7 @@ def plot_prediction(candidates: pd.DataFrame, figure: Figure | None = None) -> F
         for unit, color, label in ((False, plots.INK, "as they are"), (True, OWN, "directions")):
             own = candidates[candidates["unit"] == unit]
             x, y = 100 * own[half], 100 * own[f"suite_{half}"]
-            ax.plot(x, y, "o", color=color, markersize=3, alpha=0.5, mew=0, label=label)
+            ax.plot(x, y, "o", color=color, ms=3, alpha=0.5, mew=0, label=label, rasterized=True)
         ax.set(xlabel="development AUROC (%)", ylabel="suite AUROC (%)", title=half)
     handles = ax.get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=2, title="features")
@@ -126,4 +141,5 @@ def plot_prediction(candidates: pd.DataFrame, figure: Figure | None = None) -> F
 
 
 def _unit(h: np.ndarray) -> np.ndarray:
-    return h / np.linalg.norm(h, axis=1, keepdims=True)
+    made: np.ndarray = h / np.linalg.norm(h, axis=1, keepdims=True)
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -53,7 +54,7 @@ def draw_answer(
     right.barh(names, times, 0.55, color=(plots.INK, plots.METHOD_COLORS["thinkback"]))
     for row, time in enumerate(times):
         right.text(time, row, f" {time:.2g} µs" if time < 10 else f" {time:,.0f} µs", va="center")
-    right.set(xlim=(0, 1.45 * max(times)), xlabel="time per image (µs)", title="Its time")
+    right.set(xlim=(0, 1.45 * max(times)), xlabel="time per image (µs)", title="The time it takes")
     right.locator_params(axis="x", nbins=4)
     right.set_yticks(range(len(names)), names)
 
@@ -94,7 +95,7 @@ def plot_map(
     for cloud in ax.collections:
         cloud.set(sizes=[14], alpha=0.6)
     arrow = {"arrowstyle": "->", "color": plots.INK}
-    place = {"xycoords": "axes fraction", "ha": "center"}
+    place: dict[str, Any] = {"xycoords": "axes fraction", "ha": "center"}
     ax.annotate("higher score", (0.30, 0.78), (0.16, 0.52), arrowprops=arrow, **place)
     ax.legend(loc="lower left", handletextpad=0)
     return ax

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,24 +11,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks import costs, report
-from benchmarks.rounds import Record
-from benchmarks.score import PEER
-from experiments.plots import INK, METHOD_COLORS, OOD_COLOR
+from experiments.plots import INK, METHOD_COLORS, OTHER_COLORS
+from thinkback_utils import methods
 
+PEER = ", pytorch-ood"  # ends the names of that library's detectors
+TITLES = methods.TITLES | {
+    "forward": "the network itself",
+    "kronecker": "Thinkback, Kronecker",
+    "averaged": "Thinkback, averaged",
+    "backward, batch 1": "full backward, one by one",
+    "autograd, head": "autograd, last layer, one by one",
+    "vmap(grad), head": "vmap(grad), last layer",
+}
 AUTOGRAD = ("backward, batch 1", "autograd, head", "vmap(grad), head")
 COLORS = METHOD_COLORS | {
     "forward": INK,
     "kronecker": METHOD_COLORS["thinkback"],
     "averaged": METHOD_COLORS["thinkback_averaged"],
-    **dict.fromkeys(AUTOGRAD, OOD_COLOR),
+    **dict.fromkeys(AUTOGRAD, OTHER_COLORS[0]),
 }
+PEERS = tuple(f"{name}{PEER}" for name in ("ViM", "Mahalanobis", "KNN", "GradNorm"))
+SHOWN = ("energy", "msp", "thinkback", "averaged", *PEERS, *AUTOGRAD[::-1])  # in the answer
 FAINT = 1e5  # bytes; growth below it is drawn at it
 
 
 def draw_answer(
-    measured: Mapping[int, Mapping[str, Record]],
-    methods: Iterable[str],
+    measured: Mapping[int, Mapping[str, Mapping[str, Any]]],
     figure: Figure,
     tall: bool,
 ) -> None:
@@ -35,13 +44,12 @@ def draw_answer(
 
     Args:
         measured: batch size -> what was timed -> its record, with the ratio to the network.
-        methods: what to draw, from top to bottom.
         figure: empty; drawn into.
         tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     (small, one), (large, many) = measured.items()
-    names = [name for name in methods if name in one and name in many]
+    names = [name for name in SHOWN if name in one and name in many]
     for y, name in enumerate(reversed(names)):
         color = COLORS.get(name, INK)
         ends = [100 * record[name]["ratio"] for record in (many, one)]
@@ -56,7 +64,7 @@ def draw_answer(
     ax.set(xscale="log", xlabel=label, ylim=(-0.6, len(names) + 0.4))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.minorticks_off()
-    dot = {"color": INK, "marker": "o", "linestyle": ""}
+    dot: dict[str, Any] = {"color": INK, "marker": "o", "linestyle": ""}
     one_image = "one image at a time" if small == 1 else f"{small} images at a time"
     handles = [
         Line2D([], [], label=f"{large:,} images at a time", **dot),
@@ -71,7 +79,7 @@ def title(name: str, short: bool = False) -> str:
     >>> title("backward, batch 1"), title("backward, batch 1", short=True), title("energy")
     ('full backward, one by one', 'full backward', 'Energy')
     """
-    text = report.TITLES.get(name, name).removesuffix(PEER)
+    text = TITLES.get(name, name).removesuffix(PEER)
     return text.removesuffix(", one by one") if short else text
 
 
@@ -89,7 +97,12 @@ def plot_latency(
     for (name, points), height in zip(curves.items(), heights, strict=True):
         color = COLORS.get(name, INK)
         thick, dotted = name in ("thinkback", "forward"), name == "kronecker" or PEER in name
-        style = {"color": color, "marker": "o", "markersize": 3, "linewidth": 3.2 if thick else 1.4}
+        style: dict[str, Any] = {
+            "color": color,
+            "marker": "o",
+            "markersize": 3,
+            "linewidth": 3.2 if thick else 1.4,
+        }
         ax.plot(*zip(*points, strict=True), ":" if dotted else "-", **style)
         label_end(ax, title(name), points[-1], height, color)
     ax.set(xscale="log", yscale="log", xlabel="batch size", ylabel="milliseconds a sample")
@@ -100,24 +113,26 @@ def plot_latency(
 
 
 def plot_memory(
-    fits: Mapping[str, Sequence[tuple[int, int, int]]], *, ax: Axes | None = None
+    fits: Mapping[str, Sequence[tuple[int, int]]],
+    labels: Mapping[str, str],
+    *,
+    ax: Axes | None = None,
 ) -> Axes:
     """Peak memory of a fit against the number of samples that it reads.
 
     Args:
-        fits: method -> (samples, bytes at the peak, bytes that it keeps).
+        fits: method -> (samples, bytes at the peak).
+        labels: method -> what stands at the end of its line.
         ax: drawn on; None makes a new one.
     """
     ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
     colors = {"diagonal": COLORS["thinkback"], "Kronecker": COLORS["averaged"]}
-    peaks = {method: [max(peak, FAINT) for _, peak, _ in points] for method, points in fits.items()}
-    heights = apart([found[-1] for found in peaks.values()], 14)
+    peaks = {method: [max(peak, FAINT) for _, peak in points] for method, points in fits.items()}
+    heights = apart([found[-1] for found in peaks.values()], 11)
     for (method, points), height in zip(fits.items(), heights, strict=True):
-        color = colors.get(method, INK)
-        samples = [point[0] for point in points]
+        color, samples = colors.get(method, INK), [point[0] for point in points]
         ax.plot(samples, peaks[method], "o-", color=color, markersize=4)
-        text = f"{method}, keeps {costs.size(points[-1][2])}"
-        label_end(ax, text, (samples[-1], peaks[method][-1]), height, color)
+        label_end(ax, labels[method], (samples[-1], peaks[method][-1]), height, color)
     ticks = {1e5: "0.1 MB", 1e6: "1 MB", 1e7: "10 MB", 1e8: "100 MB", 1e9: "1 GB", 1e10: "10 GB"}
     ax.set(xscale="log", yscale="log", ylim=(FAINT / 2, 1e10))
     ax.set(xlabel="samples that the fit reads", ylabel="memory at the peak")
@@ -127,18 +142,22 @@ def plot_memory(
 
 
 def apart(values: Sequence[float], lines: int) -> list[float]:
-    """Heights for labels on a logarithmic axis that holds so many lines of text.
+    """Heights for labels on a logarithmic axis that holds so many lines of text: each at its value,
+    or so far above the next lower one.
 
     >>> [round(y, 2) for y in apart([1.0, 1.0, 100.0], 4)]
     [1.0, 3.16, 100.0]
     """
-    places = np.log10(values)
-    gap = max(float(np.ptp(places)), 1e-9) / lines
-    return [float(10**y) for y in costs.spread(places, gap)]
+    logs = np.log10(values)
+    gap, last = float(np.ptp(logs)) / lines, -np.inf
+    heights = np.empty(len(logs))
+    for k in np.argsort(logs, kind="stable"):
+        heights[k] = last = max(logs[k], last + gap)
+    return [float(10**y) for y in heights]
 
 
 def label_end(ax: Axes, text: str, end: tuple[float, float], height: float, color: str) -> None:
     """A label beside the end of a line, and a thin line that leads to it."""
-    line = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0, 0.5)}
-    look = {"color": color, "va": "center", "fontsize": 9, "arrowprops": line}
+    line: dict[str, Any] = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0, 0.5)}
+    look: dict[str, Any] = {"color": color, "va": "center", "fontsize": 9, "arrowprops": line}
     ax.annotate(text, end, (1.7 * end[0], height), **look)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -64,8 +65,8 @@ def draw_answer(
     ax.contourf(w1, w2, true, [0, LEVELS[0]], colors=[INK], alpha=0.3)
     ax.plot([], [], color=INK, linewidth=6, alpha=0.5, label="true price")
     diagonal = torch.diag(information.diagonal())
-    kinds = (("full Fisher", information, ID_COLOR, "--"),)
-    kinds += (("diagonal Fisher: EWC", diagonal, OOD_COLOR, "-"),)
+    kinds = [("full Fisher", information, ID_COLOR, "--")]
+    kinds += [("diagonal Fisher: EWC", diagonal, OOD_COLOR, "-")]
     for label, matrix, color, style in kinds:
         price = on_grid(0.5 * ((moves @ matrix) * moves).sum(1))
         ax.contour(w1, w2, price, LEVELS, colors=color, linestyles=style, linewidths=1.6)
@@ -140,7 +141,11 @@ def plot_gaps(
         color, style, above = GAP_STYLES[label]
         ax.plot(sizes, values, style, color=color, markersize=5, label=label)
         for n, value in zip(sizes, values, strict=True):
-            place = {"xytext": (0, above), "textcoords": "offset points", "ha": "center"}
+            place: dict[str, Any] = {
+                "xytext": (0, above),
+                "textcoords": "offset points",
+                "ha": "center",
+            }
             ax.annotate(f"{value:.1f}", (n, value), color=color, size=9, **place)
     ax.plot(sizes, predicted, ":", color=INK, label="one weight, predicted")
     ax.set(xscale="log", xlabel="number of samples $N$")

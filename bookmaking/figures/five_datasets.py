@@ -48,7 +48,8 @@ def draw_answer(
         for marker, network in zip(MARKERS, aurocs.columns, strict=False):
             ax.plot(aurocs.loc[name, network], y, marker, color=color, markersize=7)
     ax.set(
-        ylim=(len(names) - 0.5, -0.5), xlabel="mean AUROC over the far sets (%), right is better"
+        ylim=(len(names) - 0.5, -0.75 if tall else -0.5),
+        xlabel="mean AUROC over the far sets (%), right is better",
     )
     ax.grid(axis="x")
     _name_rows(ax, [ROWS[name] for name in names], above=tall)
@@ -56,7 +57,7 @@ def draw_answer(
         Line2D([], [], linestyle="", marker=marker, color=INK, label=network)
         for marker, network in zip(MARKERS, aurocs.columns, strict=False)
     ]
-    ring = {"marker": "o", "mfc": "none", "markersize": 10}
+    ring: dict[str, Any] = {"marker": "o", "mfc": "none", "markersize": 10}
     keys.append(Line2D([], [], linestyle="", color=INK, label="printed in the paper", **ring))
     figure.legend(handles=keys, loc="outside upper center", ncols=2 if tall else 4)
 

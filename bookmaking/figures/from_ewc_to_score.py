@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
+from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR, PAPER
 
 COLUMNS = ["$F\\,g^2$\nmultiply", "$g^2$\nnone", "$g^2/F$\ndivide"]
 REFIT_COLORS = {
@@ -18,7 +19,7 @@ REFIT_COLORS = {
     "diagonal E (Eq. 6)": METHOD_COLORS["thinkback"],
 }
 DAMPING_STYLES = ("-", "--", "-.")
-BOLD = {"weight": "bold", "ha": "center"}
+BOLD: dict[str, Any] = {"weight": "bold", "ha": "center"}
 
 
 def draw_answer(
@@ -54,7 +55,7 @@ def draw_answer(
         plane.text(*point, name, color=colors[i], va="center", clip_on=True, **BOLD)
         ranks.plot(range(3), order[:, i], color=colors[i], marker="o", markersize=15, alpha=0.9)
         for column, rank in enumerate(order[:, i].tolist()):
-            ranks.text(column, rank, name, color="white", va="center_baseline", **BOLD)
+            ranks.text(column, rank, name, color=PAPER, va="center_baseline", **BOLD)
     ranks.set_xticks(range(3), COLUMNS)
     ranks.set(ylabel="rank, 1 = most OOD", ylim=(len(probes) + 0.6, 0.4), xlim=(-0.3, 2.3))
     ranks.set_title("rank of each point")
@@ -66,7 +67,7 @@ def plot_plane(called: Callable[[Tensor], Tensor], h: Tensor, ax: Axes) -> Axes:
     x = torch.cartesian_prod(*places).to(h.dtype)
     zone = called(x).double().view(200, 200)
     ax.contourf(*places, zone.T, levels=[0.5, 1.5], colors=[OOD_COLOR], alpha=0.2)
-    ax.scatter(*h.T, s=4, color=INK, alpha=0.4, linewidths=0)
+    ax.scatter(h[:, 0], h[:, 1], s=4, color=INK, alpha=0.4, linewidths=0)
     ax.set(xlabel="loud feature $h_1$", ylabel="quiet feature $h_2$")
     return ax
 
@@ -84,7 +85,7 @@ def plot_leverage(
     """
     figure = figure or Figure(figsize=(7.2, 3.9))
     ax = figure.subplots()
-    ax.scatter(*cloud.T, s=5, color=INK, alpha=0.4, linewidths=0)
+    ax.scatter(cloud[:, 0], cloud[:, 1], s=5, color=INK, alpha=0.4, linewidths=0)
     angle = torch.linspace(0, 2 * torch.pi, 300, dtype=fisher.dtype)
     circle = torch.stack([angle.cos(), angle.sin()])
     root = torch.linalg.cholesky(fisher)
@@ -92,7 +93,7 @@ def plot_leverage(
         leverage = h @ torch.linalg.solve(fisher, h)
         ax.plot(*(leverage.sqrt() * root @ circle), color=color)
         arrow = {"arrowstyle": "-|>", "color": color, "lw": 2, "shrinkB": 0}
-        ax.annotate("", h.tolist(), (0, 0), arrowprops=arrow)
+        ax.annotate("", tuple(h.tolist()), (0, 0), arrowprops=arrow)
         label = f"{name} ({h[0]:g}, {h[1]:g}), leverage {leverage:.0f}".replace("-", "−")
         up = bool(h[1] > 0)
         beside = (float(h[0]) + 0.1, float(h[1]) + (1.6 if up else -0.5))
@@ -132,22 +133,27 @@ def plot_steps(
     figure = figure or Figure(figsize=(7.2, 4.2))
     ax = figure.subplots()
     covariance = torch.linalg.inv(information)
-    contours = {"colors": INK, "linestyles": "-", "linewidths": 1}
+    contours: dict[str, Any] = {"colors": INK, "linestyles": "-", "linewidths": 1}
     ax.contour(*axes, log_posterior.T, levels=[-4.5, -2, -0.5], **contours)
     plain, natural = moves.values()
     for k in (1, 2, 3):
-        side = k * natural.sign()[1] * covariance[1] / covariance[1, 1].sqrt()
-        ax.text(*(w + side), f"{k}σ", ha="center", va="top" if side[1] < 0 else "bottom")
+        side = w + k * natural.sign()[1] * covariance[1] / covariance[1, 1].sqrt()
+        place: dict[str, Any] = {"ha": "center", "va": "top" if side[1] < w[1] else "bottom"}
+        ax.text(float(side[0]), float(side[1]), f"{k}σ", **place)
     ax.plot(*line, color=INK, linestyle="--", linewidth=1)
     below, right = bool(natural[1] < 0), 1 if plain[0] < 0 else -1
     tones, shifts = (OOD_COLOR, ID_COLOR), (4 * right, -30 * right)
     for (name, move), tone, shift in zip(moves.items(), tones, shifts, strict=True):
         arrow = {"arrowstyle": "-|>", "color": tone, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
-        ax.annotate("", (w - move).tolist(), w.tolist(), arrowprops=arrow)
+        end = tuple((w - move).tolist())
+        ax.annotate("", end, tuple(w.tolist()), arrowprops=arrow)
         label = f"{name}\nprice {(move @ information @ move).sqrt():.1f}σ"
-        place = {"ha": "left" if shift > 0 else "right", "va": "top" if below else "bottom"}
+        place = {
+            "ha": "left" if shift > 0 else "right",
+            "va": "top" if below else "bottom",
+        }
         offset = (shift, -4 if below else 4)
-        shown = ax.annotate(label, (w - move).tolist(), offset, textcoords="offset points", **place)
+        shown = ax.annotate(label, end, offset, textcoords="offset points", **place)
         shown.set(color=tone, weight="bold")
     reach = 2.2 * float(plain[0].abs())
     ax.set(xlim=(float(w[0]) - reach, float(w[0]) + reach))
@@ -168,7 +174,7 @@ def plot_refit(
     figure = figure or Figure(figsize=(7.2, 3.8))
     ax = figure.subplots()
     for name, value in predicted.items():
-        dots = {"s": 12, "color": REFIT_COLORS[name], "alpha": 0.7, "linewidths": 0}
+        dots: dict[str, Any] = {"s": 12, "color": REFIT_COLORS[name], "alpha": 0.7, "linewidths": 0}
         ax.scatter(gain, value / gain, label=name, **dots)
     ax.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     ax.set(xscale="log", xlabel="exact gain from refitting with the point")
@@ -199,7 +205,7 @@ def plot_trap(
     colors = (OOD_COLOR, ID_COLOR, INK)
     for (label, values), color, style in zip(scores.items(), colors, DAMPING_STYLES, strict=False):
         ax.plot(amplitude, values, style, color=color)
-        ax.text(amplitude[-1], values[-1], f" {label}", color=color, va="center")
+        ax.text(float(amplitude[-1]), float(values[-1]), f" {label}", color=color, va="center")
     ax.axhline(ceiling, color=INK, linewidth=0.8, linestyle=":")
     ax.text(1e-10, ceiling * 1.4, "largest score of a training point", va="bottom")
     ax.set(xscale="log", xlim=(5e-11, 2e4), xlabel="activation $a$ of the silent feature")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,9 +45,9 @@ def plot_histograms(
 ) -> Axes:
     """Scores of both kinds of images; darker what the threshold catches."""
     both = np.concatenate([id_scores, ood_scores])
-    bins = np.linspace(both.min(), both.max(), 60)
+    bins = np.linspace(both.min(), both.max(), 60).tolist()
     for scores, color in ((id_scores, ID_COLOR), (ood_scores, OOD_COLOR)):
-        outline = {"facecolor": (color, 0.25), "edgecolor": color, "linewidth": 1.5}
+        outline: dict[str, Any] = {"facecolor": (color, 0.25), "edgecolor": color, "linewidth": 1.5}
         ax.hist(scores, bins, density=True, histtype="stepfilled", **outline)
         caught = scores[scores >= threshold]
         weights = np.full(len(caught), 1 / len(scores) / np.diff(bins)[0])
@@ -106,7 +107,7 @@ def plot_curves(
         precision = mix * tpr / (mix * tpr + (1 - mix) * fpr)
         right.step(tpr, precision, style, where="pre", color=OOD_COLOR, linewidth=1.6)
         spot = np.searchsorted(tpr, 0.55)
-        place = {"xytext": (4, 4), "textcoords": "offset points"}
+        place: dict[str, Any] = {"xytext": (4, 4), "textcoords": "offset points"}
         right.annotate(f"{100 * mix:.0f} % OOD", (tpr[spot], precision[spot]), **place)
         right.axhline(mix, color=INK, linestyle=":", linewidth=1)
     right.set(xlabel="TPR (recall)", xlim=(0, 1), title="Precision: one per mix")

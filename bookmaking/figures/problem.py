@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,20 +47,20 @@ def draw_answer(
     far = torch.logspace(-1, 3, 400)
     for degrees, style in zip(rays, RAY_STYLES, strict=False):
         arrow = {"arrowstyle": "-|>", "color": OOD_COLOR, "linestyle": style, "lw": 1.8}
-        plane.annotate("", along(degrees, [13.5])[0], (0, 0), arrowprops=arrow)
-        beside = along(degrees + 15, [11.5])[0]
+        plane.annotate("", along(degrees, [9.5])[0], (0, 0), arrowprops=arrow)
+        beside = along(degrees - 15, [8.5])[0]
         plane.text(*beside, f"{degrees}°", color=OOD_COLOR, ha="center", va="center")
         curve = confidence(along(degrees, far))
         line.plot(far, curve, style, color=OOD_COLOR, label=f"{degrees}°")
     mark_data(line, x)
     set_distances(line, 0.1, 1000)
     line.set(ylabel="largest probability", ylim=(0.34, 1.02))
-    line.set_title("confidence along the arrows")
+    line.set_title("how sure it is on the way")
     line.legend(loc="lower right")
 
 
 def plot_map(
-    confidence: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, ax: Axes, reach: float = 14
+    confidence: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, ax: Axes, reach: float = 10
 ) -> Axes:
     """Training points, and the zones in which the largest probability is below 99, 90, 60 %."""
     grid = torch.linspace(-reach, reach, 281).double()
@@ -67,18 +68,19 @@ def plot_map(
     for level in (0.99, 0.9, 0.6):
         ax.contourf(grid, grid, p.T, [0, level], colors=[INK], alpha=0.3)
     for k, mark in enumerate("os^"):
-        ax.scatter(*x[y == k].T, s=6, marker=mark, color=ID_COLOR, alpha=0.5, linewidths=0)
+        x1, x2 = x[y == k].T
+        ax.scatter(x1, x2, s=6, marker=mark, color=ID_COLOR, alpha=0.5, linewidths=0)
     ax.set(xlabel="$x_1$", ylabel="$x_2$", title="where it has doubts")
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     return ax
 
 
-def mark_data(ax: Axes, x: Tensor) -> None:
-    """Shade the distances at which there are training points."""
+def mark_data(ax: Axes, x: Tensor, height: float = 0.02) -> None:
+    """Shade the distances at which there are training points; ``height`` is that of the label."""
     end = float(x.norm(dim=1).max())
     ax.axvspan(0, end, color=INK, alpha=0.15, linewidth=0)
-    place = {"transform": ax.get_xaxis_transform(), "ha": "right", "va": "bottom"}
-    ax.text(end * 0.88, 0.02, "data", **place)
+    place: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "ha": "right", "va": "bottom"}
+    ax.text(end * 0.88, height, "data", **place)
 
 
 def set_distances(ax: Axes, first: float, last: float) -> None:
@@ -108,7 +110,7 @@ def plot_far(
         style = ("--" if title == "Eq. 5" else "-") if method else next(grays)
         color = METHOD_COLORS[method] if method else INK
         ax.plot(radii, 100 * np.asarray(shares), style, color=color, label=title)
-    mark_data(ax, x)
+    mark_data(ax, x, height=0.45)
     set_distances(ax, 0.4, 1000)
     ax.set(ylabel="directions called OOD (%)", ylim=(0, 103))
     figure.legend(loc="outside upper center", ncols=3)
@@ -174,7 +176,7 @@ def plot_decay(
             ax.plot(distances, curve, "--" if title == "Eq. 5" else "-", color=color, linewidth=1.7)
         ax.axvline(turns[i], color=color, linewidth=0.9, linestyle=":")
         level = 3 * i - 13
-        end = distances[curve > level].max()
+        end = float(distances[curve > level].max())
         ax.text(end, level, f" {degrees}°", color=color, weight="bold")
     ax.axhline(0, color=INK, linewidth=0.9, linestyle=":")
     ax.text(9e3, 0.25, "called OOD above this line", ha="right", va="bottom")

@@ -56,7 +56,7 @@ def draw_answer(
     title = metrics.TITLES[metric]
     left.set(ylabel=f"{title} (%)", title="How well it separates")
     right.set(yscale="log", ylabel="standard deviation", title="What the rule looks at")
-    left.legend(loc="best", title="gray: searched by the paper")
+    left.legend(loc="best")
     right.legend(loc="best")
 
 
@@ -105,8 +105,8 @@ def plot_heat(
     middle = (x[1:] + x[:-1]) / 2
     edges = np.array([2 * x[0] - middle[0], *middle, 2 * x[-1] - middle[-1]])
     limits = {"vmin": min(values.values()), "vmax": max(values.values())}
-    styles = (("*", 170, plots.OOD_COLOR), ("o", 60, "white"), ("s", 50, "white"))
-    styles = (*styles, ("P", 80, plots.ID_COLOR))
+    white = [("o", 60, "white"), ("s", 50, "white")]
+    styles = [("*", 170, plots.OOD_COLOR), *white, ("P", 80, plots.ID_COLOR)]
     for kind, (ax, floors) in enumerate(zip(axes, rows, strict=True)):
         image = [[values[T, floor] for T in Ts] for floor in floors]
         lines = np.arange(len(floors) + 1) - 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -64,7 +65,7 @@ def plot_band(
     ax = ax or plt.subplots(figsize=(6.4, 1.2 + 0.45 * len(runs)))[1]
     low, high = 100 * (published - error), 100 * (published + error)
     ax.axvspan(low, high, color=OTHERS, alpha=0.25, linewidth=0)
-    style = {"ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform()}
+    style: dict[str, Any] = {"ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform()}
     ax.text(100 * published, 1.02, "published ± sampling error", **style)
     values = 100 * runs["accuracy"].to_numpy()
     places = -np.arange(len(values))

@@ -44,7 +44,7 @@ def draw_answer(aurocs: pd.DataFrame, figure: Figure, tall: bool) -> None:
         ax.plot(gains, range(len(names)), marker, color=color, markersize=7)
         ax.plot([], [], marker, color=INK, label=network)
     ax.axvline(0, color=METHOD_COLORS["energy"], linewidth=1.5, zorder=0)
-    ax.set(ylim=(len(names) - 0.5, -0.7))
+    ax.set(ylim=(len(names) - 0.5, -0.75))
     ax.set_xlabel("mean AUROC minus Energy's\n(points; right is better)")
     ax.text(0, -0.55, "Energy ", color=METHOD_COLORS["energy"], ha="right", va="center")
     ax.grid(axis="x")
@@ -67,6 +67,8 @@ def plot_rows(
 ) -> Axes:
     """AUROC of scores on every set, a row a score: a dot a set, a diamond for the far mean.
 
+    A dotted line at 50 % where marks lie below it.
+
     Args:
         rows: ``{label: {form: {set: (N,)}}}``, higher = more OOD; marks of the form ``eq5`` are
             hollow and stand above the others.
@@ -82,6 +84,8 @@ def plot_rows(
     for method, value in (baselines or {}).items():
         color = METHOD_COLORS[method]
         ax.axvline(value, color=color, linestyle=":", linewidth=1.5, zorder=0)
+    if ax.get_xlim()[0] < 0.5:
+        ax.axvline(0.5, color=INK, linestyle=":", linewidth=1.2, zorder=0)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(xlabel="AUROC (%)", ylim=(len(rows) - 0.5, -0.5))
     ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")

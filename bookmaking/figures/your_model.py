@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from benchmarks import costs
 from experiments.false_alarms import Halves, allowed
-from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
+from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR, OTHER_COLORS
 from thinkback_utils.methods import TITLES
 
 Vector = NDArray[np.float64]
+PROMISE = OTHER_COLORS[0]
 
 
 def draw_answer(
@@ -48,7 +48,8 @@ def draw_answer(
 def plot_threshold(ids: ArrayLike, oods: ArrayLike, limit: float, ax: Axes) -> None:
     """Histograms of both kinds of scores, and the threshold."""
     both = np.log10(np.concatenate([np.asarray(ids), np.asarray(oods)]))
-    bins = np.linspace(*np.quantile(both, [0.002, 0.998]), 41)
+    low, high = np.quantile(both, [0.002, 0.998])
+    bins = np.linspace(low, high, 41)
     for values, color in ((ids, ID_COLOR), (oods, OOD_COLOR)):
         heights, _ = np.histogram(np.log10(np.asarray(values)), bins)
         share = heights / len(np.asarray(values))
@@ -123,37 +124,33 @@ def plot_luck(rates: Mapping[int, Vector], alpha: float, *, ax: Axes | None = No
     x = np.linspace(1e-4, most, 400)
     for shade, (n, found) in zip((0.2, 0.4, 0.7), sorted(rates.items()), strict=False):
         m = allowed(n, alpha)
-        ends = {"bins": 60, "range": (0, 100 * most)}
-        ax.hist(100 * found, **ends, density=True, color=ID_COLOR, alpha=shade)
+        spread: dict[str, Any] = {"bins": 60, "range": (0, 100 * most)}
+        ax.hist(100 * found, **spread, density=True, color=ID_COLOR, alpha=shade)
         law = stats.beta(m, n + 1 - m).pdf(x) / 100
         ax.plot(100 * x, law, color=INK, linewidth=1.4)
         top = int(np.argmax(law))
         ax.annotate(f"n = {n:,}", (100 * x[top], law[top]), (8, 2), textcoords="offset points")
-    ax.axvline(100 * alpha, color=OOD_COLOR, linestyle=":", label="promise")
+    ax.axvline(100 * alpha, color=PROMISE, linestyle=":", label="promise")
     ax.set(xlim=(0, 100 * most), yticks=[], ylabel="share of the calibration sets")
     ax.set_xlabel("false alarms with this calibration set (%)")
     ax.legend(loc="upper right")
     return ax
 
 
-def plot_streams(running: Mapping[str, Vector], alpha: float, *, ax: Axes | None = None) -> Axes:
+def plot_streams(running: Sequence[Vector], alpha: float, *, ax: Axes | None = None) -> Axes:
     """The share of false alarms so far, in streams that each use one calibration set.
 
     Args:
-        running: name of a calibration set -> share after each image, (N,).
+        running: share after each image, an array (N,) for each calibration set.
         alpha: the promise.
         ax: drawn on; None makes a new one.
     """
     ax = ax or plt.subplots(figsize=(6.4, 2.9))[1]
-    for share in running.values():
-        seen = np.arange(1, len(share) + 1)
-        start = min(100, len(share) - 1)
-        ax.plot(seen[start:], 100 * share[start:], color=ID_COLOR, linewidth=1.4)
-    top = ax.get_ylim()[1]
-    places = np.array([100 * share[-1] for share in running.values()])
-    for place, name in zip(costs.spread(places, 0.09 * top), running, strict=True):
-        ax.annotate(name, (1.01 * len(seen), place), va="center", color=ID_COLOR)
-    ax.axhline(100 * alpha, color=OOD_COLOR, linestyle=":", label="promise")
+    for share in running:
+        seen, start = np.arange(1, len(share) + 1), min(100, len(share) - 1)
+        ax.plot(seen[start:], 100 * share[start:], color=ID_COLOR, linewidth=1.2)
+        ax.plot(seen[-1], 100 * share[-1], "o", color=ID_COLOR, markersize=5)
+    ax.axhline(100 * alpha, color=PROMISE, linestyle=":", label="promise")
     ax.set(xlabel="images of the stream so far", ylabel="false alarms so far (%)", ylim=(0, None))
     ax.legend(loc="upper right")
     return ax
@@ -178,10 +175,10 @@ def plot_classes(
     ):
         values = 100 * np.asarray(rates)
         ax.plot(values, y, "o", color=color, markerfacecolor=face, label=label)
-    ax.axvline(100 * alpha, color=OOD_COLOR, linestyle=":", label="promise")
+    ax.axvline(100 * alpha, color=PROMISE, linestyle=":", label="promise")
     ax.set_yticks(y, list(names))
     ax.set(xlabel="false alarms (%)", xlim=(0, None))
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, columnspacing=1)
     return ax
 
 
@@ -212,7 +209,7 @@ def plot_drift(
         ax.plot(x, 100 * rates.mean(1), "o-", color=color, markersize=4, label="alarms")
         wrong = 100 * np.array(errors[change])
         ax.plot(x, wrong, "s-", color=INK, markersize=3, linewidth=1, label="wrong answers")
-        ax.axhline(100 * alpha, color=OOD_COLOR, linewidth=1.2, linestyle=":", label="promise")
+        ax.axhline(100 * alpha, color=PROMISE, linewidth=1.2, linestyle=":", label="promise")
         ax.set(xlabel=change, ylim=(-2, 102), xticks=x)
     axes[0].set_ylabel("share of the altered digits (%)")
     axes[0].legend(loc="upper left")

@@ -142,7 +142,7 @@
     ),
   );
   const chart = svg("svg", { role: "img", height: 182 });
-  const title = html("p", { class: "tb-words" }, `Scores of pictures that it knows (${data.title}): higher is more foreign`);
+  const title = html("p", { class: "tb-words" }, `Scores of pictures that it knows (${data.title}): higher is stranger`);
   const allowed = html("b");
   const slider = html("input", { type: "range", min: 0, max: data.alphas.length - 1, value: data.start, oninput: show });
   const card = html("div", { class: "tb-seen" }, seen, html("div", { "aria-live": "polite" }, verdict, truth));
@@ -316,9 +316,10 @@
     const { probabilities, score, p, picture } = said;
     const refused = p <= level;
     const best = probabilities.indexOf(Math.max(...probabilities));
-    const guess = `${data.classes[best]} (${percent(probabilities[best], 0)})`;
+    const sure = probabilities[best] < 0.995 ? percent(probabilities[best], 0) : `over ${percent(0.99)}`; // never all
+    const guess = `${data.classes[best]} (${sure})`;
     verdict.dataset.refused = refused;
-    headline.textContent = refused ? "Alarm: it looks foreign." : "No alarm: it looks familiar.";
+    headline.textContent = refused ? "Alarm: it looks strange." : "No alarm: it looks familiar.";
     opinion.textContent = refused ? `Without the alarm, the network would say ${guess}.` : `The network would say ${guess}.`;
     truth.textContent = judged(said, refused, best);
     const higher = Math.round(p * (data.count + 1)) - 1;
