@@ -26,6 +26,7 @@ from .answer import portrait
 FOR = {  # files, and the classes they serve
     "explorers": "tb-",
     "gallery": "tb-",
+    "opening": "op-",
     "design": "sd-",
     "terms": terms.CLASS,
 }
