@@ -80,7 +80,7 @@ class Pick:
     """One picture and what is drawn of it."""
 
     name: str  # of its set
-    index: int  # in its set
+    number: int  # of the image in its set
     true: str
     answer: str  # the network's decision
     pixels: Image.Image
@@ -508,8 +508,8 @@ PLAIN = (
     Plain(
         "Significantly more accurate",
         "On average it is clearly more accurate than both.",
-        r"of (\d+) differences of means (\d+) are gains.*?(\d+) are losses",
-        "Of {0} averages it wins {1} and loses {2}; the rest could be chance.",
+        r"in (\d+) of (\d+) differences of means, worse in (\d+)",
+        "Of {1} averages it wins {0} and loses {2}; the rest could be chance.",
         COUNTS,
         "{0}: {1} won, {2} lost of {3}.",
     ),
@@ -656,7 +656,7 @@ def run(here: Run) -> Path:
     with replacing(out / "card.png") as temporary, plt.rc_context({"font.family": "DejaVu Sans"}):
         card(story, facts).savefig(temporary, format="png", metadata={"Software": None})
     shown = [
-        {"set": pick.name, "index": pick.index}
+        {"set": pick.name, "index": pick.number}
         | {name: round(lane.score, 2) for name, lane in pick.lanes.items()}
         for pick in story.picks
     ]
