@@ -26,6 +26,7 @@ from .answer import portrait
 FOR = {  # files, and the classes they serve
     "explorers": "tb-",
     "gallery": "tb-",
+    "opening": "op-",
     "design": "sd-",
     "terms": terms.CLASS,
 }
@@ -80,10 +81,10 @@ def size(image: Any, file: Path) -> None:
         image.attrs |= {**pixels, "style": f"--width: {pixels['width']}px"}
 
 
-def measured(svg: str) -> dict[str, int]:
+def measured(svg: str) -> dict[str, str]:
     """Width and height in pixels of a drawing of Matplotlib; nothing for any other."""
     points = re.findall(r' (width|height)="([\d.]+)pt"', svg[:2000])
-    return {name: round(float(length) * 4 / 3) for name, length in points}
+    return {name: str(round(float(length) * 4 / 3)) for name, length in points}
 
 
 def add_portrait(page: BeautifulSoup, image: Any, file: Path, html: Path) -> None:
@@ -104,8 +105,8 @@ def add_portrait(page: BeautifulSoup, image: Any, file: Path, html: Path) -> Non
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(tall, encoding="utf-8")
     picture = image.wrap(page.new_tag("picture"))
-    source = page.new_tag("source", attrs={"media": NARROW, "srcset": beside})
-    source.attrs |= measured(tall)
+    form = {"media": NARROW, "srcset": beside, **measured(tall)}
+    source = page.new_tag("source", attrs=form)
     picture.insert(0, source)
 
 

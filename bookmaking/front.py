@@ -47,10 +47,10 @@ def stops(root: Path) -> list[Stop]:
             first = notebook.cells[0].source
             title = re.search(r"^# (?:\d+\. )?(.+)$", first, re.MULTILINE)
             question = re.search(r"\*\*(.+?)\*\*", first, re.DOTALL)
-            facts = [plain(match[1]) if match else "" for match in (title, question)]
+            name, asks = (plain(match[1]) if match else "" for match in (title, question))
             place = f"../{page.with_suffix('.html').as_posix()}"
             part = captions.get(page.with_suffix("").as_posix(), "")
-            found.append(Stop(len(found) + 1, *facts, place, part, minutes(notebook)))
+            found.append(Stop(len(found) + 1, name, asks, place, part, minutes(notebook)))
     return found
 
 

@@ -12,6 +12,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,11 +75,12 @@ class Lane(NamedTuple):
     cells: Vector  # (K, D) or (K, D + 1), the summands of the score
 
 
-class Pick(NamedTuple):
+@dataclass(frozen=True)
+class Pick:
     """One picture and what is drawn of it."""
 
     name: str  # of its set
-    index: int  # in its set
+    number: int  # of the image in its set
     true: str
     answer: str  # the network's decision
     pixels: Image.Image
@@ -654,7 +656,7 @@ def run(here: Run) -> Path:
     with replacing(out / "card.png") as temporary, plt.rc_context({"font.family": "DejaVu Sans"}):
         card(story, facts).savefig(temporary, format="png", metadata={"Software": None})
     shown = [
-        {"set": pick.name, "index": pick.index}
+        {"set": pick.name, "index": pick.number}
         | {name: round(lane.score, 2) for name, lane in pick.lanes.items()}
         for pick in story.picks
     ]

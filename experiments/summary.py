@@ -260,17 +260,20 @@ class Summary:
         return pd.DataFrame(rows)
 
     def finding(self) -> str:
-        """What readings and networks decide together, in one sentence a reading."""
+        """On which networks a reading, or the averaged score, is above Energy; in a sentence."""
         found, parts = self.of_networks(), []
-        for reading, method in (("A", "thinkback"), ("E", "reading_E")):
+        names = {"thinkback": "reading A", "reading_E": "reading E"}
+        for method, name in (names | {"thinkback_averaged": "the averaged score"}).items():
+            if not any(method in records for records in found.values()):
+                continue
             ahead = []
             for title in found:
                 of = [r for r in self.networks if r["title"] == title]
                 gain = verdicts.gains(of, "mean", "energy", "auroc", method)
                 ahead += [title] if gain and gain[0][1] > 0 else []
             on = f" ({', '.join(ahead)})" if ahead else ""
-            parts.append(f"reading {reading} on {len(ahead)} of {len(found)} networks{on}")
-        if not found:
+            parts.append(f"{name} on {len(ahead)} of {len(found)} networks{on}")
+        if not parts:
             return ""
         return (
             f"Above Energy in mean AUROC, with an interval that leaves out 0: {'; '.join(parts)}."

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.metrics import precision_score
 
 import thinkback_utils as tb
-from bookmaking import explorers
+from bookmaking import explorers, palette
 from experiments import evaluation, plots
 
 ROOT = Path(__file__).parents[1]
@@ -226,11 +226,11 @@ def test_results_filter_by_keyboard(show: Open) -> None:
     page.get_by_role("checkbox", name="SVHN").press("Space")
     assert order(page) == [name for name in SETS if name != "svhn"]
     assert "3 of 4 sets" in page.locator("output").inner_text()
-    colors = {m: f"rgb{tuple(bytes.fromhex(plots.METHOD_COLORS[m][1:]))}" for m in METHODS}
+    colors = {m: palette.readable(plots.METHOD_COLORS[m], "light") for m in METHODS}
     paint = "button => getComputedStyle(button).borderBottomColor"
     for method in METHODS[1:]:
         head = page.locator(f'table:visible th[data-method="{method}"] button')
-        assert head.evaluate(paint) == colors[method]
+        assert head.evaluate(paint) == f"rgb{tuple(bytes.fromhex(colors[method][1:]))}"
 
 
 BROWSED = json.loads((GALLERY / "examples.json").read_text(encoding="utf-8"))

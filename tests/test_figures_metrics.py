@@ -40,3 +40,10 @@ def test_noise_is_drawn_for_each_metric() -> None:
     assert [text.get_text() for text in ax.get_legend().get_texts()][:2] == ["TPR10", "AUROC"]
     assert ax.get_xlabel()
     assert ax.get_ylabel()
+
+
+def test_the_threshold_catches_nineteen_of_twenty() -> None:
+    threshold = figures.catching(metrics.roc(IDS, OODS))
+    assert 0.95 <= (threshold <= OODS).mean() < 0.97
+    ax = figures.plot_scores(IDS, OODS).axes[0]
+    assert [threshold, threshold] in [list(line.get_xdata()) for line in ax.lines]

@@ -37,8 +37,8 @@ def test_ranks_are_numbered_and_alarms_stand_out(figure, alarms):
     ax = figures.plot_ranks([3.0, 1.0, 2.0], alarms, ax=figure.subplots())
     numbers = [text for text in ax.texts if text.get_text().isdigit()]
     assert [text.get_text() for text in numbers] == ["1", "2", "3", "4"]
-    colors = [text.get_color() for text in numbers]
-    assert colors.count(figures.OOD_COLOR) == alarms
+    weights = [text.get_fontweight() for text in numbers]
+    assert weights.count("bold") == alarms
 
 
 def test_luck_and_streams_name_their_promise(figure):
@@ -48,7 +48,7 @@ def test_luck_and_streams_name_their_promise(figure):
     figures.plot_streams(running, 0.05, ax=second)
     for ax in (first, second):
         labels = [text.get_text() for text in ax.get_legend().get_texts()]
-        assert labels == ["promise"]
+        assert "promise" in labels
         assert ax.get_xlabel()
     ends = [line for line in second.lines if line.get_marker() == "o"]
     assert [line.get_ydata()[0] for line in ends] == pytest.approx([10, 10])

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from bookmaking import front
+from bookmaking import extension, front
 from bookmaking.sources import pages
 
 ROOT = Path(__file__).parents[1]
@@ -78,3 +78,10 @@ def test_a_chapter_without_a_question_still_has_a_place(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 1. One")])
     nbformat.write(notebook, tmp_path / "notebooks" / "01_one.ipynb")
     assert front.stops(tmp_path) == [front.Stop(1, "One", "", "../notebooks/01_one.html", "", 5)]
+
+
+def test_its_style_is_for_the_pages_that_show_it():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["sphinx"]["config"]
+    assert "opening.css" in config["html_css_files"]
+    assert extension.needed("_static/opening.css", {"op-pick", "tb-explorer"})
+    assert not extension.needed("_static/opening.css", {"tb-explorer"})

@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import browsing
@@ -87,14 +88,14 @@ def test_cells_are_squared_gradients_of_autograd_against_training(story, bundle)
     A, B = (symmetric_inverse_root(x.T @ x / len(x)) for x in (r, h))
     for pick in story.picks:
         own = bundle.sets[pick.name]
-        x, length = own.features[[pick.index]].double(), own.features[pick.index].double().norm()
+        x, length = own.features[[pick.number]].double(), own.features[pick.number].double().norm()
         weight, bias = bundle.weight.double(), bundle.bias.double()
-        label = own.logits[[pick.index]].argmax(1)
+        label = own.logits[[pick.number]].argmax(1)
         gradient = head_gradients(x, weight, bias, label, PAPER_T)[0].numpy()[:, :-1]
         paper = pick.lanes["thinkback"].cells
         # float16 features
         assert paper == pytest.approx(gradient**2 / E, rel=2e-2, abs=1e-3 * paper.max())
-        p = softmax(own.logits[pick.index].double().numpy() / T)
+        p = softmax(own.logits[pick.number].double().numpy() / T)
         expected = 0
         for label in range(len(p)):  # the last layer reads x / length, so its weight is longer
             unit = (x / length, weight * length, bias, torch.tensor([label]), T)
@@ -116,10 +117,10 @@ def test_the_pictures_follow_the_rule(story, kept):
         side = (scores > cut[opening.REPAIRED]) == alarm
         away = np.abs(scores - np.median(scores[side]))
         shown = [i["index"] for i in images if i["set"] == pick.name and side[i["index"]]]
-        assert pick.index in shown
-        assert away[pick.index] == pytest.approx(away[shown].min(), abs=0.5)
+        assert pick.number in shown
+        assert away[pick.number] == pytest.approx(away[shown].min(), abs=0.5)
         for method, lane in pick.lanes.items():
-            assert lane.score == pytest.approx(kept[pick.name][method][pick.index], rel=1e-6)
+            assert lane.score == pytest.approx(kept[pick.name][method][pick.number], rel=1e-6)
             assert lane.alarm == (lane.score > cut[method])
             below = 100 * (kept[ID_TEST][method] < lane.score).mean()
             assert lane.place == pytest.approx(below, abs=0.02)
@@ -136,10 +137,10 @@ def test_doubt_and_length_are_places_among_the_test_images(story, bundle):
     lengths = test.features.double().norm(dim=1).numpy()
     for pick in story.picks:
         own = bundle.sets[pick.name]
-        doubt = (residuals(own.logits[[pick.index]].double().numpy(), PAPER_T) ** 2).sum()
+        doubt = (residuals(own.logits[[pick.number]].double().numpy(), PAPER_T) ** 2).sum()
         assert pick.doubt == pytest.approx(100 * (doubts < doubt).mean(), abs=0.02)
         assert pick.length == pytest.approx(
-            100 * (lengths < own.features[pick.index].double().norm().item()).mean(), abs=0.02
+            100 * (lengths < own.features[pick.number].double().norm().item()).mean(), abs=0.02
         )
 
 
@@ -187,7 +188,7 @@ def test_the_committed_pictures_are_the_gallery_and_the_cells(story, drawn):
     tiles = {(r["set"], r["index"]): r["tile"] for r in browsed["images"]}
     for where in (".op-pick img", ".op-seen img"):
         for pick, picture in zip(story.picks, pictures(drawn.select(where)), strict=True):
-            tile = tiles[pick.name, pick.index]
+            tile = tiles[pick.name, pick.number]
             y, x = (data.SIDE * place for place in divmod(tile, browsed["columns"]))
             own = sprite[y : y + data.SIDE, x : x + data.SIDE]
             assert np.array_equal(np.asarray(picture.convert("RGB")), own)
@@ -227,7 +228,7 @@ def test_the_text_says_what_is_drawn(story, familiar, paper, repaired):
     alarm = dict(zip(opening.LANES, (paper, repaired), strict=True))
     lanes = {name: lane._replace(alarm=alarm[name]) for name, lane in pick.lanes.items()}
     for doubt, length in ((90.0, 10.0), (90.0, 90.0)):
-        pick = pick._replace(lanes=lanes, doubt=doubt, length=length)
+        pick = replace(pick, lanes=lanes, doubt=doubt, length=length)
         text = opening.explained(pick)
         assert ("false alarm" in text) == (familiar and (paper or repaired))
         assert ("miss" in text) == (not familiar and not paper and not repaired)
@@ -334,7 +335,7 @@ def test_one_command_writes_it(story, facts, tmp_path, monkeypatch, capsys):
     opening.main(["--results", str(tmp_path)])
     assert "opening.md" in capsys.readouterr().out
     kept = read_json(tmp_path / "gallery" / "opening.json")["images"]
-    assert [(row["set"], row["index"]) for row in kept] == [(p.name, p.index) for p in story.picks]
+    assert [(row["set"], row["index"]) for row in kept] == [(p.name, p.number) for p in story.picks]
     assert Image.open(tmp_path / "gallery" / "card.png").size == (1200, 630)
     committed, six = (
         np.asarray(Image.open(r / "gallery/pictures.png")) for r in (RESULTS, tmp_path)

@@ -108,6 +108,7 @@ def plot_latency(
     ax.set(xscale="log", yscale="log", xlabel="batch size", ylabel="milliseconds a sample")
     ticks = [x for x, _ in curves["forward"]]
     ax.set_xticks(ticks, [f"{x:,}" for x in ticks])
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.minorticks_off()
     return ax
 
@@ -137,6 +138,7 @@ def plot_memory(
     ax.set(xscale="log", yscale="log", ylim=(FAINT / 2, 1e10))
     ax.set(xlabel="samples that the fit reads", ylabel="memory at the peak")
     ax.set_yticks(list(ticks), list(ticks.values()))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.minorticks_off()
     return ax
 

@@ -146,7 +146,7 @@ def plot_gaps(
                 "textcoords": "offset points",
                 "ha": "center",
             }
-            ax.annotate(f"{value:.1f}", (n, value), color=color, size=9, **place)
+            ax.annotate(f"{value:.1f}", (n, value), color=color, size=10, **place)
     ax.plot(sizes, predicted, ":", color=INK, label="one weight, predicted")
     ax.set(xscale="log", xlabel="number of samples $N$")
     ax.set(yscale="log", ylabel="gap to the exact posterior (%)")

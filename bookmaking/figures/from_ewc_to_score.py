@@ -52,7 +52,8 @@ def draw_answer(
     plane.set_title(f"called OOD: {title}")
     for i, point in enumerate(probes):
         name = str(i + 1)
-        plane.text(*point, name, color=colors[i], va="center", clip_on=True, **BOLD)
+        plane.plot(*point, "o", color=colors[i], markersize=13, alpha=0.9)
+        plane.text(*point, name, color=PAPER, va="center_baseline", clip_on=True, **BOLD)
         ranks.plot(range(3), order[:, i], color=colors[i], marker="o", markersize=15, alpha=0.9)
         for column, rank in enumerate(order[:, i].tolist()):
             ranks.text(column, rank, name, color=PAPER, va="center_baseline", **BOLD)

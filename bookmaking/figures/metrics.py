@@ -34,10 +34,26 @@ def draw_answer(
     """
     left, right = figure.subplots(2, 1) if tall else figure.subplots(1, 2)
     curve = metrics.roc(id_scores, ood_scores)
-    plot_histograms(
-        id_scores, ood_scores, float(curve.threshold[(curve.tpr >= 0.95).argmax()]), left
-    )
+    plot_histograms(id_scores, ood_scores, catching(curve), left)
     plot_mixes(curve, prevalence, right)
+
+
+def catching(curve: metrics.Roc, share: float = 0.95) -> float:
+    """The first threshold, from above, that catches a share of the OOD images."""
+    return float(curve.threshold[(curve.tpr >= share).argmax()])
+
+
+def plot_scores(
+    id_scores: NDArray[np.float64],
+    ood_scores: NDArray[np.float64],
+    *,
+    figure: Figure | None = None,
+) -> Figure:
+    """Scores of digits (N,) and letters (M,) under a threshold that catches 95 % of the letters."""
+    figure = figure or Figure(figsize=(7.2, 3.4))
+    threshold = catching(metrics.roc(id_scores, ood_scores))
+    plot_histograms(id_scores, ood_scores, threshold, figure.subplots())
+    return figure
 
 
 def plot_histograms(

@@ -102,9 +102,9 @@ def plot_ranks(scores: ArrayLike, alarms: int, *, ax: Axes | None = None) -> Axe
     ax.plot(ordered, np.zeros(n), "o", color=ID_COLOR, markersize=8)
     for rank, middle in enumerate((edges[1:] + edges[:-1]) / 2, start=1):
         alarm = rank > n + 1 - alarms
-        ax.text(middle, 0.25, str(rank), ha="center", color=OOD_COLOR if alarm else INK)
+        ax.text(middle, 0.25, str(rank), ha="center", fontweight="bold" if alarm else "normal")
     ax.text(edges[0], 0.7, "rank of a new score that falls here:")
-    ax.text(edges[-1], 0.7, "alarm", ha="right", color=OOD_COLOR)
+    ax.text(edges[-1], 0.7, "alarm", ha="right", fontweight="bold")
     ax.set(ylim=(-0.3, 1), yticks=[], xlim=(edges[0], edges[-1]))
     ax.set_xlabel(f"score; the dots are {n} calibration scores")
     ax.spines["left"].set_visible(False)
@@ -125,11 +125,11 @@ def plot_luck(rates: Mapping[int, Vector], alpha: float, *, ax: Axes | None = No
     for shade, (n, found) in zip((0.2, 0.4, 0.7), sorted(rates.items()), strict=False):
         m = allowed(n, alpha)
         spread: dict[str, Any] = {"bins": 60, "range": (0, 100 * most)}
-        ax.hist(100 * found, **spread, density=True, color=ID_COLOR, alpha=shade)
+        ax.hist(
+            100 * found, **spread, density=True, color=ID_COLOR, alpha=shade, label=f"n = {n:,}"
+        )
         law = stats.beta(m, n + 1 - m).pdf(x) / 100
         ax.plot(100 * x, law, color=INK, linewidth=1.4)
-        top = int(np.argmax(law))
-        ax.annotate(f"n = {n:,}", (100 * x[top], law[top]), (8, 2), textcoords="offset points")
     ax.axvline(100 * alpha, color=PROMISE, linestyle=":", label="promise")
     ax.set(xlim=(0, 100 * most), yticks=[], ylabel="share of the calibration sets")
     ax.set_xlabel("false alarms with this calibration set (%)")
