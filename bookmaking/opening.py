@@ -508,8 +508,8 @@ PLAIN = (
     Plain(
         "Significantly more accurate",
         "On average it is clearly more accurate than both.",
-        r"of (\d+) differences of means (\d+) are gains.*?(\d+) are losses",
-        "Of {0} averages it wins {1} and loses {2}; the rest could be chance.",
+        r"in (\d+) of (\d+) differences of means, worse in (\d+)",
+        "Of {1} averages it wins {0} and loses {2}; the rest could be chance.",
         COUNTS,
         "{0}: {1} won, {2} lost of {3}.",
     ),
