@@ -56,7 +56,7 @@ class Runs:
         if group not in self.groups:
             command = "make bench" + "-gpu" * (self.device == "cuda")
             raise FileNotFoundError(
-                f"benchmarks: no {group}-{self.device}.json in {self.folder}; `{command}` in the"
+                f"thinkback: no {group}-{self.device}.json in {self.folder}; `{command}` in the"
                 " repository measures it"
             )
         found: list[Record] = self.groups[group]["records"]

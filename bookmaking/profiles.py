@@ -11,36 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .hints import fits, parse, words
 from .sources import BookError, as_mapping, one_line, pages, read, read_yaml, slug, tagged
 
 COMMON = ("profile", "seed", "device", "data_dir", "results_dir")  # optional in a chapter
 TIMEOUT = "cell_timeout"  # of a profile: seconds, for the execution; no chapter's parameter
-SCALARS: dict[str, tuple[type, ...]] = {
-    "bool": (bool,),
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-}
-
-
-def fits(value: object, hint: ast.expr) -> bool:
-    """Whether a value has the annotated type, one of those that papermill can show and inject."""
-    match hint:
-        case ast.Name(id=name) if name in SCALARS:
-            alike = name == "bool" or not isinstance(value, bool)
-            return alike and isinstance(value, SCALARS[name])
-        case ast.Subscript(value=ast.Name(id="list"), slice=item):
-            return isinstance(value, list) and all(fits(element, item) for element in value)
-        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, item])):
-            return isinstance(value, dict) and all(
-                fits(k, key) and fits(v, item) for k, v in value.items()
-            )
-    raise BookError(
-        f"thinkback: {ast.unparse(hint)!r} is none of bool, int, float, str, list[...],"
-        " dict[..., ...]"
-    )
 
 
 def declared(path: Path) -> dict[str, ast.expr]:
@@ -64,7 +39,8 @@ def declared(path: Path) -> dict[str, ast.expr]:
         ) from error
     hints: dict[str, ast.expr] = {}
     for line in lines:
-        text = ast.unparse(line)
+        if (text := ast.unparse(line)) == "from typing import Literal":
+            continue
         if not (
             isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value
         ):
@@ -75,19 +51,14 @@ def declared(path: Path) -> dict[str, ast.expr]:
             default = ast.literal_eval(line.value)
         except (ValueError, TypeError) as error:  # a list as a key is a TypeError
             raise BookError(f"thinkback: {path}: the default in {text!r} is no literal") from error
-        if not fits(default, line.annotation):
+        try:
+            alike = fits(default, line.annotation)
+        except ValueError as error:
+            raise BookError(f"thinkback: {path}: {one_line(error)[11:]}") from None
+        if not alike:
             raise BookError(f"thinkback: {path}: the default in {text!r} is of another type")
         hints[line.target.id] = line.annotation
     return hints
-
-
-def parse(text: str, hint: ast.expr) -> Any:
-    """A value of the command line in the annotated type: ``5``, ``true``, ``[svhn, lsun_crop]``."""
-    own: Any = {"str": str, "float": float}  # YAML reads 1e-16 as text
-    try:
-        return own.get(ast.unparse(hint), yaml.safe_load)(text)
-    except (ValueError, yaml.YAMLError):
-        return text
 
 
 def choose(
@@ -113,7 +84,7 @@ def choose(
     values |= {name: parse(text, hints[name]) for name, text in texts.items()}
     for name, value in values.items():
         if not fits(value, hints[name]):
-            raise BookError(f"thinkback: {path}: {name}={value!r} is no {ast.unparse(hints[name])}")
+            raise BookError(f"thinkback: {path}: {name}={value!r} is not {words(hints[name])}")
     return values
 
 

@@ -116,6 +116,16 @@ class Box:
         return f'<table class="reproduce"><caption>Reproduce this page</caption>\n{body}</table>'
 
 
+def parameters() -> dict[str, tuple[Any, ast.expr]]:
+    """Values and annotations of the parameters of the chapter that runs this, by name.
+
+    Empty where no chapter runs it.
+    """
+    names, ran = _session()
+    declared = _declared(chapter) if (chapter := _chapter(ran)) else {}
+    return {name: (names[name], hint) for name, hint in declared.items() if name in names}
+
+
 def commands(notebook: str, values: Mapping[str, Any]) -> list[str]:
     """What runs one chapter with these parameters: strictly, and with papermill alone.
 
@@ -180,11 +190,12 @@ def _source(cell: Mapping[str, Any]) -> str:
     return "".join(cell["source"]).strip()
 
 
-def _declared(notebook: Path) -> list[str]:
-    """Names of a chapter's parameters, in their order."""
+def _declared(notebook: Path) -> dict[str, ast.expr]:
+    """Names of a chapter's parameters, in their order, and their annotations."""
     tagged = [c for c in _cells(notebook) if "parameters" in c["metadata"].get("tags", [])]
     lines = [line for cell in tagged for line in ast.parse(_source(cell)).body]
-    return [ast.unparse(line.target) for line in lines if isinstance(line, ast.AnnAssign)]
+    found = [line for line in lines if isinstance(line, ast.AnnAssign)]
+    return {ast.unparse(line.target): line.annotation for line in found}
 
 
 def _config() -> dict[str, Any]:

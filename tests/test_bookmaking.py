@@ -17,9 +17,10 @@ import nbformat
 import pytest
 import yaml
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from refusals import refused
 
 from bookmaking import __main__ as command
-from bookmaking import chapters, demo, gallery, opening, profiles, site, sources
+from bookmaking import chapters, demo, gallery, hints, opening, profiles, site, sources
 from experiments.run import Run
 from thinkback_utils.commands import run_main
 
@@ -106,17 +107,31 @@ def refusal(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("str", ["", "x"], [1, None]),
         ("list[float]", [[], [1, 2.5]], [(1.0,), ["a"], 1]),
         ("dict[str, int]", [{}, {"a": 1}], [{"a": "b"}, {1: 1}]),
+        ("Literal['a', 'off']", ["a", "off"], ["b", "", False, None, ["a"]]),
+        ("Literal[1, -2, True]", [1, -2, True], [0, 1.0, "1", False]),
+        ("Literal['all']", ["all"], ["al"]),
+        ("list[Literal['a', 'b']]", [[], ["b", "a"]], [["c"], "a"]),
     ],
 )
 def test_types(hint: str, good: list[Any], bad: list[Any]) -> None:
     node = ast.parse(hint, mode="eval").body
-    assert all(profiles.fits(value, node) for value in good)
-    assert not any(profiles.fits(value, node) for value in bad)
+    assert all(hints.fits(value, node) for value in good)
+    assert not any(hints.fits(value, node) for value in bad)
 
 
-def test_types_that_papermill_cannot_show_are_refused() -> None:
-    with pytest.raises(sources.BookError, match=r"'int \| None' is none of bool, int"):
-        profiles.fits(None, ast.parse("int | None", mode="eval").body)
+@pytest.mark.parametrize("hint", ["int | None", "Literal[1.5]", "Literal[a]", "Literal[None]"])
+def test_types_that_papermill_cannot_show_are_refused(hint: str) -> None:
+    with refused(rf"{re.escape(ast.unparse(ast.parse(hint)))}['\"] is none of bool, int"):
+        hints.fits(None, ast.parse(hint, mode="eval").body)
+
+
+def test_a_choice_is_written_in_the_notebook_and_named_in_the_refusal(tmp_path: Path) -> None:
+    source = "from typing import Literal\nhow: Literal['auto', 'off', 2] = 'auto'"
+    path = write(tmp_path / "01_one.ipynb", source)
+    for text, value in {"off": "off", "auto": "auto", "2": 2}.items():
+        assert profiles.choose(path, {}, {}, {"how": text}) == {"how": value}
+    with refused(r"how='on' is not one of 'auto', 'off', 2"):
+        profiles.choose(path, {}, {"how": "on"}, {})
 
 
 @pytest.mark.parametrize(
@@ -124,7 +139,7 @@ def test_types_that_papermill_cannot_show_are_refused() -> None:
     [("5", "int", 5), ("1e-16", "float", 1e-16), ("5", "str", "5"), ("[a]", "list[str]", ["a"])],
 )
 def test_command_line_values(text: str, hint: str, value: Any) -> None:
-    assert profiles.parse(text, ast.parse(hint, mode="eval").body) == value
+    assert hints.parse(text, ast.parse(hint, mode="eval").body) == value
 
 
 @pytest.mark.parametrize(
@@ -168,7 +183,7 @@ def test_common_parameters_reach_only_chapters_that_declare_them(tmp_path: Path)
     common = {"profile": "smoke", "seed": 3}
     values = profiles.choose(path, common, {"eps": 0.1}, {"sets": "[lsun_crop]"})
     assert values == {"seed": 3, "eps": 0.1, "sets": ["lsun_crop"]}
-    with pytest.raises(sources.BookError, match=r"seed='x' is no int"):
+    with pytest.raises(sources.BookError, match=r"seed='x' is not an int"):
         profiles.choose(path, {"seed": "x"}, {}, {})
 
 
@@ -177,8 +192,8 @@ def test_common_parameters_reach_only_chapters_that_declare_them(tmp_path: Path)
     [
         (["-p", "sead", "1"], "none of one, two has a parameter 'sead'"),
         (["--only", "two", "-p", "eps", "1"], "none of two has a parameter 'eps'"),
-        (["-p", "seed", "one"], "seed='one' is no int"),
-        (["-p", "sets", "svhn"], "sets='svhn' is no list[str]"),
+        (["-p", "seed", "one"], "seed='one' is not an int"),
+        (["-p", "sets", "svhn"], "sets='svhn' is not a list[str]"),
         (["--only", "three"], "there is no chapter 'three'; the chapters are one, two"),
         (["--profile", "huge"], "there are ['smoke']"),
         ([*RUN_ONE, "-p", "sead", "1"], "it declares seed, device, eps, sets"),
@@ -198,7 +213,7 @@ def test_command_line_refuses(
         ("epochs: 2", "'epochs' is not one of profile, seed"),
         ("notebooks: {one: {epochs: 2}}", "01_one.ipynb has no parameter 'epochs'"),
         ("notebooks: {three: {seed: 2}}", "there is no chapter 'three'"),
-        ("notebooks: {two: {seed: two}}", "seed='two' is no int"),
+        ("notebooks: {two: {seed: two}}", "seed='two' is not an int"),
         ("- 1", "smoke.yml holds [1]; it needs lines of the form 'name: value'"),
         ("7", "smoke.yml holds 7;"),
         ("notebooks: [two]", "smoke.yml: notebooks holds ['two'];"),
