@@ -5,7 +5,7 @@ window.checks = {
     const all = (selector) => [...document.querySelectorAll(selector)];
     const named = (e) =>
       e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.querySelector("title");
-    const drawn = all(".cell_output img, .cell_output svg");
+    const drawn = all(".cell_output img, .cell_output svg:not([hidden])");
     const small = (e) => Math.min(e.getBoundingClientRect().width, e.getBoundingClientRect().height) < 8;
     const scrolls = (e) => e.scrollWidth > e.clientWidth && /auto|scroll/.test(getComputedStyle(e).overflowX);
     const reachable = (e) => e.tabIndex >= 0 || e.querySelector("a[href], button, input, [tabindex='0']");
@@ -118,14 +118,18 @@ window.checks = {
     };
   },
 
-  // Bytes of all files of the page, before any compression; what came from the cache counts, too.
+  // Bytes of all files of the page, plain and as a server sends them, which packs text; what came from the cache counts, too.
   async weight() {
     const entries = ["navigation", "resource"].flatMap((kind) => performance.getEntriesByType(kind));
     const linked = [...document.querySelectorAll("link[rel=stylesheet], script[src], img[src]")];
     const names = [...entries.map((file) => file.name), ...linked.map((e) => e.href ?? e.src)];
     const files = new Set(names.filter((name) => name.startsWith(location.origin)));
-    const bodies = [...files].map(async (name) => (await fetch(name)).arrayBuffer());
-    return (await Promise.all(bodies)).reduce((sum, body) => sum + body.byteLength, 0);
+    const packed = (body) => new Response(new Blob([body]).stream().pipeThrough(new CompressionStream("gzip"))).arrayBuffer();
+    const sizes = [...files].map(async (name) => {
+      const body = await (await fetch(name)).arrayBuffer();
+      return [body.byteLength, Math.min(body.byteLength, (await packed(body)).byteLength)];
+    });
+    return (await Promise.all(sizes)).reduce(([plain, sent], [a, b]) => [plain + a, sent + b], [0, 0]);
   },
 
   // How much of each drawing has to be scrolled into view, in pixels; the size of its text: tests/layout.js.

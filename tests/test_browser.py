@@ -171,7 +171,7 @@ def test_every_chapter_shows_what_it_was_rendered_with(html: Path) -> None:
     for name in (name for name in WRITTEN if name.startswith("notebooks/")):
         text = re.sub(r"<[^>]+>", "", (html / name).read_text(encoding="utf-8"))
         assert re.search(
-            r"Reproduce this page\s+Parameters\s+profile = '\w+'.*\s+Commit\s", text
+            r"Reproduce this page\s+Parameters\s+.*profile = '\w+'.*\s+Commit\s", text
         ), name
 
 
@@ -185,13 +185,15 @@ def test_a_phone_shows_the_greater_part_of_a_drawing(page: Page) -> None:
     page.set_viewport_size(PHONE)
     drawings = page.evaluate("checks.drawings()")
     assert bool(drawings) == bool(re.search(r"/notebooks/\d", page.url))
-    assert [hidden for hidden in drawings if hidden > 0.5 * PHONE["width"]] == []
+    assert [hidden for hidden in drawings if hidden > 0.7 * PHONE["width"]] == []
 
 
 def test_page_weighs_little(page: Page) -> None:
     if page.url.endswith(PICTURES):
         pytest.skip("a page of photographs")
-    assert 0.1 * 2**20 < page.evaluate("checks.weight()") <= 1.5 * 2**20
+    plain, sent = page.evaluate("checks.weight()")
+    assert 0.1 * 2**20 < plain <= 2 * 2**20
+    assert sent <= 2**20
 
 
 @fonts.both_font_sets

@@ -161,5 +161,5 @@ def apart(values: Sequence[float], lines: int) -> list[float]:
 def label_end(ax: Axes, text: str, end: tuple[float, float], height: float, color: str) -> None:
     """A label beside the end of a line, and a thin line that leads to it."""
     line: dict[str, Any] = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0, 0.5)}
-    look: dict[str, Any] = {"color": color, "va": "center", "fontsize": 9, "arrowprops": line}
+    look: dict[str, Any] = {"color": color, "va": "center", "fontsize": 10, "arrowprops": line}
     ax.annotate(text, end, (1.7 * end[0], height), **look)

@@ -52,9 +52,9 @@ def draw_answer(
     plane.set_title(f"called OOD: {title}")
     for i, point in enumerate(probes):
         name = str(i + 1)
-        plane.plot(*point, "o", color=colors[i], markersize=13, alpha=0.9)
+        plane.plot(*point, "o", color=colors[i], markersize=13)
         plane.text(*point, name, color=PAPER, va="center_baseline", clip_on=True, **BOLD)
-        ranks.plot(range(3), order[:, i], color=colors[i], marker="o", markersize=15, alpha=0.9)
+        ranks.plot(range(3), order[:, i], color=colors[i], marker="o", markersize=15)
         for column, rank in enumerate(order[:, i].tolist()):
             ranks.text(column, rank, name, color=PAPER, va="center_baseline", **BOLD)
     ranks.set_xticks(range(3), COLUMNS)
