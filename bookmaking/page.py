@@ -12,7 +12,7 @@ import torch
 
 from experiments import provenance
 from experiments.plots import use_style
-from experiments.training import RECIPES
+from experiments.training import CHOICES, RANGES, RECIPES
 from thinkback_utils.devices import process_device
 from thinkback_utils.methods import METHODS
 from thinkback_utils.metrics import METRICS
@@ -31,15 +31,15 @@ def _one_of(choices: Collection[str]) -> Check:
     return choices.__contains__, f"one of {', '.join(choices)}"
 
 
-def _positive(value: Any) -> bool:
+def _positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
-def _from_zero(value: Any) -> bool:
+def _from_zero(value: float) -> bool:
     return 0 <= value < math.inf
 
 
-def _between(value: Any) -> bool:
+def _between(value: float) -> bool:
     return 0 < value < 1
 
 
@@ -75,7 +75,10 @@ CHECKS: dict[str, Check] = {
     "resamples": _whole(2),
     "splits": _whole(2),
     "workers": _whole(1),
-    "depth": _whole(0),
+    "depth": (
+        lambda value: value == 0 or RANGES["depth"][1](value),
+        "0 or 6n + 4 with n from 1 on (10, 16, 22, 28, 40)",
+    ),
     "width": _whole(0),
     "epochs": _whole(0),
     "prevalence": (_between, "a share between 0 and 1"),
@@ -92,6 +95,7 @@ CHECKS: dict[str, Check] = {
     "methods": (bool, "a list of one score or more"),
     "layers": (bool, "a list of one reading or more"),
     "weighting": _one_of(("multiply", "none", "divide")),
+    "amp": _one_of(CHOICES["amp"]),
     "recipe": _one_of(sorted(RECIPES)),
     "metric": _one_of(METRICS),
     "method": _one_of(METHODS),
