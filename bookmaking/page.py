@@ -14,6 +14,7 @@ from experiments import provenance
 from experiments.plots import use_style
 from experiments.training import CHOICES, RANGES, RECIPES
 from thinkback_utils.devices import process_device
+from thinkback_utils.gradients import READINGS
 from thinkback_utils.methods import METHODS
 from thinkback_utils.metrics import METRICS
 
@@ -93,7 +94,7 @@ CHECKS: dict[str, Check] = {
     "live_seconds": (_positive, "a number of seconds above 0"),
     "images_per_second": (_from_zero, "a number from 0 on"),
     "methods": (bool, "a list of one score or more"),
-    "layers": (bool, "a list of one reading or more"),
+    "layers": (_some(READINGS.__contains__), f"a list of one or more of {', '.join(READINGS)}"),
     "weighting": _one_of(("multiply", "none", "divide")),
     "amp": _one_of(CHOICES["amp"]),
     "recipe": _one_of(sorted(RECIPES)),
