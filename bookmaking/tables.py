@@ -114,7 +114,7 @@ def show(
     index: bool = True,
     formats: Format | Sequence[Format] | Mapping[Any, Format] = 2,
 ) -> Table:
-    """A DataFrame as a table, the last expression of a cell.
+    """A DataFrame as a table, the last expression of a cell; a sentence where it has no row.
 
     Text in cells, heads and caption is Markdown: maths, code and links are rendered. Columns in
     which every cell starts with a number are aligned to the right.
@@ -139,6 +139,8 @@ def show(
     | Softmax | 1 | −2.5 |
     | $E$ | 1,000 | – |
     """
+    if frame.empty:
+        return Table("*Nothing to show: no results of this kind are there.*")
     heads, forms = list(frame.columns), formats
     if isinstance(forms, Mapping) and forms.keys() <= set(heads):
         forms = [forms.get(head, 2) for head in heads]

@@ -127,9 +127,10 @@ class Comparison:
         for network, record in self.networks.items():
             images = record["images"]
             new = [n for name, n in images.items() if name not in (record["fit"], ID_TEST)]
+            each = f"{min(new):,}" if min(new) == max(new) else f"{min(new):,} to {max(new):,}"
             parts.append(
                 f"- **{network}**: fitted on {images[record['fit']]:,} images, tested on"
-                f" {images[ID_TEST]:,} of CIFAR-10 and {min(new):,} to {max(new):,} of each set."
+                f" {images[ID_TEST]:,} of CIFAR-10 and {each} of each set."
             )
         return "\n".join(parts)
 

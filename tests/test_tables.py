@@ -120,3 +120,9 @@ def test_a_notebook_gets_markdown_and_plain_text() -> None:
     table = show(pd.DataFrame({"a": [1]}), index=False)
     data, _ = DisplayFormatter().format(table)
     assert data == {"text/plain": table.markdown, "text/markdown": table.markdown}
+
+
+def test_a_frame_without_rows_is_said_in_a_sentence() -> None:
+    for frame in (pd.DataFrame(), pd.DataFrame({"a": []})):
+        shown = show(frame, "A caption.", index=False, formats={"b": percent})
+        assert str(shown).startswith("*Nothing to show")
