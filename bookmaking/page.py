@@ -13,6 +13,7 @@ import torch
 from experiments import provenance
 from experiments.plots import use_style
 from experiments.training import CHOICES, RANGES, RECIPES
+from thinkback_utils.data import import_torchvision
 from thinkback_utils.devices import process_device
 from thinkback_utils.gradients import READINGS
 from thinkback_utils.methods import METHODS
@@ -47,6 +48,11 @@ def _between(value: float) -> bool:
 def _makeable(folder: str) -> bool:
     path = Path(folder).absolute()
     return next(place for place in (path, *path.parents) if place.exists()).is_dir()
+
+
+def _classifier(name: str) -> bool:
+    models = import_torchvision().models
+    return name in models.list_models(module=models)
 
 
 def _some(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -99,6 +105,7 @@ CHECKS: dict[str, Check] = {
     "amp": _one_of(CHOICES["amp"]),
     "recipe": _one_of(sorted(RECIPES)),
     "metric": _one_of(METRICS),
+    "model": (_classifier, "a classifier of torchvision.models, as resnet18"),
     "method": _one_of(METHODS),
 }
 
