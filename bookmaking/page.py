@@ -12,8 +12,10 @@ import torch
 
 from experiments import provenance
 from experiments.plots import use_style
-from experiments.training import RECIPES
+from experiments.training import CHOICES, RANGES, RECIPES
+from thinkback_utils.data import import_torchvision
 from thinkback_utils.devices import process_device
+from thinkback_utils.gradients import READINGS
 from thinkback_utils.methods import METHODS
 from thinkback_utils.metrics import METRICS
 
@@ -31,21 +33,26 @@ def _one_of(choices: Collection[str]) -> Check:
     return choices.__contains__, f"one of {', '.join(choices)}"
 
 
-def _positive(value: Any) -> bool:
+def _positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
-def _from_zero(value: Any) -> bool:
+def _from_zero(value: float) -> bool:
     return 0 <= value < math.inf
 
 
-def _between(value: Any) -> bool:
+def _between(value: float) -> bool:
     return 0 < value < 1
 
 
 def _makeable(folder: str) -> bool:
     path = Path(folder).absolute()
     return next(place for place in (path, *path.parents) if place.exists()).is_dir()
+
+
+def _classifier(name: str) -> bool:
+    models = import_torchvision().models
+    return name in models.list_models(module=models)
 
 
 def _some(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -75,7 +82,10 @@ CHECKS: dict[str, Check] = {
     "resamples": _whole(2),
     "splits": _whole(2),
     "workers": _whole(1),
-    "depth": _whole(0),
+    "depth": (
+        lambda value: value == 0 or RANGES["depth"][1](value),
+        "0 or 6n + 4 with n from 1 on (10, 16, 22, 28, 40)",
+    ),
     "width": _whole(0),
     "epochs": _whole(0),
     "prevalence": (_between, "a share between 0 and 1"),
@@ -90,10 +100,12 @@ CHECKS: dict[str, Check] = {
     "live_seconds": (_positive, "a number of seconds above 0"),
     "images_per_second": (_from_zero, "a number from 0 on"),
     "methods": (bool, "a list of one score or more"),
-    "layers": (bool, "a list of one reading or more"),
+    "layers": (_some(READINGS.__contains__), f"a list of one or more of {', '.join(READINGS)}"),
     "weighting": _one_of(("multiply", "none", "divide")),
+    "amp": _one_of(CHOICES["amp"]),
     "recipe": _one_of(sorted(RECIPES)),
     "metric": _one_of(METRICS),
+    "model": (_classifier, "a classifier of torchvision.models, as resnet18"),
     "method": _one_of(METHODS),
 }
 
