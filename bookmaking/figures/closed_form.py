@@ -82,7 +82,7 @@ def plot_outer(p: ArrayLike, r: ArrayLike, h: ArrayLike, *, ax: Axes | None = No
             ax.text(d, -k + 0.12, f"{value:+.1f}".replace("-", "−"), ha="center", va="center")
     for d, value in enumerate(h):
         ax.text(d, 0.75, f"h = {value:g}", ha="center", va="center")
-    ax.set(xlim=(-3.6, len(h) - 0.4), ylim=(0.6 - len(r), 1.1))
+    ax.set(xlim=(-3.6, len(h) - 0.4), ylim=(0.4 - len(r), 1.1))
     ax.axis("off")
     return ax
 

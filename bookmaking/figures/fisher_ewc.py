@@ -19,7 +19,7 @@ LABEL_STYLES = {
 }
 GAP_STYLES = {
     "two weights, diagonal Fisher": (OOD_COLOR, "o-", 7),
-    "two weights, full Fisher": (ID_COLOR, "o-", 7),
+    "two weights, full Fisher": (ID_COLOR, "o-", -15),
     "one weight, Beta posterior": (INK, "s-", -15),
 }
 MOVES = {

@@ -208,7 +208,8 @@ def plot_trap(
         ax.plot(amplitude, values, style, color=color)
         ax.text(float(amplitude[-1]), float(values[-1]), f" {label}", color=color, va="center")
     ax.axhline(ceiling, color=INK, linewidth=0.8, linestyle=":")
-    ax.text(1e-10, ceiling * 1.4, "largest score of a training point", va="bottom")
+    ceiling_label = "largest score of\na training point"  # at the right, below the curves
+    ax.text(1.8e4, ceiling * 1.4, ceiling_label, ha="right", va="bottom")
     ax.set(xscale="log", xlim=(5e-11, 2e4), xlabel="activation $a$ of the silent feature")
     ax.set(yscale="log", ylabel="score, Eq. 6")
     return figure

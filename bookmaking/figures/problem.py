@@ -75,12 +75,19 @@ def plot_map(
     return ax
 
 
-def mark_data(ax: Axes, x: Tensor, height: float = 0.02) -> None:
-    """Shade the distances at which there are training points; ``height`` is that of the label."""
+def mark_data(ax: Axes, x: Tensor, height: float = 0.02, right: float = 0.88) -> None:
+    """Shade the distances at which there are training points.
+
+    Args:
+        ax: its horizontal axis is the distance from the origin.
+        x: training points (N, 2).
+        height: of the label, as a share of the panel.
+        right: where the label ends, as a share of the largest distance.
+    """
     end = float(x.norm(dim=1).max())
     ax.axvspan(0, end, color=INK, alpha=0.15, linewidth=0)
     place: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "ha": "right", "va": "bottom"}
-    ax.text(end * 0.88, height, "data", **place)
+    ax.text(end * right, height, "data", **place)
 
 
 def set_distances(ax: Axes, first: float, last: float) -> None:
@@ -110,7 +117,7 @@ def plot_far(
         style = ("--" if title == "Eq. 5" else "-") if method else next(grays)
         color = METHOD_COLORS[method] if method else INK
         ax.plot(radii, 100 * np.asarray(shares), style, color=color, label=title)
-    mark_data(ax, x, height=0.45)
+    mark_data(ax, x, height=0.45, right=0.58)
     set_distances(ax, 0.4, 1000)
     ax.set(ylabel="directions called OOD (%)", ylim=(0, 103))
     figure.legend(loc="outside upper center", ncols=3)
@@ -141,7 +148,7 @@ def plot_scores(
             color = METHOD_COLORS[METHODS[title]]
             ax.plot(distances, curve, style, color=color, linewidth=1.8, label=title)
         ax.axhline(0.95, color=INK, linewidth=0.9, linestyle=":")
-        mark_data(ax, x)
+        mark_data(ax, x, right=0.5)
         set_distances(ax, 0.1, 1000)
         ax.set(title=f"{degrees}°", xlabel="", ylim=(-0.02, 1.03))
         ax.set_xticks([0.1, 1, 10, 100, 1000], ["0.1", "1", "10", "", "1,000"])
@@ -183,7 +190,7 @@ def plot_decay(
     ax.plot([], [], "-", color=INK, label="Eq. 6")
     ax.plot([], [], "--", color=INK, label="Eq. 5")
     set_distances(ax, 0.1, 10000)
-    mark_data(ax, x)
+    mark_data(ax, x, right=0.6)
     ax.set(ylim=(-15, 4), ylabel="$\\log_{10}$ (score / threshold)")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 0.1))
     return figure
