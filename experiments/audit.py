@@ -386,7 +386,7 @@ def answer(fits: Mapping[str, tuple[float, float]], mixes: Mapping[str, float]) 
         mixes: name of a mix -> its prevalence.
 
     >>> answer({"a": (0.1, 0.3), "b": (0.4, 0.9)}, {"1 : 1": 1 / 2})
-    '**No.** 1 of 2 rows cannot have a mix of 1 : 1, and no mix at all suits all rows.'
+    '**No**: 1 of 2 rows cannot have a mix of 1 : 1, and no mix at all suits all rows.'
     """
     against = {name: len(outside(fits, prevalence)) for name, prevalence in mixes.items()}
     some = max(low for low, _ in fits.values()) <= min(high for _, high in fits.values())
@@ -395,7 +395,7 @@ def answer(fits: Mapping[str, tuple[float, float]], mixes: Mapping[str, float]) 
     ]
     verdict = "Yes, perhaps" if some else "No"
     last = "there is a mix that suits all rows" if some else "no mix at all suits all rows"
-    return f"**{verdict}.** {', '.join(parts)}, and {last}."
+    return f"**{verdict}**: {', '.join(parts)}, and {last}."
 
 
 def possible(

@@ -18,6 +18,7 @@ from thinkback_utils import metrics
 
 SCORE, RAW = plots.METHOD_COLORS["thinkback"], plots.METHOD_COLORS["thinkback_eq5"]
 SEARCHED = (1.0, 5.0)  # the range of the paper
+DASHES = {"Eq. 6": "-", "Eq. 5": "-."}  # their colors are near to each other
 Floor = tuple[float, float]  # eps, damping
 Setting = tuple[float, Floor]  # T and the floor
 
@@ -142,10 +143,10 @@ def plot_rule(factors: pd.DataFrame, criteria: pd.DataFrame, picks: pd.DataFrame
     tones = {"Eq. 6": SCORE, "Eq. 5": RAW, "‖r‖² alone": plots.METHOD_COLORS["energy"]}
     tones |= {"‖h‖² alone": plots.INK}
     for name, line in factors.items():
-        dashes = "--" if "alone" in str(name) else "-"
+        dashes = "--" if "alone" in str(name) else DASHES[str(name)]
         axes[0].plot(line.index, line, dashes, color=tones[name], label=name)
     for name, line in (criteria / criteria.loc[5.0]).items():
-        dashes, color = ":" if "mean" in name else "-", tones[name[-5:]]
+        dashes, color = ":" if "mean" in name else DASHES[name[-5:]], tones[name[-5:]]
         axes[1].plot(line.index, line, dashes, color=color, label=name)
         for marker, T in zip("os", picks.loc[name], strict=True):
             axes[1].scatter(T, line[T], 60, color, marker=marker, zorder=3)
