@@ -5,9 +5,9 @@ training split; the last tenth, which it never fits, is in-distribution here. Fa
 validation outliers of :mod:`outliers`, made from images that the network was trained on. Near ones
 are images of the three classes that the second network was never shown.
 
-The choice was made twice. In a first round the near half counted for a sixth of the figure and
-the family was smaller; its result, ``choice.json``, is the default of the package. This module
-makes the second one, ``second_choice.json``.
+The choice was made twice. In a first round the near half counted for a sixth of the figure (rule 1
+says what that is) and the family was smaller; its result, ``choice.json``, is the default of the
+package. The second result is ``second_choice.json``.
 
 The rule, fixed before any candidate of this grid was scored:
 

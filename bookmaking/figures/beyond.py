@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from bookmaking.answer import Answer
@@ -48,8 +49,10 @@ def draw_answer(
             tick.set_fontweight("bold")
     ax.plot([], [], "o", color=plots.INK, label="far sets: other pictures")
     ax.plot([], [], "D", color=plots.INK, markerfacecolor="none", label="near set: CIFAR-100")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
-    ax.set(xlabel="AUROC (%), mean over networks", ylim=(-0.6, len(rows) - 0.4))
+    ax.xaxis.set_major_locator(MaxNLocator(5 if tall else 8, steps=[1, 2, 5, 10]))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}")
+    label = "mean AUROC (%)" if tall else "AUROC (%), mean over networks"
+    ax.set(xlabel=label, ylim=(-0.6, len(rows) - 0.4))
     ax.grid(axis="x")
     figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 

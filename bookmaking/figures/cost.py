@@ -63,6 +63,7 @@ def draw_answer(
     label = "% of the network's time" if tall else "time of the score, in % of the network's time"
     ax.set(xscale="log", xlabel=label, ylim=(-0.6, len(names) + 0.4))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.margins(x=0.1)  # room for half of the last tick's label
     ax.minorticks_off()
     dot: dict[str, Any] = {"color": INK, "marker": "o", "linestyle": ""}
     one_image = "one image at a time" if small == 1 else f"{small} images at a time"
