@@ -653,7 +653,8 @@ def run(here: Run) -> Path:
         temporary.write_text(as_markdown(story, facts, kept), encoding="utf-8")
     with replacing(out / "pictures.png") as temporary:
         six(story).save(temporary, "PNG", optimize=True)
-    with replacing(out / "card.png") as temporary, plt.rc_context({"font.family": "DejaVu Sans"}):
+    plain = {"font.family": "DejaVu Sans", "figure.constrained_layout.use": False}
+    with replacing(out / "card.png") as temporary, plt.rc_context(plain):
         card(story, facts).savefig(temporary, format="png", metadata={"Software": None})
     shown = [
         {"set": pick.name, "index": pick.number}

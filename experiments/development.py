@@ -223,8 +223,8 @@ def default() -> Candidate:
 def figures(records: Iterable[Mapping[str, Any]], *by: str) -> dict[tuple[Any, ...], Figure]:
     """Far, near and figure of each of the records' ``by``, over the networks: step 1 of the rule.
 
-    >>> figures([{"a": 1, "far": 0.8, "near": 0.6}, {"a": 1, "far": 0.6}], "a")
-    {(1,): Figure(far=0.7, near=0.6, figure=0.65)}
+    >>> figures([{"a": 1, "far": 1.0, "near": 0.25}, {"a": 1, "far": 0.5}], "a")
+    {(1,): Figure(far=0.75, near=0.25, figure=0.5)}
     """
     found: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for record in records:

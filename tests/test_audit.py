@@ -284,7 +284,7 @@ def test_rows_that_can_have_a_mix():
     of_each = dict.fromkeys({row.test_set for row in rows.values()}, 0.15)
     assert audit.possible(rows, narrow, 0.5)["Energy"] == 4
     assert audit.possible(rows, narrow, of_each)["Energy"] == 5
-    assert audit.answer(narrow, {"even": 0.5}).startswith("**Yes, perhaps.** 1 of 15 rows")
+    assert audit.answer(narrow, {"even": 0.5}).startswith("**Yes, perhaps**: 1 of 15 rows")
 
 
 def test_perfect_and_hopeless_scores():

@@ -602,7 +602,8 @@ def test_whole_book(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (book / "book" / "references.bib").touch()
     for name in ("_static", "_templates", "extra", "vendor"):
         shutil.copytree(ROOT / "book" / name, book / "book" / name)
-    card = config["sphinx"]["config"]["ogp_social_cards"]["image"]
+    shutil.copytree(ROOT / "results" / "gallery", book / "results" / "gallery")
+    card = config["sphinx"]["config"]["ogp_social_cards"]["image_mini"]
     for name in (config["logo"], config["html"]["favicon"], card):
         shutil.copyfile(ROOT / name, book / name)
     before = {path for path in book.rglob("*") if "_build" not in path.parts}
