@@ -22,6 +22,7 @@ from bookmaking import run_here
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = nbformat.read(ROOT / "notebooks" / "05_closed_form.ipynb", as_version=4)
 [CODE] = [cell.source for cell in NOTEBOOK.cells if cell.id == "run-cell"]
+pytestmark = pytest.mark.xdist_group("run here")  # one browser, whose Python starts once
 GENERATOR = np.random.default_rng(0)
 ARRAYS = {
     "H": GENERATOR.gamma(1.0, 1.0, (200, 128)).astype(np.float16),
