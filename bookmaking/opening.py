@@ -653,7 +653,7 @@ def run(here: Run) -> Path:
         temporary.write_text(as_markdown(story, facts, kept), encoding="utf-8")
     with replacing(out / "pictures.png") as temporary:
         six(story).save(temporary, "PNG", optimize=True)
-    plain: dict[str, Any] = {"font.family": "DejaVu Sans", "figure.constrained_layout.use": False}
+    plain: Any = {"font.family": "DejaVu Sans", "figure.constrained_layout.use": False}
     with replacing(out / "card.png") as temporary, plt.rc_context(plain):
         card(story, facts).savefig(temporary, format="png", metadata={"Software": None})
     shown = [
