@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import html
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -143,6 +144,12 @@ def test_without_javascript_the_cell_stands(browser, site):
     assert page.locator("pre").inner_text().strip() == CODE
     assert page.locator("noscript p").is_visible()
     context.close()
+
+
+def test_group_stays_together(request):
+    """The tests below build on each other: in several processes, their group must be known."""
+    several = "PYTEST_XDIST_WORKER" in os.environ and request.config.getoption("loadgroup")
+    assert request.node.nodeid.endswith("@run here") == bool(several)
 
 
 def test_nothing_heavy_is_loaded_unasked(page):
