@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr, t
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from thinkback_utils.files import read_json
@@ -22,15 +22,12 @@ from . import development, tuning
 from .development import SECOND, Figure, chosen, default, figures
 from .evaluation import ID_TEST
 from .family import Candidate
+from .networks import NETWORKS, over_networks
+from .run import Run
 from .tuning import CHOICE, OURS, TUNED
 
 DEFAULT = "averaged"  # in the form of the package's default
 TITLE = "Thinkback, averaged"
-NETWORKS = {  # what tables call it, and its folder in results
-    "WRN-40-2": "wrn40-2-cifar10/seed{seed}",
-    "WRN-16-2": "development/wrn16-2-all",
-    "DenseNet-BC": "densenet-bc100-cifar10/seed0",
-}
 KINDS = {
     "noise": development.GROUPS["noise"],
     "changed images": ["jigsaw", "speckle", "pixelate", "rgb_ghost", "invert"],
@@ -64,18 +61,21 @@ class Comparison:
             FileNotFoundError: it has not run on the first.
         """
         paths = {n: folder / "tuned.json" for n, folder in self.folders.items()}
-        first = paths[next(iter(NETWORKS))]
+        first = next(iter(paths.values()))
         if not first.exists():
             raise FileNotFoundError(
                 f"thinkback: no tuned scores at {first}; fetch the repository's results/ folder, or"
-                f" run `python -m experiments.tuning --suite {first.parent}`"
+                f" run `python -m experiments.tuning --suite {next(iter(NETWORKS))}`"
             )
         return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
     @property
     def folders(self) -> dict[str, Path]:
         """Where the runs of the networks lie."""
-        return {n: self.results / name.format(seed=self.seed) for n, name in NETWORKS.items()}
+        runs = {network.title: network.run(self.results) for network in NETWORKS.values()}
+        own = next(iter(runs))
+        runs[own] = Run.at(self.results, runs[own].folder.parent.name, self.seed)
+        return {title: run.folder for title, run in runs.items()}
 
     @cached_property
     def choice(self) -> Candidate:
@@ -182,7 +182,7 @@ class Comparison:
                     found = next(r for r in record[kind] if r["score"] == name)
                     row[network] = [100 * end for end in found[f"ahead_{half}"]]
                     values.append(row[network][0])
-                row["networks"] = _over_networks(values)
+                row["networks"] = list(over_networks(values))
                 rows.append(row)
         return pd.DataFrame(rows)
 
@@ -399,15 +399,6 @@ def collapse(features: Tensor, labels: Tensor) -> dict[str, float]:
     share = 1 - within / h.square().sum()
     found = {"between": share, "cosine": cosines.mean(), "spread": spread}
     return {name: round(float(value), 12) + 0.0 for name, value in found.items()}
-
-
-def _over_networks(values: Sequence[float]) -> list[float]:
-    """Mean and its 95 % interval over networks; NaN ends from one."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return [mean, float("nan"), float("nan")]
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return [mean, mean - half, mean + half]
 
 
 def needs(record: Mapping[str, Any]) -> pd.DataFrame:

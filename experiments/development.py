@@ -45,8 +45,7 @@ from thinkback_utils.features import Features, extract
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
 
-from .benchmark import Benchmark
-from .evaluation import ID_TEST, ID_TRAIN, NEAR, available_sets, evenly, image_set
+from .evaluation import ID_TEST, NEAR, evenly
 from .family import DAMPINGS, Candidate, Statistics, candidates
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
 from .provenance import describe
@@ -299,62 +298,13 @@ def run(results: Path, name: str, device: str | None = None) -> None:
     write_json(folder / "candidates.json", facts)
 
 
-def suite(
-    results: Path,
-    sets: Iterable[str] | None = None,
-    network: str = "wrn16-2-all",
-    device: str | None = None,
-) -> None:
-    """Run the test suite on a development network, once and after the choice.
-
-    It keeps ``scores.npz`` and ``suite.json``: a second architecture beside the table's own.
-    Nothing in this module reads what is written here.
-
-    Raises:
-        FileNotFoundError: if the network is not there, naming the command that trains it.
-        ValueError: if the network was never shown some classes of the suite's in-distribution set.
-    """
-    start, chosen = time.perf_counter(), process_device(device)
-    here = Run(results / "development" / network)
-    if hidden := NETWORKS[network].hidden:
-        raise ValueError(
-            f"thinkback: {network} was never shown classes {hidden}, which the suite counts as"
-            " known"
-        )
-    if not here.weights.exists():
-        raise FileNotFoundError(
-            f"thinkback: no weights at {here.weights}; fetch the repository's results/ folder, or"
-            " train them with `python -m experiments.development --results"
-            f" {results} --networks {network}`"
-        )
-    model = here.model(chosen)
-    fitted = here.kept()[1].get(FITTED)  # made by the choice, not committed
-    if fitted is None:
-        fitted = extract(model, split(data.load("cifar10", "train")).fitted)
-    benchmark = Benchmark([*(sets or available_sets())])
-    seen = benchmark.features(model, {ID_TRAIN: fitted})
-    scored = benchmark.scores(seen)
-    here.save_scores(scored)
-    facts: dict[str, Any] = {"network": network, "accuracy": seen[ID_TEST].accuracy()}
-    facts["images_sha256"] = {name: image_set(name).sha256() for name in scored}
-    facts["records"] = benchmark.records(scored)
-    seconds = round(time.perf_counter() - start, 1)
-    write_json(here.folder / "suite.json", describe(chosen) | facts | {"seconds": seconds})
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Train the development networks, score all candidates and choose; or run the suite."""
+    """Train the development networks, score all candidates and choose."""
     parser = program_parser("experiments.development", main.__doc__, "results", "device")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     about = "train and keep features; score nothing"
     parser.add_argument("--features", action="store_true", help=about)
-    about = "do not choose; run the test suite on the first of them"
-    parser.add_argument("--suite", action="store_true", help=about)
-    parser.add_argument("--sets", nargs="*", help="of the suite (default: all)")
     options = parser.parse_args(arguments)
-    if options.suite:
-        suite(options.results, options.sets, options.networks[0], options.device)
-        return
     if options.features:
         for name in options.networks:
             features(options.results / "development" / name, NETWORKS[name], options.device)

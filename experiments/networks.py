@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 LAYERS = ("C", "D", "E")  # the readings below the last layer
 PIECE = 1_000  # images of one file
+WORK = Path("_build/networks")  # of the pieces, and of bundles that are not committed
 
 
 class Normalized(nn.Module):
@@ -113,14 +114,12 @@ class Network:
         title: for people.
         folder: where its results lie, within ``results/``.
         published: the weights are those of other people, and lie elsewhere.
-        held_out: every so-many-th training image was kept from it; 0 if none was.
     """
 
     name: str
     title: str
     folder: str
     published: bool = False
-    held_out: int = 0
 
     def run(self, results: str | Path) -> Run:
         """Its folder."""
@@ -141,28 +140,28 @@ class Network:
         means = published.CIFAR10_MEAN, published.CIFAR10_STD
         return Normalized(published.load(self.name, given), *means).eval().to(device)
 
-    def rows(self, name: str, total: int, count: int) -> Tensor:
-        """Which images of a set are used: ``count``, spread evenly over those that may be.
+    def bundle(self, results: str | Path, work: Path) -> Bundle:
+        """Features of all sets: of its finished run, or what :func:`main` left in ``work``.
 
-        Of the training set only what the network was trained on may be.
+        Raises:
+            FileNotFoundError: there are none, naming the command that makes them.
         """
-        every, known = torch.arange(total), torch.ones(total, dtype=torch.bool)
-        if name == ID_TRAIN and self.held_out:
-            known = every % self.held_out != 0
-        return every[known][evenly(int(known.sum()), count)]
-
-    def some(self, name: str, images: ImageSet, count: int) -> ImageSet:
-        """These images of a set, with their labels if it has any."""
-        rows = self.rows(name, len(images.images), count)
-        labels = None if images.labels is None else images.labels[rows]
-        return ImageSet(images.images[rows], labels, name=images.name)
+        own, made = self.run(results), work / f"{self.name}.npz"
+        if (own.folder / "bundle.npz").exists():
+            return own.bundle()
+        if not made.exists():
+            raise FileNotFoundError(
+                f"thinkback: no features of {self.title} at {made}; make them with"
+                f" `python -m experiments.networks --only {self.name} --work {work}`"
+            )
+        return Bundle.load(made)
 
 
 NETWORKS = {
     network.name: network
     for network in (
         Network("wrn40-2", "WRN-40-2", "wrn40-2-cifar10/seed0"),
-        Network("wrn16-2", "WRN-16-2", "development/wrn16-2-all", held_out=10),
+        Network("wrn16-2", "WRN-16-2", "wrn16-2-cifar10/seed0"),
         Network(published.DENSENET, "DenseNet", f"{published.DENSENET}/seed0", published=True),
     )
 }
@@ -300,6 +299,13 @@ def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> dict[str, NDArray[Any]]:
     return {"features": torch.cat(h).numpy(), "logits": torch.cat(z).numpy()}
 
 
+def _some(images: ImageSet, count: int) -> ImageSet:
+    """``count`` images of a set, evenly spread, with their labels if it has any."""
+    rows = evenly(len(images.images), count)
+    labels = None if images.labels is None else images.labels[rows]
+    return ImageSet(images.images[rows], labels, name=images.name)
+
+
 def extract(network: Network, options: Namespace, sets: Iterable[str], rules: Rules) -> Pass:
     """The whole pass of one network over its images; see :func:`main` for the options."""
     results, given, images = options.results, options.published, {}
@@ -311,7 +317,7 @@ def extract(network: Network, options: Namespace, sets: Iterable[str], rules: Ru
     }
     model = network.model(results, process_device(options.device), given)
     way = Pass(model, options.work / network.name, rules, stamp)
-    few = {name: network.some(name, item, rules.size(name)) for name, item in images.items()}
+    few = {name: _some(item, rules.size(name)) for name, item in images.items()}
     expected = way.fit(few.pop(ID_TRAIN))
     for name, item in few.items():
         way.scores(name, item, expected)
@@ -494,7 +500,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = program_parser("experiments.networks", main.__doc__, "results", "device")
     parser.add_argument("--only", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--published", type=Path, help="folder of the weights of other people")
-    parser.add_argument("--work", type=Path, default=Path("_build/networks"), help="of the pieces")
+    parser.add_argument("--work", type=Path, default=WORK, help="of the pieces")
     parser.add_argument("--sets", nargs="*", help="OOD sets (default: all)")
     for name in ("n_fit", "n_id", "n_ood"):
         option, default = f"--{name.replace('_', '-')}", getattr(Rules, name)

@@ -1,7 +1,7 @@
 """Every score with a free setting, ours included, tuned alike on the development networks.
 
-    python -m experiments.tuning --results results              the settings, from development alone
-    python -m experiments.tuning --results results --suite RUN  then the test suite, once
+    python -m experiments.tuning                     the settings, from development alone
+    python -m experiments.tuning --suite NETWORK …   then the test suite, once
 
 The rule is that of :mod:`development`: each score has ``COUNT`` settings, or one where nothing is
 free; the one with the best figure represents it. Ours are members of the family in the forms named
@@ -32,7 +32,7 @@ from thinkback_utils.features import Bundle, Features
 from thinkback_utils.files import read_json, sha256, write_json
 from thinkback_utils.methods import METHODS
 
-from . import detectors
+from . import detectors, networks
 from .development import (
     FITTED,
     NETWORKS,
@@ -46,6 +46,7 @@ from .development import (
 )
 from .evaluation import ID_TEST, ID_TRAIN, NEAR, Scores, evenly
 from .family import DAMPINGS, Candidate, Statistics
+from .networks import WORK, Network
 from .peers import PEERS, last_layer
 from .provenance import describe
 from .run import Run, program_parser
@@ -294,20 +295,17 @@ CHOICE = "choice"  # the default of the package, beside all others
 Both = dict[str, Scores]  # by kind of setting
 
 
-def score_suite(
-    bundle: Bundle, tuned: Mapping[str, Mapping[str, Any]], fit: str = ID_TRAIN
-) -> Both:
+def score_suite(bundle: Bundle, tuned: Mapping[str, Mapping[str, Any]]) -> Both:
     """Scores of all sets of a bundle but the fit data, at the tuned and at the published settings.
 
     Args:
         bundle: features of the suite and of the fit data, and the last layer.
         tuned: what :func:`choices` gave.
-        fit: the set to fit on.
 
     The default of the package, in either, is the score ``CHOICE``.
     """
-    layer, fitted = last_layer(bundle), bundle.sets[fit]
-    sets = {n: x for n, x in bundle.sets.items() if n != fit}
+    layer, fitted = last_layer(bundle), bundle.sets[ID_TRAIN]
+    sets = {n: x for n, x in bundle.sets.items() if n != ID_TRAIN}
     out: Both = {kind: {n: {} for n in sets} for kind in ("tuned", "published")}
     for name, choice in tuned.items():
         settings = [choice["setting"]]
@@ -393,17 +391,21 @@ def _shares(
     return 1 - below(ids, ood), below(ood, ids)
 
 
-def suite(results: Path, here: Run, fit: str = ID_TRAIN, name: str = "bundle.npz") -> None:
-    """Run the test suite on a network, once and after the choice: ``tuned.npz``, ``tuned.json``.
+def suite(results: Path, network: Network, work: Path = WORK) -> None:
+    """Run the test suite on a network, once and after the choice.
+
+    ``tuned.npz`` and ``tuned.json`` hold every score at its tuned and at its published setting;
+    ``candidates_suite.csv`` every candidate of the family. The last says how well development ranks
+    candidates, and what a look at the suite would have won. Nothing is chosen by it.
 
     Args:
         results: where ``development`` holds the choices.
-        here: the run of the network; its bundle holds the suite.
-        fit: the set of the bundle to fit on.
-        name: of the bundle.
+        network: of ``networks.NETWORKS``.
+        work: folder of bundles that are not committed.
     """
-    start, bundle = time.perf_counter(), sample(here.bundle(name), fit)
-    both = score_suite(bundle, read(results)["choice"], fit)
+    start, here = time.perf_counter(), network.run(results)
+    bundle = sample(network.bundle(results, work))
+    both = score_suite(bundle, read(results)["choice"])
     here.save_scores(
         {
             n: {f"{s}-{kind}": v for kind in both for s, v in both[kind][n].items()}
@@ -411,7 +413,7 @@ def suite(results: Path, here: Run, fit: str = ID_TRAIN, name: str = "bundle.npz
         },
         "tuned.npz",
     )
-    facts: dict[str, Any] = describe("cpu") | {"fit": fit}
+    facts: dict[str, Any] = describe("cpu") | {"fit": ID_TRAIN}
     facts["weights_sha256"] = here.digest() if here.weights.exists() else None  # of others
     facts["images"] = {n: len(x) for n, x in bundle.sets.items()}
     facts["tuned_sha256"] = sha256(results / "development" / "tuned.json")
@@ -419,19 +421,11 @@ def suite(results: Path, here: Run, fit: str = ID_TRAIN, name: str = "bundle.npz
     write_json(
         here.folder / "tuned.json", facts | {"seconds": round(time.perf_counter() - start, 1)}
     )
-
-
-def suite_candidates(here: Run, fit: str = ID_TRAIN, name: str = "bundle.npz") -> None:
-    """Every candidate of the family on the same part of the suite: ``candidates_suite.csv``.
-
-    It says how well development ranks candidates, and what a look at the suite would have won.
-    Nothing is chosen by it.
-    """
-    records = measure(sample(here.bundle(name), fit).sets, fit, suite_halves)
+    records = measure(bundle.sets, ID_TRAIN, suite_halves)
     save_records(here.folder / "candidates_suite.csv", records)
 
 
-def sample(bundle: Bundle, fit: str = ID_TRAIN) -> Bundle:
+def sample(bundle: Bundle) -> Bundle:
     """A part of a bundle, evenly spread, so that all scores run in a minute: ``SAMPLE``.
 
     The tables of single sets are made with all images; here the comparison of scores counts, which
@@ -439,7 +433,7 @@ def sample(bundle: Bundle, fit: str = ID_TRAIN) -> Bundle:
     """
     sets = {}
     for name, item in bundle.sets.items():
-        role = "fit" if name == fit else "test" if name == ID_TEST else "new"
+        role = {ID_TRAIN: "fit", ID_TEST: "test"}.get(name, "new")
         rows = evenly(len(item), SAMPLE[role])
         labels = None if item.labels is None else item.labels[rows]
         sets[name] = Features(item.features[rows], item.logits[rows], labels)
@@ -455,15 +449,13 @@ def read(results: Path) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Tune every score on the development networks; or run the suite with what was tuned."""
     parser = program_parser("experiments.tuning", main.__doc__, "results")
-    about = "do not tune; run the test suite on the bundle of this run"
-    parser.add_argument("--suite", type=Path, metavar="RUN", help=about)
-    parser.add_argument("--fit", default=ID_TRAIN, help="set of the bundle to fit on")
-    parser.add_argument("--bundle", default="bundle.npz", help="its file in the run's folder")
+    about = "do not tune; run the test suite on these networks"
+    parser.add_argument("--suite", nargs="+", choices=list(networks.NETWORKS), help=about)
+    parser.add_argument("--work", type=Path, default=WORK, help="of bundles not committed")
     options = parser.parse_args(arguments)
     if options.suite:
-        here = Run(options.suite)
-        suite(options.results, here, options.fit, options.bundle)
-        suite_candidates(here, options.fit, options.bundle)
+        for name in options.suite:
+            suite(options.results, networks.NETWORKS[name], options.work)
         return
     run(options.results)
     for name, choice in read(options.results)["choice"].items():

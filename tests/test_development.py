@@ -1,21 +1,17 @@
 """The grid agrees with the scores of the package; the rule chooses as it says, and as on file."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
-from experiments import development, evaluation, family
+from experiments import development, family
 from experiments.family import DAMPINGS, Candidate
-from experiments.run import Run
 from experiments.training import RECIPES
 from thinkback_utils import data, scores
 from thinkback_utils.data import ImageSet
-from thinkback_utils.features import Features, extract
-from thinkback_utils.files import read_json, write_json
+from thinkback_utils.features import Features
 from thinkback_utils.fisher import DiagonalFisher, FullFisher, KroneckerFisher
 from thinkback_utils.methods import METHODS
 
@@ -184,66 +180,6 @@ def test_the_whole_chain_on_digits(tmp_path, monkeypatch):
     assert {"hidden" in row for row in rows if row["network"] == "all"} == {False}
     assert all(0 <= row["far"] <= 1 for row in rows)
     assert {"near" in row for row in rows if row["network"] == "some"} == {True}
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """Weights of a small network, without its bundle, and a data root of a few images."""
-    monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
-    tiny.make_images(tmp_path, {"cifar10-train": 60, "cifar10-test": 30, "svhn": 20})
-    config = RECIPES["smoke"].override(epochs=1)
-    networks = {"all": development.DevelopmentNetwork((), config)}
-    networks["some"] = development.DevelopmentNetwork((9,), config)
-    monkeypatch.setattr(development, "NETWORKS", networks)
-    run = Run(tmp_path / "results" / "development" / "all")
-    run.weights.parent.mkdir(parents=True)
-    tiny.make_run(tmp_path, []).weights.rename(run.weights)
-    return run
-
-
-SUITE = ["--suite", "--sets", "svhn", "--device", "cpu", "--results"]
-
-
-@pytest.mark.filterwarnings("ignore:thinkback. the AUROC")  # of a network that learnt nothing
-def test_suite_runs_from_a_checkout_and_says_the_same_from_the_bundle(here):
-    """Without the bundle, which is not committed, the images it was fitted on run again."""
-    development.main([*SUITE, str(here.results)])
-    record, scored = read_json(here.folder / "suite.json"), here.scores()
-    assert not (here.folder / "bundle.npz").exists()
-    assert set(scored) == {evaluation.ID_TEST, "svhn"}
-    assert {row["set"] for row in record["records"]} == {"svhn", "mean"}
-    assert record["images_sha256"]["svhn"] == data.load("svhn").sha256()
-    model = here.model("cpu")
-    fitted = extract(model, development.split(data.load("cifar10", "train")).fitted)
-    assert len(fitted) == 54  # nine tenths
-    state = METHODS["thinkback"].fit([(fitted.features, fitted.logits)])
-    item = extract(model, data.load("svhn"))
-    expected = METHODS["thinkback"](item.features, item.logits, state).numpy()
-    np.testing.assert_allclose(scored["svhn"]["thinkback"], expected, rtol=1e-4)
-    here.save_bundle({development.FITTED: fitted}, model)
-    development.main([*SUITE, str(here.results)])
-    again = here.scores()["svhn"]["thinkback"]
-    np.testing.assert_allclose(again, expected, rtol=1e-2)  # features of a bundle are float16
-    assert not np.array_equal(again, scored["svhn"]["thinkback"])  # so these were read
-
-
-def test_suite_without_weights_names_a_command_that_makes_them(here, monkeypatch):
-    here.weights.unlink()
-    write_json(here.folder / "candidates.json", {})  # as in a checkout
-    message = r"thinkback: no weights at .*fetch the repository's results/"
-    with pytest.raises(FileNotFoundError, match=message) as error:
-        development.main([*SUITE, str(here.results)])
-    command = re.search(r"`python -m experiments\.development (.*)`", str(error.value))[1]
-    one = Candidate("diagonal", False, False, "predicted", 5.0, None)
-    monkeypatch.setattr(development, "candidates", lambda: iter([one]))
-    monkeypatch.setattr(development, "COUNT", 10)
-    development.main([*command.split(), "--device", "cpu"])
-    assert here.weights.exists()
-
-
-def test_suite_of_a_network_that_was_not_shown_all_classes_is_refused(here):
-    with pytest.raises(ValueError, match=r"thinkback: some was never shown classes \(9,\)"):
-        development.main([*SUITE, str(here.results), "--networks", "some"])
 
 
 def test_the_choice_on_file_is_the_rules():

@@ -1,7 +1,5 @@
 """Each network takes one way over the images, in pieces, and is told by its scores."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import tiny
@@ -32,7 +30,7 @@ def place(tmp_path, monkeypatch):
     WideResNet(depth=10, width=1).save(tmp_path / "results/small/seed0/weights.safetensors")
     tensors = {k: v for k, v in published.DenseNet().state_dict().items() if v.ndim}
     save_file(tensors, tmp_path / f"{published.DENSENET}.safetensors")
-    small = Network("small", "Small", "small/seed0", held_out=2)
+    small = Network("small", "Small", "small/seed0")
     foreign = NETWORKS[published.DENSENET]
     monkeypatch.setattr(networks, "NETWORKS", {"small": small, foreign.name: foreign})
     return tmp_path
@@ -82,7 +80,7 @@ def test_features_and_gradients_are_those_of_two_separate_passes(place):
     seen = networks.from_pieces(place / "work" / "small")
     model = networks.NETWORKS["small"].model(place / "results", torch.device("cpu"))
     images = {n: networks.image_set(n).images for n in (ID_TRAIN, "svhn")}
-    train = images[ID_TRAIN][1::2]  # what is left of every second image, all twelve
+    train = images[ID_TRAIN][::2]  # twelve of 24
     torch.testing.assert_close(seen.features[ID_TRAIN].features, extract(model, train).features)
     for reading in networks.LAYERS:
         fit, new = (
@@ -133,12 +131,17 @@ def test_pixels_are_normalised_before_the_network():
     assert found.tolist() == [[0.0, 1.0, 0.5]]
 
 
-def test_images_that_were_kept_from_a_network_are_not_used_to_fit():
-    network = replace(NETWORKS["wrn16-2"], held_out=10)
-    rows = network.rows(ID_TRAIN, 100, 45)
-    assert len(rows) == 45
-    assert not (rows % 10 == 0).any()
-    assert network.rows(ID_TEST, 100, 10).tolist() == list(range(0, 100, 10))
+def test_features_come_from_the_finished_run_or_from_the_work_folder(place):
+    network = networks.NETWORKS["small"]
+    with pytest.raises(FileNotFoundError, match=r"thinkback: no features of Small .*--only small"):
+        network.bundle(place / "results", place / "work")
+    run(place, "small")
+    found = network.bundle(place / "results", place / "work")
+    assert len(found.sets["svhn"]) == 5
+    run_folder = network.run(place / "results").folder
+    (place / "work" / "small.npz").rename(run_folder / "bundle.npz")
+    again = network.bundle(place / "results", place / "work")
+    torch.testing.assert_close(again.sets["svhn"].logits, found.sets["svhn"].logits)
 
 
 def test_the_interval_over_networks_is_students():

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from experiments import development, peers, tuning
+from experiments import development, networks, peers, tuning
 from experiments.evaluation import ID_TEST
 from experiments.peers import PEERS
 from experiments.run import Run
@@ -159,11 +159,13 @@ def test_one_command_scores_the_suite_with_what_was_tuned(world, tmp_path, monke
     Bundle(dev, layer.weight, layer.bias).save(here.folder / "bundle.npz")
     tuning.run(tmp_path, ["one"])
     suite = {"cifar10-train": fit, ID_TEST: sets["a"], "svhn": sets["b"], "cifar100": sets["b"]}
-    net = Run(tmp_path / "net" / "seed0")
+    network = networks.Network("net", "Net", "net/seed0")
+    monkeypatch.setattr(networks, "NETWORKS", {"net": network})
+    net = network.run(tmp_path)
     net.folder.mkdir(parents=True)
     net.weights.write_bytes(b"weights")
     Bundle(suite, layer.weight, layer.bias).save(net.folder / "bundle.npz")
-    tuning.main(["--results", str(tmp_path), "--suite", str(net.folder)])
+    tuning.main(["--results", str(tmp_path), "--suite", "net"])
     record = peers.read_json(net.folder / "tuned.json")
     assert {r["score"] for r in record["tuned"]} == {*few, CHOICE}
     assert {r["score"] for r in record["published"]} == {"msp", "pnml", CHOICE}
