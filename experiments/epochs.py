@@ -22,12 +22,12 @@ from thinkback_utils.devices import process_device
 from thinkback_utils.features import extract
 from thinkback_utils.files import read_json, sha256, write_json
 from thinkback_utils.metrics import mean_auroc
-from thinkback_utils.models import WideResNet
 
 from .ablations import AblationConfig, score_readings
 from .evaluation import ID_TEST, ID_TRAIN, NEAR, available_sets, evenly, image_set, score_sets
 from .provenance import describe
 from .run import Run, program_parser
+from .training import kept_network
 
 SCORES = ("msp", "energy", "thinkback", "thinkback_averaged")
 READINGS = ("C", "D", "E")
@@ -94,7 +94,7 @@ def run(
     for epoch, file in saved(here.folder).items():
         digest = sha256(file)
         if digest not in done:
-            model = WideResNet.load(file).to(chosen)
+            model = kept_network(file).to(chosen)
             found = measure(model, images, labels[rows[ID_TEST]], config)
             done[digest] = {"epoch": epoch, "sha256": digest} | found
         records.append(done[digest])

@@ -484,6 +484,32 @@ def epoch_file(checkpoint: Path, epoch: int) -> Path:
     return checkpoint.with_stem(f"{checkpoint.stem}-epoch{epoch:02d}")
 
 
+def kept_network(checkpoint: Path) -> WideResNet:
+    """The network in a checkpoint of :func:`train_network`, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: the file is damaged or of something else, naming it.
+    """
+    remedy = "train again with --keep-epochs"
+    tensors, metadata = read_tensors(checkpoint, remedy)
+    state = _of_model(tensors)
+    try:
+        config = json.loads(metadata["config"])
+        sizes = {name: config[name] for name in ("depth", "width", "dropout")}
+        model = WideResNet(**sizes, num_classes=len(state["fc.weight"]))
+        model.load_state_dict(state)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"thinkback: {checkpoint} holds no WideResNet in training ({last_line(error)});"
+            f" {remedy}"
+        ) from error
+    return model.eval()
+
+
+def _of_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+
+
 def _load_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: TrainConfig, digest: str
 ) -> History:
@@ -509,9 +535,7 @@ def _load_checkpoint(
             f"thinkback: {path} {what}; give it its own set, choose another folder, or {again}"
         )
     try:
-        model.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        )
+        model.load_state_dict(_of_model(tensors))
         for name, parameter in model.named_parameters():
             if (momentum := tensors.get(f"momentum.{name}")) is not None:
                 optimizer.state[parameter]["momentum_buffer"] = momentum.view(parameter.shape).to(

@@ -7,6 +7,8 @@ import tiny
 import torch
 
 from experiments import epochs
+from experiments.training import RECIPES, fit, kept_network
+from thinkback_utils import data
 from thinkback_utils.files import read_json
 from thinkback_utils.models import WideResNet
 
@@ -19,10 +21,18 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("THINKBACK_DATA", str(tmp_path))
     tiny.make_images(tmp_path, SIZES)
     run = tiny.make_run(tmp_path / "results", SIZES)
-    for epoch in (1, 2):
-        torch.manual_seed(epoch)
-        WideResNet(depth=10, width=1).save(run.folder / f"checkpoint-epoch{epoch:02d}.safetensors")
+    train(run, 2)
     return run
+
+
+def train(here, epochs):
+    """As a training of so many epochs leaves them, of three."""
+    torch.manual_seed(0)
+    model, config = WideResNet(depth=10, width=1), RECIPES["smoke"].override(epochs=3)
+    path = here.folder / "checkpoint.safetensors"
+    rest = {"device": "cpu", "progress": False, "stop_after": epochs, "keep_epochs": True}
+    fit(model, data.load("cifar10", "train"), config, path, **rest)
+    return model
 
 
 def run(here):
@@ -44,12 +54,18 @@ def test_every_kept_epoch_is_measured_once(here, monkeypatch, capsys):
     assert "epoch 2: accuracy" in capsys.readouterr().out
     done, original = [], epochs.measure
     monkeypatch.setattr(epochs, "measure", lambda *a: (done.append(1), original(*a))[1])
-    third = here.folder / "checkpoint-epoch03.safetensors"
-    shutil.copy(here.folder / "checkpoint-epoch01.safetensors", third)
-    torch.manual_seed(3)
-    WideResNet(depth=10, width=1).save(third)
+    model = train(here, 3)
     assert [row["epoch"] for row in run(here)["records"]] == [1, 2, 3]
     assert len(done) == 1
+    last = kept_network(here.folder / "checkpoint-epoch03.safetensors")
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(last(x), model.eval()(x))
+
+
+def test_a_file_that_is_no_checkpoint_is_named(here):
+    shutil.copy(here.weights, here.folder / "checkpoint-epoch02.safetensors")
+    with pytest.raises(ValueError, match=r"thinkback: .*epoch02.* holds no WideResNet in training"):
+        run(here)
 
 
 def test_a_run_without_kept_epochs_says_how_to_keep_them(here):
