@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import spearmanr, t
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from thinkback_utils.files import read_json
@@ -22,6 +22,7 @@ from . import development, tuning
 from .development import SECOND, Figure, chosen, default, figures
 from .evaluation import ID_TEST
 from .family import Candidate
+from .networks import over_networks
 from .tuning import CHOICE, OURS, TUNED
 
 DEFAULT = "averaged"  # in the form of the package's default
@@ -182,7 +183,7 @@ class Comparison:
                     found = next(r for r in record[kind] if r["score"] == name)
                     row[network] = [100 * end for end in found[f"ahead_{half}"]]
                     values.append(row[network][0])
-                row["networks"] = _over_networks(values)
+                row["networks"] = over_networks(values)
                 rows.append(row)
         return pd.DataFrame(rows)
 
@@ -399,15 +400,6 @@ def collapse(features: Tensor, labels: Tensor) -> dict[str, float]:
     share = 1 - within / h.square().sum()
     found = {"between": share, "cosine": cosines.mean(), "spread": spread}
     return {name: round(float(value), 12) + 0.0 for name, value in found.items()}
-
-
-def _over_networks(values: Sequence[float]) -> list[float]:
-    """Mean and its 95 % interval over networks; NaN ends from one."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return [mean, float("nan"), float("nan")]
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return [mean, mean - half, mean + half]
 
 
 def needs(record: Mapping[str, Any]) -> pd.DataFrame:
