@@ -21,7 +21,7 @@ from experiments import verdicts
 from experiments.evaluation import ID_TEST, SET_TITLES
 
 from .gallery import ALPHA
-from .gallery_page import CLASSES
+from .gallery_page import CLASSES, parts
 from .markup import fill
 from .tables import percent, signed
 
@@ -372,14 +372,14 @@ def _judged(verdict: str, claim: str, finding: str) -> dict[str, str]:
 
 
 def as_markdown(story: Story, facts: Mapping[str, Any], kept: Mapping[str, Any]) -> str:
-    """The parts of the front page, each between a comment that names it and ``<!-- end -->``."""
-    parts = {
+    """The parts of the front page."""
+    texts = {
         "found": "{.op-lead}\n" + summary(facts),
         "figure": _raw(figure(story)),
         "cards": _raw(cards(facts)),
         "verdicts": _raw(fill("opening_verdicts", rows=judged(kept))),
     }
-    return "".join(f"<!-- {name} -->\n\n{text}\n\n<!-- end -->\n\n" for name, text in parts.items())
+    return parts(texts)
 
 
 def _raw(html: Markup) -> str:
