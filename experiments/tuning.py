@@ -176,15 +176,15 @@ def _nnguide(
     return out
 
 
-def _ours(title: str, form: str, unit: bool, bias: bool = True) -> Tuned:
-    """A form of the family; no Fisher has other labels than the network's decision here."""
+def _ours(title: str, form: str) -> Tuned:
+    """A form of the family, of directions and with the bias, under the network's decisions."""
 
     def score(
         layer: nn.Module, fit: Features, sets: Mapping[str, Features], settings: Sequence[Settings]
     ) -> Scored:
         made, columns = Statistics(fit, sets), []
         for T, group in itertools.groupby(settings, lambda setting: setting["temperature"]):
-            values = made.of(Candidate(form, unit, bias, "predicted", T, None))
+            values = made.of(Candidate(form, True, True, "predicted", T, None))
             at = [DAMPINGS.index(setting["damping"]) for setting in group]
             columns.append({n: value[:, at] for n, value in values.items()})
         return {n: torch.cat([column[n] for column in columns], 1) for n in sets}
@@ -225,12 +225,12 @@ TUNED: dict[str, Tuned] = {
     "rmds_pp": _distance("RMDS, unit features", relative=True, unit=True),
     "energy_mahalanobis_pp": _peer("energy_mahalanobis_pp", _one("weight", WEIGHTS)),
     "thinkback": _method("thinkback"),
-    "averaged": _ours("Averaged, leverage (the default before)", "averaged", unit=True),
-    "averaged_means": _ours("Averaged, class means", "averaged_means", unit=True),
-    "averaged_both": _ours("Averaged, leverage and class means", "averaged_both", unit=True),
-    "averaged_plain": _ours("Gini × leverage", "averaged_plain", unit=True),
-    "gini_means": _ours("Gini × class means", "gini_means", unit=True),
-    "gini_both": _ours("Gini × leverage × class means", "gini_both", unit=True),
+    "averaged": _ours("Averaged, leverage (the default before)", "averaged"),
+    "averaged_means": _ours("Averaged, class means", "averaged_means"),
+    "averaged_both": _ours("Averaged, leverage and class means", "averaged_both"),
+    "averaged_plain": _ours("Gini × leverage", "averaged_plain"),
+    "gini_means": _ours("Gini × class means", "gini_means"),
+    "gini_both": _ours("Gini × leverage × class means", "gini_both"),
 }
 OURS = ("averaged", "averaged_means", "averaged_both", "averaged_plain", "gini_means", "gini_both")
 
