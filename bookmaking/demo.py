@@ -28,8 +28,9 @@ from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
 
 from . import palette
-from .gallery_page import CLASSES, percent
+from .gallery_page import CLASSES, parts
 from .markup import fill
+from .tables import percent
 
 N_CALIBRATION = 5000  # test images, the first; the pictures are of the others
 ALPHA = 0.05
@@ -98,10 +99,9 @@ def assets(folder: Path, root: Path = Path()) -> None:
     for picture, tile, expected in zip(pictures, images, _answers(said, images), strict=True):
         picture |= {"png": _png(tile), **expected}
     size = len(packed) + (root / RUNTIME).stat().st_size
-    parts = {"facts": _facts(said, results), "widget": _widget(said, pictures, size)}
+    texts = {"facts": _facts(said, results), "widget": _widget(said, pictures, size)}
     with replacing(folder / "results" / "demo.md") as temporary:
-        texts = [f"<!-- {name} -->\n\n{part}\n\n<!-- end -->\n" for name, part in parts.items()]
-        temporary.write_text("\n".join(texts), encoding="utf-8")
+        temporary.write_text(parts(texts), encoding="utf-8")
 
 
 def _answers(said: OODDetector, images: Tensor) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from thinkback_utils.methods import TITLES
 
 from . import explorers
 from .markup import fill
+from .tables import percent
 
 COLUMNS = 20  # of the sprite
 NETWORK = {
@@ -182,7 +183,7 @@ def _legend(figure: Figure, ax: Axes) -> None:
 
 def limits(facts: Facts) -> str:
     """What the page on limits includes, ``results/gallery.md``."""
-    return _parts(
+    return parts(
         {
             "network": _network_text(facts),
             "confident": _confident_text(facts),
@@ -198,7 +199,7 @@ def limits(facts: Facts) -> str:
 
 def browser(browsed: Facts) -> str:
     """What the page of the example browser includes, ``results/examples.md``."""
-    return _parts(
+    return parts(
         {
             "network": _browsed_text(browsed),
             "plane": _plane(browsed),
@@ -207,9 +208,9 @@ def browser(browsed: Facts) -> str:
     )
 
 
-def _parts(parts: Mapping[str, str]) -> str:
-    """Each part between a comment that names it and ``<!-- end -->``."""
-    return "".join(f"<!-- {name} -->\n\n{text}\n\n<!-- end -->\n\n" for name, text in parts.items())
+def parts(texts: Mapping[str, str]) -> str:
+    """What a page includes: each text between a comment that names it and ``<!-- end -->``."""
+    return "".join(f"<!-- {name} -->\n\n{text}\n\n<!-- end -->\n\n" for name, text in texts.items())
 
 
 def _network_text(facts: Facts) -> str:
@@ -491,12 +492,3 @@ def _table(heads: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 def _by_method(facts: Facts, text: Callable[[str], str]) -> str:
     return "; ".join(f"{TITLES[method]} {text(method)}" for method in facts["methods"])
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """A share in percent, unbreakable.
-
-    >>> percent(0.5)
-    '50.0\\xa0%'
-    """
-    return f"{100 * value:.{digits}f}\u00a0%"

@@ -68,15 +68,6 @@ def interval(low: Any, high: Any, decimals: int = 1) -> str:
     return f"{number(low, decimals)}{SPACE}to{SPACE}{number(high, decimals)}"
 
 
-def plus_minus(value: Any, half: Any, decimals: int = 1) -> str:
-    """A value and half the width of its interval, on one line.
-
-    >>> plus_minus(78.6, 0.31)
-    '78.6\\xa0±\\xa00.3'
-    """
-    return f"{number(value, decimals)}{SPACE}±{SPACE}{number(half, decimals)}"
-
-
 def estimate(value: Any, low: Any, high: Any, decimals: int = 1) -> str:
     """A value and its interval, on one line.
 

@@ -292,16 +292,14 @@ class Row:
         """Smallest and largest prevalence that it can have, with fields of ``curve`` changed."""
         return replace(self.curve, **changes).prevalences(self.aupr)
 
-    def excess(self, prevalence: float, *, trapezoids: bool = False, **changes: Any) -> float:
+    def excess(self, prevalence: float, **changes: Any) -> float:
         """How far its AUPR lies above all curves (positive) or below all (negative), or 0.
 
         Args:
             prevalence: pi, fraction of OOD samples, in (0, 1).
-            trapezoids: whether points of the precision-recall curve are joined by straight lines,
-                which adds at most half a step to the largest AUPR.
             changes: fields of ``curve``.
         """
-        above, below = self._gaps(prevalence, trapezoids, changes)
+        above, below = self._gaps(prevalence, False, changes)
         return max(above, 0.0) - max(below, 0.0)
 
     def needed(self, field: str, prevalence: float, *, trapezoids: bool = False) -> float:
@@ -312,7 +310,8 @@ class Row:
         Args:
             field: of ``curve``: "step" or "scatter".
             prevalence: pi, fraction of OOD samples, in (0, 1).
-            trapezoids: as in :meth:`excess`.
+            trapezoids: whether points of the precision-recall curve are joined by straight lines,
+                which adds at most half a step to the largest AUPR.
         """
 
         def gap(value: float) -> float:

@@ -162,7 +162,7 @@ class Comparison:
             f" the best mean of both ({_percent(best['far'])} and {_percent(best['near'])})."
         )
 
-    def differences(self, against: Sequence[str], kind: str = "tuned") -> pd.DataFrame:
+    def differences(self, against: Sequence[str]) -> pd.DataFrame:
         """How far the rule's choice is ahead of these scores, in points of AUROC.
 
         Returns: A row for each score and half; of each network the difference with its 95 %
@@ -179,16 +179,16 @@ class Comparison:
                 row: dict[str, Any] = {"against": self.title(name), "sets": half}
                 values = []
                 for network, record in self.networks.items():
-                    found = next(r for r in record[kind] if r["score"] == name)
+                    found = next(r for r in record["tuned"] if r["score"] == name)
                     row[network] = [100 * end for end in found[f"ahead_{half}"]]
                     values.append(row[network][0])
-                row["networks"] = list(over_networks(values))
+                row["networks"] = over_networks(values)
                 rows.append(row)
         return pd.DataFrame(rows)
 
-    def differences_table(self, against: Sequence[str], kind: str = "tuned") -> pd.DataFrame:
+    def differences_table(self, against: Sequence[str]) -> pd.DataFrame:
         """:meth:`differences` as text."""
-        frame = self.differences(against, kind)
+        frame = self.differences(against)
         for column in (*self.networks, "networks"):
             frame[column] = [_signed(*value) for value in frame[column]]
         return frame.rename(columns={"networks": "mean over networks"})

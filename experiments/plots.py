@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 STYLE = Path(__file__).with_name("book.mplstyle")
@@ -85,56 +84,3 @@ def plot_training(
     twin.yaxis.label.set_color(ID_COLOR)
     twin.spines["right"].set_visible(True)
     return ax
-
-
-def plot_dumbbells(
-    rows: Sequence[Mapping[str, Any]],
-    paper: Sequence[Mapping[str, Any]],
-    metric: str,
-    titles: Mapping[str, str],
-    *,
-    ax: Axes | None = None,
-) -> Axes:
-    """The methods' values of a metric on a line per set: filled if measured, hollow if printed.
-
-    A record with ``interval95`` gets it as a band around its dot.
-
-    Args:
-        rows: records with ``set``, ``method`` and the metric, in [0, 1].
-        paper: the same for the values that the paper printed.
-        metric: the field that is drawn.
-        titles: of the sets to draw, from top to bottom; those without a record are left out.
-    """
-    ax = ax or plt.subplots()[1]
-    measured, printed = ({row["set"] for row in records} for records in (rows, paper))
-    names = [name for name in titles if name in measured | printed]
-    both = measured & printed
-    for records, filled in ((rows, True), (paper, False)):
-        for i, name in enumerate(names):
-            here = [row for row in records if row["set"] == name]
-            if not here:
-                continue
-            y = -i + (0.14 if filled else -0.14) * (name in both)
-            values = [100 * row[metric] for row in here]
-            ax.plot([min(values), max(values)], [y, y], color=INK, linewidth=1, alpha=0.5, zorder=1)
-            colors = [METHOD_COLORS[row["method"]] for row in here]
-            faces = {"color": colors} if filled else {"facecolors": "none", "edgecolors": colors}
-            ax.scatter(values, [y] * len(here), s=26, zorder=3, **faces)
-            for row, color in zip(here, colors, strict=True):
-                ends = [100 * end for end in row.get("interval95", {}).get(metric, ())]
-                ax.plot(ends, [y] * len(ends), color=color, linewidth=7, alpha=0.35, zorder=2)
-    ax.set_yticks([-i for i in range(len(names))], [titles[name] for name in names])
-    ax.set(xlabel="%")
-    ax.grid(axis="x")
-    ax.spines["left"].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    return ax
-
-
-def legend_of_methods(ax: Axes, titles: Mapping[str, str], *, printed: bool = True) -> None:
-    """A key for :func:`plot_dumbbells`: a colour per method, filled ours, hollow the paper's."""
-    dot: dict[str, Any] = {"marker": "o", "linestyle": ""}
-    handles = [Line2D([], [], color=METHOD_COLORS[m], label=t, **dot) for m, t in titles.items()]
-    for label, face in (("measured here", INK), ("paper", "none")) if printed else ():
-        handles.append(Line2D([], [], color=INK, markerfacecolor=face, label=label, **dot))
-    ax.figure.legend(handles=handles, loc="outside upper center", ncols=3)

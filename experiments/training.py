@@ -165,32 +165,24 @@ def _check_stages(name: str, stages: object) -> None:
         )
 
 
+# For two CPU cores: no dropout, since so few epochs underfit. One cycle of 15 epochs on growing
+# images (at 16 px an epoch costs a quarter) is not enough; a second, gentler one at full size goes
+# on from there.
+_CPU = TrainConfig(
+    epochs=23,
+    dropout=0.0,
+    peak_lr=0.2,
+    warmup=0.2,
+    anneal="linear",
+    restarts=((15, 0.1),),
+    flip="alternating",
+    resolutions=((0, 16), (6, 24), (11, 0)),
+)
 RECIPES: dict[str, TrainConfig] = {
     "reference": TrainConfig(),
-    # For two CPU cores: no dropout, since so few epochs underfit. One cycle of 15 epochs on growing
-    # images (at 16 px an epoch costs a quarter) is not enough; a second, gentler one at full size
-    # goes on from there.
-    "cpu": TrainConfig(
-        epochs=23,
-        dropout=0.0,
-        peak_lr=0.2,
-        warmup=0.2,
-        anneal="linear",
-        restarts=((15, 0.1),),
-        flip="alternating",
-        resolutions=((0, 16), (6, 24), (11, 0)),
-    ),
+    "cpu": _CPU,
     # The first cycle alone, on a smaller network: an hour on one core, for the spread over seeds.
-    "cpu-wrn16": TrainConfig(
-        depth=16,
-        epochs=15,
-        dropout=0.0,
-        peak_lr=0.2,
-        warmup=0.2,
-        anneal="linear",
-        flip="alternating",
-        resolutions=((0, 16), (6, 24), (11, 0)),
-    ),
+    "cpu-wrn16": dataclasses.replace(_CPU, depth=16, epochs=15, restarts=()),
     # Seconds, on scikit-learn's digits, which a mirror would turn into other signs.
     "smoke": TrainConfig(
         depth=10,

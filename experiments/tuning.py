@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from thinkback_utils import metrics
@@ -87,47 +86,58 @@ class Tuned:
     score: Callable[[nn.Module, Features, Mapping[str, Features], Sequence[Settings]], Scored]
 
 
-def _each(make: Callable[[Any, Any, Settings], Any], reads: str = "features") -> Any:
-    """Fit one detector a setting; ``make`` is given the last layer, training data and setting."""
+Scorer = Callable[[Features], Tensor]  # a fitted detector: scores (N,)
+
+
+def _each(title: str, settings: Sequence[Settings], make: Callable[..., Scorer]) -> Tuned:
+    """A scorer for each setting; ``make`` is given the last layer, training data and setting."""
 
     def score(
         layer: nn.Module, fit: Features, sets: Mapping[str, Features], settings: Sequence[Settings]
     ) -> Scored:
         made = [make(layer, fit, setting) for setting in settings]
-        return {
-            n: torch.stack([getattr(one, f"predict_{reads}")(getattr(x, reads)) for one in made], 1)
-            for n, x in sets.items()
-        }
+        return {n: torch.stack([one(x) for one in made], 1) for n, x in sets.items()}
 
-    return score
+    return Tuned(title, settings, score)
 
 
-def _peer(name: str, settings: Sequence[Settings] = ({},), title: str | None = None) -> Tuned:
-    """A peer as :mod:`peers` wraps it; ``d`` of ViM is given as a share of D."""
+def _softmax(layer: nn.Module, fit: Features, setting: Settings) -> Scorer:
+    return lambda x: detectors.Softmax(**setting).predict_logits(x.logits)
+
+
+def _peer(name: str, settings: Sequence[Settings] = ({},)) -> Tuned:
+    """A peer as :mod:`peers` wraps it."""
     peer = PEERS[name]
 
-    def score(
-        layer: nn.Module, fit: Features, sets: Mapping[str, Features], settings: Sequence[Settings]
-    ) -> Scored:
-        made = [peer.fit(layer, fit, **setting) for setting in settings]
-        return {
-            n: torch.stack([torch.as_tensor(peer(one, x)).double() for one in made], 1)
-            for n, x in sets.items()
-        }
+    def make(layer: nn.Module, fit: Features, setting: Settings) -> Scorer:
+        fitted = peer.fit(layer, fit, **setting)
+        return lambda x: torch.as_tensor(peer(fitted, x)).double()
 
-    return Tuned(title or peer.title, settings, score)
+    return _each(peer.title, settings, make)
 
 
 def _distance(title: str, relative: bool = False, unit: bool = False) -> Tuned:
-    def make(layer: nn.Module, fit: Features, setting: Settings) -> detectors.Distance:
+    def make(layer: nn.Module, fit: Features, setting: Settings) -> Scorer:
         if fit.labels is None:
             raise ValueError(
                 f"thinkback: {title} is fitted on training data with labels; give both"
             )
         made = detectors.Distance(setting["ridge"], relative, unit)
-        return made.fit_features(fit.features, fit.labels)
+        made.fit_features(fit.features, fit.labels)
+        return lambda x: made.predict_features(x.features)
 
-    return Tuned(title, _one("ridge", RIDGES), _each(make))
+    return _each(title, _one("ridge", RIDGES), make)
+
+
+def _method(name: str) -> Tuned:
+    method = METHODS[name]
+
+    def make(layer: nn.Module, fit: Features, setting: Settings) -> Scorer:
+        state = method.fit([(fit.features, fit.logits)], **setting)
+        return lambda x: method(x.features, x.logits, state, **setting)
+
+    temperatures = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
+    return _each(method.title, _pairs(temperature=temperatures, damping=(0.0, 1e-3)), make)
 
 
 def _neighbours(
@@ -167,15 +177,15 @@ def _nnguide(
     return out
 
 
-def _ours(title: str, form: str, unit: bool, bias: bool = True) -> Tuned:
-    """A form of the family; no Fisher has other labels than the network's decision here."""
+def _ours(title: str, form: str) -> Tuned:
+    """A form of the family, of directions and with the bias, under the network's decisions."""
 
     def score(
         layer: nn.Module, fit: Features, sets: Mapping[str, Features], settings: Sequence[Settings]
     ) -> Scored:
         made, columns = Statistics(fit, sets), []
         for T, group in itertools.groupby(settings, lambda setting: setting["temperature"]):
-            values = made.of(Candidate(form, unit, bias, "predicted", T, None))
+            values = made.of(Candidate(form, True, True, "predicted", T, None))
             at = [DAMPINGS.index(setting["damping"]) for setting in group]
             columns.append({n: value[:, at] for n, value in values.items()})
         return {n: torch.cat([column[n] for column in columns], 1) for n in sets}
@@ -184,29 +194,8 @@ def _ours(title: str, form: str, unit: bool, bias: bool = True) -> Tuned:
     return Tuned(title, _pairs(temperature=temperatures, damping=(1e-2, 1e-1)), score)
 
 
-def _method(name: str) -> Tuned:
-    method = METHODS[name]
-
-    def score(
-        layer: nn.Module, fit: Features, sets: Mapping[str, Features], settings: Sequence[Settings]
-    ) -> Scored:
-        out: dict[str, list[Tensor]] = {n: [] for n in sets}
-        for setting in settings:
-            state = method.fit([(fit.features, fit.logits)], **setting)
-            for n, x in sets.items():
-                out[n].append(method(x.features, x.logits, state, **setting))
-        return {n: torch.stack(parts, 1) for n, parts in out.items()}
-
-    temperatures = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
-    return Tuned(method.title, _pairs(temperature=temperatures, damping=(0.0, 1e-3)), score)
-
-
 TUNED: dict[str, Tuned] = {
-    "msp": Tuned(
-        "Softmax",
-        _one("t", TEMPERATURES),
-        _each(lambda layer, fit, v: detectors.Softmax(**v), "logits"),
-    ),
+    "msp": _each("Softmax", _one("t", TEMPERATURES), _softmax),
     "max_logit": _peer("max_logit"),
     "energy": _peer("energy", _one("t", (0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100))),
     "gini": _peer("gini", _one("t", TEMPERATURES)),
@@ -237,12 +226,12 @@ TUNED: dict[str, Tuned] = {
     "rmds_pp": _distance("RMDS, unit features", relative=True, unit=True),
     "energy_mahalanobis_pp": _peer("energy_mahalanobis_pp", _one("weight", WEIGHTS)),
     "thinkback": _method("thinkback"),
-    "averaged": _ours("Averaged, leverage (the default before)", "averaged", unit=True),
-    "averaged_means": _ours("Averaged, class means", "averaged_means", unit=True),
-    "averaged_both": _ours("Averaged, leverage and class means", "averaged_both", unit=True),
-    "averaged_plain": _ours("Gini × leverage", "averaged_plain", unit=True),
-    "gini_means": _ours("Gini × class means", "gini_means", unit=True),
-    "gini_both": _ours("Gini × leverage × class means", "gini_both", unit=True),
+    "averaged": _ours("Averaged, leverage (the default before)", "averaged"),
+    "averaged_means": _ours("Averaged, class means", "averaged_means"),
+    "averaged_both": _ours("Averaged, leverage and class means", "averaged_both"),
+    "averaged_plain": _ours("Gini × leverage", "averaged_plain"),
+    "gini_means": _ours("Gini × class means", "gini_means"),
+    "gini_both": _ours("Gini × leverage × class means", "gini_both"),
 }
 OURS = ("averaged", "averaged_means", "averaged_both", "averaged_plain", "gini_means", "gini_both")
 
@@ -364,9 +353,9 @@ def difference(scored: Scores, a: str, b: str, names: Sequence[str]) -> tuple[fl
     ids = scored[ID_TEST]
     of_ids, deviation, value = np.zeros(len(ids[a])), dict.fromkeys(names, 0.0), 0.0
     for name in names:
-        shares = [_shares(ids[score], scored[name][score]) for score in (a, b)]
-        of_ids += (shares[0][0] - shares[1][0]) / len(names)
-        of_ood = shares[0][1] - shares[1][1]
+        ood = scored[name]
+        of_ids += (metrics.rank(ids[b], ood[b]) - metrics.rank(ids[a], ood[a])) / len(names)
+        of_ood = metrics.rank(ood[a], ids[a]) - metrics.rank(ood[b], ids[b])
         value += of_ood.mean() / len(names)
         deviation[name] = of_ood.std(ddof=1) / np.sqrt(len(of_ood)) / len(names)
     source: dict[str, float] = {}
@@ -376,19 +365,6 @@ def difference(scored: Scores, a: str, b: str, names: Sequence[str]) -> tuple[fl
     variance = of_ids.var(ddof=1) / len(of_ids) + sum(part**2 for part in source.values())
     half = 1.96 * float(np.sqrt(variance))
     return float(value), float(value) - half, float(value) + half
-
-
-def _shares(
-    ids: NDArray[np.floating], ood: NDArray[np.floating]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of each ID image the share of OOD scores above its own; of each OOD one that of IDs below."""
-
-    def below(values: NDArray[np.floating], among: NDArray[np.floating]) -> NDArray[np.float64]:
-        order = np.sort(among)
-        ranks = np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right")
-        return ranks / 2 / len(among)
-
-    return 1 - below(ids, ood), below(ood, ids)
 
 
 def suite(results: Path, network: Network, work: Path = WORK) -> None:

@@ -175,10 +175,22 @@ def _printed(paper: Sequence[Record], name: str, method: str) -> Record:
     return next(row for row in paper if (row["set"], row["method"]) == (name, method))
 
 
-def _claim(claim: str, printed: str, measured: str, verdict: str | bool) -> dict[str, str]:
+Facts = dict[str, Any]
+Claim = dict[str, Any]
+
+
+def _claim(
+    key: str, claim: str, printed: str, measured: str, verdict: str | bool, facts: Sequence[Facts]
+) -> Claim:
+    """A row of the verdicts.
+
+    ``facts`` are the numbers of ``measured`` by name, for other words than these: of the network of
+    the book, then of each other ``network``.
+    """
     if isinstance(verdict, bool):
         verdict = YES if verdict else NO
-    return {"claim": claim, "printed": printed, "measured": measured, "verdict": verdict}
+    row = {"key": key, "claim": claim, "printed": printed, "measured": measured}
+    return row | {"verdict": verdict, "facts": list(facts)}
 
 
 def _all_gains(
@@ -195,10 +207,11 @@ def _together(rows: Iterable[Mapping[str, Any]]) -> str:
     return NO if NO in found else YES if found == {YES} else OPEN
 
 
-def _count(rows: Mapping[Any, Mapping[str, Any]]) -> tuple[int, int, int]:
+def _count(network: str, rows: Mapping[Any, Mapping[str, Any]]) -> Facts:
     """Gains beyond chance, losses beyond chance, and how many differences there are."""
     verdicts = [row["verdict"] for row in rows.values()]
-    return verdicts.count(YES), verdicts.count(NO), len(verdicts)
+    counted = {"won": verdicts.count(YES), "lost": verdicts.count(NO), "count": len(verdicts)}
+    return {"network": network, **counted}
 
 
 def _far(records: Iterable[Record]) -> list[str]:
@@ -234,8 +247,10 @@ def text_claims(
     paper: Sequence[Record],
     bundle: Bundle,
     others: Mapping[str, Sequence[Record]] | None = None,
-) -> list[dict[str, str]]:
-    """The claims of the paper's text under reading A, each ``{claim, printed, measured, verdict}``.
+) -> list[Claim]:
+    """The claims of the paper's text under reading A.
+
+    Each is ``{key, claim, printed, measured, verdict, facts}``.
 
     Args:
         records: of the network of the book, all its training seeds.
@@ -246,54 +261,60 @@ def text_claims(
     every = {"": records, **(others or {})}
     by_set = {title: _all_gains(rows, _far(rows)) for title, rows in every.items()}
     in_mean = {title: _all_gains(rows, ["mean"]) for title, rows in every.items()}
-    (won, lost, count), (ahead, behind, of) = _count(by_set[""]), _count(in_mean[""])
+    each, means = (
+        [_count(title, rows) for title, rows in found.items()] for found in (by_set, in_mean)
+    )
     worst = min(in_mean[""], key=lambda key: in_mean[""][key]["measured"])
     return [
         _claim(
+            "gains",
             "Consistent gains over Softmax and Energy, but on LSUN-Crop",
             "every set, every metric",
-            f"{won} of {count} differences are gains beyond chance, {lost} are losses beyond"
-            f" chance ({len(_far(records))} far sets, two baselines, four metrics)"
-            + _elsewhere(by_set),
+            "{won} of {count} differences are gains beyond chance, {lost} are losses beyond"
+            " chance".format(**each[0])
+            + f" ({len(_far(records))} far sets, two baselines, four metrics){_elsewhere(each)}",
             _together(row for rows in by_set.values() for row in rows.values()),
+            each,
         ),
         _claim(
+            "means",
             "Significantly more accurate than the state of the art",
             "better in the mean of all four metrics",
-            f"better beyond chance in {ahead} of {of} differences of means, worse in {behind}; the"
-            f" furthest, {COLUMNS[worst[2]]} against {TITLES[worst[1]]}:"
-            f" {_points(in_mean[''][worst])}" + _elsewhere(in_mean),
+            "better beyond chance in {won} of {count} differences of means, worse in {lost}; the"
+            " furthest, ".format(**means[0])
+            + f"{COLUMNS[worst[2]]} against {TITLES[worst[1]]}: {_points(in_mean[''][worst])}"
+            + _elsewhere(means),
             _together(row for rows in in_mean.values() for row in rows.values()),
+            means,
         ),
         _aupr_claim(every, paper, in_mean),
         *_temperature_claims(bundle),
     ]
 
 
-def _elsewhere(found: Mapping[str, Mapping[Any, Mapping[str, Any]]]) -> str:
-    """The same counts on the other networks, in words; nothing where there are none."""
-    said = []
-    for title, rows in found.items():
-        won, lost, count = _count(rows)
-        said.append(f"{title}: {won} gains and {lost} losses of {count}")
-    return "".join(f"; {text}" for text in said[1:])
+def _elsewhere(counts: Sequence[Facts]) -> str:
+    """The counts on the other networks, in words; nothing where there are none."""
+    text = "; {network}: {won} gains and {lost} losses of {count}"
+    return "".join(text.format(**facts) for facts in counts[1:])
 
 
 def _aupr_claim(
     every: Mapping[str, Sequence[Record]],
     paper: Sequence[Record],
     in_mean: Mapping[str, Mapping[Any, Mapping[str, Any]]],
-) -> dict[str, str]:
+) -> Claim:
     printed = {key: _printed(paper, "mean", key)["aupr"] for key in ("thinkback", "msp")}
     gap, key = printed["thinkback"] - printed["msp"], ("mean", "msp", "aupr")
     prevalence = next(r["prevalence"] for r in every[""] if "prevalence" in r)
     measured = [gain for rows in every.values() for gain in gains(rows, *key)]
     others = "".join(f"; {t}: {_points(r[key])}" for t, r in list(in_mean.items())[1:])
     return _claim(
+        "aupr",
         f"AUPR {100 * gap:+.2f} points over Softmax",
         f"{100 * printed['msp']:.2f} → {100 * printed['thinkback']:.2f}",
         f"{_points(in_mean[''][key])} at one prevalence of {prevalence:.3f} for both{others}",
         all(high >= gap for _, _, high in measured),
+        [{"network": title, "gain": rows[key]["measured"]} for title, rows in in_mean.items()],
     )
 
 
@@ -319,9 +340,7 @@ def _gains_of_readings(here: Run) -> dict[str, Differences]:
     return against
 
 
-def reading_claim(
-    here: Run, others: Mapping[str, Sequence[Record]] | None = None
-) -> dict[str, str]:
+def reading_claim(here: Run, others: Mapping[str, Sequence[Record]] | None = None) -> Claim:
     """Whether any other reading of "the penultimate layer" makes the claim true, on every network.
 
     It is inconclusive where a reading does so on some networks and not on all: then the claim
@@ -336,26 +355,30 @@ def reading_claim(
         f" {', '.join(sorted(better)) or 'none'}. The best, {best} ({READINGS[best]}), gains on"
         f" Energy: {', '.join(gaps)}"
     )
+    gain = against[best]["mean", "energy", "auroc"]["measured"]
+    facts = [{"network": "", "reading": best, "layer": READINGS[best], "gain": gain}]
     everywhere, anywhere = set(better), bool(better)
     for title, records in (others or {}).items():
         rows = {r: _all_gains(records, ["mean"], f"reading_{r}") for r in networks.LAYERS}
         own = {r for r in rows if _together(rows[r].values()) == YES}
         everywhere, anywhere = everywhere & own, anywhere or bool(own)
-        won, lost, count = _count(rows["E"])
-        energy = _points(rows["E"]["mean", "energy", "auroc"])
+        counted, gap = _count(title, rows["E"]), rows["E"]["mean", "energy", "auroc"]
+        facts.append(counted | {"reading": "E", "gain": gap["measured"]})
         text += (
-            f". {title}: {', '.join(sorted(own)) or 'none'}; E has {won} gains and {lost} losses"
-            f" of {count}, AUROC against Energy {energy}"
+            f". {title}: {', '.join(sorted(own)) or 'none'}; E has {counted['won']} gains and"
+            f" {counted['lost']} losses of {counted['count']}, AUROC against Energy {_points(gap)}"
         )
     return _claim(
+        "reading",
         'The same, under another reading of "the penultimate layer"',
         "does not say which layer",
         text,
         YES if everywhere else OPEN if anywhere else NO,
+        facts,
     )
 
 
-def _temperature_claims(bundle: Bundle) -> list[dict[str, str]]:
+def _temperature_claims(bundle: Bundle) -> list[Claim]:
     train, held_out = _split(bundle.sets[ID_TRAIN])
     ranges = {
         "[1, 5]": np.linspace(1, 5, 17).tolist(),
@@ -371,16 +394,20 @@ def _temperature_claims(bundle: Bundle) -> list[dict[str, str]]:
     grown = "stays when the range grows" if stays else "follows the range it is given"
     return [
         _claim(
+            "rule",
             "The rule for T lands on 5",
             "smallest standard deviation, T in [1, 5]",
             f"Eq. 5: {picks[0]}; Eq. 6: {picks[1]}",
             chosen[6, "[1, 5]"] == 5,
+            [{"T": chosen[6, "[1, 5]"]}],
         ),
         _claim(
+            "tuning",
             "No tuning is needed",
             "T follows from in-distribution data",
             f"the choice {grown}",
             stays,
+            [{"T": chosen[6, "[0.1, 1000]"], "upper": ranges["[0.1, 1000]"][-1]}],
         ),
     ]
 
@@ -405,7 +432,7 @@ def _points(row: Mapping[str, Any]) -> str:
     return points(row["measured"], *row["interval"])
 
 
-def write(here: Run) -> list[dict[str, str]]:
+def write(here: Run) -> list[Claim]:
     """Judge every claim from ``table1.json`` and one run; keep ``verdicts.json`` and ``.md``.
 
     The table speaks of all training seeds of the network, and of the networks of
@@ -441,7 +468,7 @@ def write(here: Run) -> list[dict[str, str]]:
     return rows
 
 
-def claims(records: Sequence[Record], paper: Sequence[Record], here: Run) -> list[dict[str, str]]:
+def claims(records: Sequence[Record], paper: Sequence[Record], here: Run) -> list[Claim]:
     """All claims in the order in which they are shown; see :func:`text_claims`."""
     others = networks.others(here)
     rows = text_claims(records, paper, here.bundle(), others)
@@ -510,7 +537,7 @@ def _mean_auroc(records: Sequence[Record], sets: Sequence[str], method: str) -> 
 
 
 def table(
-    rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, str]]:
     """The table of verdicts, a row a claim, with the differences of Table 1 counted in the last."""
     verdicts = [row["verdict"] for row in differences]
@@ -533,14 +560,14 @@ def table(
     ]
 
 
-def as_markdown(rows: Sequence[Mapping[str, str]], differences: Sequence[Mapping[str, Any]]) -> str:
+def as_markdown(rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]) -> str:
     """:func:`table` as Markdown."""
     lines = ["| claim | verdict | paper | here |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row.values())} |" for row in table(rows, differences)]
     return "\n".join(lines) + "\n"
 
 
-def report(rows: Iterable[Mapping[str, str]]) -> None:
+def report(rows: Iterable[Mapping[str, Any]]) -> None:
     """Print the verdicts, a line a claim."""
     for row in rows:
         print(f"{row['verdict']}: {row['claim']} ({row['measured']})")

@@ -12,8 +12,7 @@ import thinkback_utils
 
 ROOT = Path(thinkback_utils.__file__).parents[1]
 PLACES = ("thinkback_utils", "experiments", "bookmaking", "benchmarks")
-OPTIONAL = ("IPython", "fontTools", "matplotlib", "onnx", "onnxscript", "pandas", "pytorch_ood")
-OPTIONAL += ("seaborn", "skimage", "tinycss2", "torchvision")
+OPTIONAL = ("IPython", "matplotlib", "onnx", "onnxscript", "pandas", "pytorch_ood", "torchvision")
 BLOCKED = f"""
 import sys
 class Blocked:

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from refusals import refused
+from tiny import eye
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,13 +22,6 @@ def remarks(z, labels=None, features=None):
         y = None if labels is None else labels[part]
         seen.update(torch.ones(len(z), 2)[part] if features is None else features[part], z[part], y)
     return " ".join(seen.remarks())
-
-
-def eye(size):
-    """A layer whose logits are its inputs."""
-    layer = nn.Linear(size, size, bias=False)
-    nn.init.eye_(layer.weight)
-    return layer
 
 
 def trained_logits(n=2000, classes=5):

@@ -5,31 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
+from tiny import make_features
 
 from experiments import comparison, development, tuning
 from experiments.comparison import DEFAULT, LADDER, Comparison
 from experiments.evaluation import ID_TEST, ID_TRAIN
 from experiments.run import Run
-from thinkback_utils.features import Bundle, Features
+from thinkback_utils.features import Bundle
 from thinkback_utils.files import write_json
-
-D, K = 24, 6
 
 
 def make_results(root: Path) -> Path:
     """Results of both commands on made-up features, of two development networks and one other."""
-    generator = torch.Generator().manual_seed(0)
-    layer = nn.Linear(D, K).requires_grad_(False)
-    layer.weight.copy_(torch.eye(D)[:K] - 0.1)
-    layer.bias.zero_()
-
-    def made(n, shift):
-        y = torch.arange(n) % K
-        h = (shift * torch.eye(D)[y] + torch.rand(n, D, generator=generator)).relu()
-        return Features(h, layer(h), y)
-
+    layer, made = make_features()
     kinds = [kind for kinds in development.GROUPS.values() for kind in kinds]
     for name, network in development.NETWORKS.items():
         sets = {development.FITTED: made(1200, 4.0), development.HELD_OUT: made(60, 2.5)}

@@ -481,7 +481,7 @@ def test_torchvision_downloads_into_a_folder_that_goes(
     ("name", "package", "words"),
     [
         ("svhn", "torchvision", r"needs torchvision: pip install .*\[data\]'$"),
-        ("embedded_textures", "skimage", r".*pip install 'thinkback-utils\[embedded\]'$"),
+        ("photo_crops", "matplotlib", r"needs matplotlib: pip install .*\[data\]'$"),
     ],
 )
 def test_without_an_optional_package_the_error_names_set_and_remedy(
@@ -554,8 +554,6 @@ def test_another_error_of_torchvision_gets_through(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", EMBEDDED_SETS)
 def test_embedded_sets(name, tmp_path):
-    if name == "embedded_textures":
-        pytest.importorskip("skimage")
     loaded, again = load(name, root=tmp_path), load(name)
     assert loaded.images.shape[1:] == (3, 32, 32)
     assert loaded.images.dtype == torch.uint8

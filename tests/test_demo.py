@@ -81,12 +81,6 @@ def served(site):
         yield address
 
 
-@pytest.fixture(scope="module", params=[fonts.FIRST])
-def browser(request, tmp_path_factory):
-    with browsing.launched(request.param, tmp_path_factory.mktemp("fonts")) as browser:
-        yield browser
-
-
 @pytest.fixture
 def page(browser, served):
     """The page on a phone; at the end nothing has failed and nothing came from elsewhere."""

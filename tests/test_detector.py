@@ -11,6 +11,7 @@ import pytest
 import torch
 from refusals import refused
 from safetensors.torch import save_file
+from tiny import eye
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -192,12 +193,6 @@ def test_a_silent_feature_is_a_warning_that_damping_answers():
     assert damped.score(NEW).median() < 1e4
     with pytest.warns(UserWarning, match=r"on the fit data: 1, 2, 3, 4, 5 and 2 more; "):
         OODDetector(eye(8), damping=1e-3).fit(torch.eye(8)[:1] + 0.1)
-
-
-def eye(size):
-    layer = nn.Linear(size, size, bias=False)
-    nn.init.eye_(layer.weight)
-    return layer
 
 
 def test_fitting_again_voids_the_calibration():

@@ -57,14 +57,6 @@ def results(seeds: int = 1) -> Any:
     return explorers.results(records() * seeds, evaluation.paper_table(), SETS, METHODS)
 
 
-@pytest.fixture(scope="module", params=[fonts.FIRST])
-def browser(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
-    with browsing.launched(request.param, tmp_path_factory.mktemp("fonts")) as browser:
-        yield browser
-
-
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
     """Open a page that holds these outputs of a cell; at the end no error may have come up."""

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from refusals import refused
+from tiny import head_of
 from torch import nn
 
 from thinkback_utils.data import ImageSet
-from thinkback_utils.features import Bundle, Features, extract, find_head
+from thinkback_utils.features import Bundle, Features, extract
 from thinkback_utils.models import WideResNet
 
 IMAGES = torch.randint(256, (10, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
@@ -67,21 +68,21 @@ def test_a_named_head_that_the_model_does_not_return_is_refused():
 
 
 @pytest.mark.parametrize("returns", ["first", "tuple", "dict"])
-def test_find_head_leaves_the_model_as_it_was(returns):
+def test_the_search_leaves_the_model_as_it_was(returns):
     net = Net(returns).bfloat16().train()
     low = IMAGES[:2] / torch.tensor(255).bfloat16()
-    assert find_head(net, IMAGES[:1]) == find_head(net, low) == "first"
-    assert find_head(nn.Linear(192, 4), IMAGES.flatten(1)) == ""  # the model is its own head
+    assert head_of(net, IMAGES[:1]) == head_of(net, low) == "first"
+    assert head_of(nn.Linear(192, 4), IMAGES.flatten(1)) == ""  # the model is its own head
     assert net.training
     assert net.trunk[3].training
     with pytest.raises(RuntimeError):
-        find_head(net, IMAGES[:, :1])
+        head_of(net, IMAGES[:, :1])
     assert net.training
     assert not any(module._forward_hooks for module in net.modules())
     with refused(r"no layer's output is returned by the model; .*'first' \(6 -> 4\), 'second'"):
-        find_head(Net("tanh"), IMAGES)
+        head_of(Net("tanh"), IMAGES)
     with refused(r"the only one returned by the model; .*among 'first' \(6 -> 4\), 'second'"):
-        find_head(Net("both"), IMAGES)
+        head_of(Net("both"), IMAGES)
 
 
 def test_model_is_given_back_in_training_mode_without_hooks():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import network_gradients
 from refusals import refused
 from torch import nn
 
@@ -19,7 +20,6 @@ from thinkback_utils.gradients import (
     squared_gradients,
 )
 from thinkback_utils.models import WideResNet
-from thinkback_utils.reference import network_gradients
 
 
 def trained(net):

@@ -5,10 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from refusals import refused
+from tiny import head_of
 from torch import nn
 
 from thinkback_utils.detector import OODDetector
-from thinkback_utils.features import extract, find_head
+from thinkback_utils.features import extract
 from thinkback_utils.fisher import DiagonalFisher
 from thinkback_utils.scores import thinkback
 
@@ -110,7 +111,7 @@ def ended(ends):
 @pytest.mark.parametrize("ends", ENDS)
 def test_head_is_found_and_what_it_reads_and_the_model_returns_is_kept(ends):
     net, (_, name, features, linear) = ended(ends), ENDS[ends]
-    assert find_head(net, X) == name
+    assert head_of(net, X) == name
     found, named = extract(net, X), extract(net, X, head=name)
     torch.testing.assert_close(found.features, features(h_of(net)))
     assert torch.equal(found.features, named.features)
@@ -166,7 +167,7 @@ def convolutional(*end):
 def test_a_convolution_as_head(end, name):
     net = convolutional(*end)
     out = extract(net, MAPS)
-    assert find_head(net, MAPS) == name
+    assert head_of(net, MAPS) == name
     torch.testing.assert_close(out.features, net[1](net[0](MAPS)).mean((2, 3)).detach())
     torch.testing.assert_close(out.logits, net(MAPS).detach())
     said = OODDetector(net).fit(MAPS)
@@ -208,7 +209,7 @@ def test_a_class_for_each_pixel_of_a_resized_map(align_corners):
     torch.testing.assert_close(seen.logits, z.movedim(1, -1))
     torch.testing.assert_close(F.conv2d(h, net[2].weight, net[2].bias), z)
     assert OODDetector(net).fit(MAPS).score(MAPS).shape == (12, 10, 12)
-    assert find_head(net, MAPS) == "2"
+    assert head_of(net, MAPS) == "2"
 
 
 def test_a_class_for_each_token():
@@ -284,5 +285,5 @@ def test_nan_in_images_is_named():
 def test_half_precision():
     for dtype in (torch.bfloat16, torch.float16):
         net = Net(lambda n, h: n.fc(h).float().log_softmax(1), fc=fc()).to(dtype)
-        assert find_head(net, X) == "fc"
+        assert head_of(net, X) == "fc"
         assert extract(net, X).logits.dtype == torch.float32

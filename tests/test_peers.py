@@ -56,6 +56,14 @@ def numpy_of(item):
     return item.features.double().numpy(), item.logits.double().numpy(), item.labels.numpy()
 
 
+def of_classes(name, world):
+    """Training and test features as the detector reads them, training labels, class means."""
+    (h, _, y), (x, _, _) = numpy_of(world[1]), numpy_of(world[2])
+    if name.endswith("_pp"):
+        h, x = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (h, x))
+    return h, x, y, np.stack([h[y == k].mean(0) for k in range(K)])
+
+
 @pytest.mark.parametrize("name", OF_FEATURES)
 def test_higher_is_more_ood(name, world):
     ids, oods = scored(name, world), scored(name, world, item=3)
@@ -73,10 +81,7 @@ def test_theirs_and_ours_agree(name, world):
 
 @pytest.mark.parametrize("name", ["mahalanobis", "mahalanobis_pp"])
 def test_mahalanobis_is_the_distance_to_the_nearest_mean(name, world):
-    (h, _, y), (x, _, _) = numpy_of(world[1]), numpy_of(world[2])
-    if name == "mahalanobis_pp":
-        h, x = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (h, x))
-    means = np.stack([h[y == k].mean(0) for k in range(K)])
+    h, x, y, means = of_classes(name, world)
     precision = EmpiricalCovariance(assume_centered=True).fit(h - means[y]).precision_
     squared = cdist(x, means, "mahalanobis", VI=precision).min(1) ** 2
     # The package does not divide by N.
@@ -156,10 +161,7 @@ def test_gen_and_kl_matching_are_their_formulas(world):
 
 @pytest.mark.parametrize("name", ["rmds", "rmds_pp"])
 def test_rmds_subtracts_the_distance_to_the_mean_of_all(name, world):
-    (h, _, y), (x, _, _) = numpy_of(world[1]), numpy_of(world[2])
-    if name == "rmds_pp":
-        h, x = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (h, x))
-    means = np.stack([h[y == k].mean(0) for k in range(K)])
+    h, x, y, means = of_classes(name, world)
     own = np.linalg.inv(np.cov((h - means[y]).T, bias=True))
     every = np.linalg.inv(np.cov(h.T, bias=True))
     squared = cdist(x, means, "mahalanobis", VI=own).min(1) ** 2

@@ -152,7 +152,8 @@ def test_timm_names_the_same_features(timm, name):
         h, z = model.forward_head(model.forward_features(x), pre_logits=True), model(x)
     np.testing.assert_allclose(seen.features, h, rtol=1e-3, atol=1e-4 * float(h.abs().max()))
     np.testing.assert_allclose(seen.logits, z, rtol=1e-3, atol=1e-4 * float(z.abs().max()))
-    assert model.get_submodule(tb.features.find_head(model, x)) is model.get_classifier()
+    (head,) = {item.head for item in tb.passes.stream(model, x)}
+    assert model.get_submodule(head) is model.get_classifier()
 
 
 def test_timm_knows_the_mean_and_std_of_its_images(timm):

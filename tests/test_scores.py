@@ -1,6 +1,7 @@
 """Scores against autograd, torch.func, SciPy and explicit inverses, and against each other."""
 
 import numpy as np
+import oracles
 import pandas as pd
 import pytest
 import torch
@@ -65,7 +66,7 @@ def autograd(case):
 def vmap_of_grad(case):
     """Through log-softmax, which loses digits of p - 1: close by the largest gradient."""
     y, T = case.logits.argmax(1), case.temperature
-    g = reference.head_gradients_vmap(*case.layer, y, T)
+    g = oracles.head_gradients_vmap(*case.layer, y, T)
     yield case.gradients, g, 1e-9, 1e-13 * g.abs().max()
     r = scores.residual(case.logits, T)
     yield torch.einsum("nk,nd->nkd", r, case.inputs(True)), case.gradients
@@ -75,7 +76,7 @@ def explicit_inverses(case):
     h, z, T = case.features, case.logits, case.temperature
     drawn = [
         (chance, reference.head_gradients(*case.layer, y, T)[:, :, -1])
-        for y, chance in reference.labels_of_kind("model", z, T)
+        for y, chance in oracles.labels_of_kind("model", z, T)
     ]
     for with_bias in (False, True):
         g = (case.gradients if with_bias else case.gradients[:, :, :-1]).flatten(1)
@@ -83,10 +84,10 @@ def explicit_inverses(case):
         F, A, B = (v.T @ v / N for v in (g, r, x))
         for damping in (0.0, 1e-3, 1.0):
             options = {"with_bias": with_bias, "damping": damping}
-            yield full(T, h, z, **options), reference.quadratic(g, F, damping), 1e-6
-            first, second = (reference.quadratic(v, M, damping) for v, M in ((r, A), (x, B)))
+            yield full(T, h, z, **options), oracles.quadratic(g, F, damping), 1e-6
+            first, second = (oracles.quadratic(v, M, damping) for v, M in ((r, A), (x, B)))
             yield kronecker(T, h, z, **options), first * second, 1e-6
-            mean = sum(chance * reference.quadratic(r_y, A, damping) for chance, r_y in drawn)
+            mean = sum(chance * oracles.quadratic(r_y, A, damping) for chance, r_y in drawn)
             yield averaged(T, h, z, **options), mean * second, 1e-6
 
 

@@ -202,8 +202,8 @@ def test_images_of_several_sizes_name_two_and_the_remedy(tmp_path, kind, workers
     sources = shards.open_sources([path])
     for dataset in (sources, sources.datasets[0]):
         with refused(r"a\.png in .* 3 x 30 x 40 and b\.png in .* 3 x 40 x 30; .*--side"):
-            next(iter(shards.loader(dataset, [0, 1], 2, workers)))
-    [batch] = shards.loader(shards.open_sources([path], side=8), [0, 1], 2)
+            next(iter(shards.Batches(dataset, [0, 1], 2, workers)))
+    [batch] = shards.Batches(shards.open_sources([path], side=8), [0, 1], 2)
     assert batch.shape == (2, 3, 8, 8)
 
 
@@ -212,8 +212,8 @@ def test_arrays_of_several_sizes_too(tmp_path):
         np.savez(tmp_path / f"{name}.npz", images=noise(side, side)[None])
     paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
     with refused(r"image 0 of .*a\.npz has 3 x 6 x 6 and image 0 of .*b\.npz has 3 x 8 x 8"):
-        list(shards.loader(shards.open_sources(paths), [0, 1], 2))
-    [batch] = shards.loader(shards.open_sources(paths, side=6), [0, 1], 2)
+        list(shards.Batches(shards.open_sources(paths), [0, 1], 2))
+    [batch] = shards.Batches(shards.open_sources(paths, side=6), [0, 1], 2)
     assert torch.equal(batch[0], torch.from_numpy(noise()).permute(2, 0, 1))
 
 
@@ -231,7 +231,7 @@ def test_a_side_without_pixels_is_an_error(tmp_path, side):
 def test_a_broken_image_is_named(tmp_path, kind, content, workers):
     path = WRITERS[kind](tmp_path / kind, {"a.png": png(noise()), "b.tif": content})
     with refused(rf"{kind} holds a broken image, b\.tif: .*--skip-broken") as raised:
-        list(shards.loader(shards.open_sources([path]), [0, 1], 2, workers))
+        list(shards.Batches(shards.open_sources([path]), [0, 1], 2, workers))
     assert "Traceback" not in str(raised.value)
 
 
@@ -261,7 +261,7 @@ def broken(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_images_are_left_out_and_named(broken, workers):
     sources = shards.open_sources(broken, skip_broken=True)
-    batches = list(shards.loader(sources, range(9), 2, workers))
+    batches = list(shards.Batches(sources, range(9), 2, workers))
     assert [int(image[0, 0, 0]) for batch in batches for image in batch] == [0, 2, 3, 7, 8]
     assert sorted(sources.skipped) == [1, 4, 5, 6]
     words = r"thinkback: .*1\.tar holds a broken image, 2\.png: [^;]*"
@@ -515,13 +515,13 @@ def test_a_block_without_samples_is_an_error_at_once(size):
 @pytest.mark.parametrize(("batch_size", "workers"), [(0, 0), (-1, 0), (1, -1)])
 def test_a_batch_without_images_is_an_error_at_once(broken, batch_size, workers):
     with refused(r"^thinkback: (a batch|the number of workers) must "):
-        shards.loader(shards.open_sources(broken), range(9), batch_size, workers)
+        shards.Batches(shards.open_sources(broken), range(9), batch_size, workers)
 
 
 def test_fewer_blocks_than_processes_leave_some_without_work(broken):
     shares = [list(shards.blocks(9, rank, 4, 8)) for rank in range(4)]
     assert [len(share) for share in shares] == [1, 1, 0, 0]
-    assert list(shards.loader(shards.open_sources(broken), [], 4)) == []
+    assert list(shards.Batches(shards.open_sources(broken), [], 4)) == []
 
 
 @pytest.fixture

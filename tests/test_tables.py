@@ -9,7 +9,7 @@ from IPython.core.formatters import DisplayFormatter
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 from bookmaking import tables
-from bookmaking.tables import estimate, interval, literal, number, percent, plus_minus, show, signed
+from bookmaking.tables import estimate, interval, literal, number, percent, show, signed
 
 
 def rendered(table: tables.Table) -> pd.DataFrame:
@@ -30,7 +30,6 @@ def test_numbers_have_one_minus_sign_and_never_break() -> None:
     assert percent(-0.5) == "−50.0\xa0%"
     assert signed(-0.25, 2) == "−0.25"
     assert interval(-2, -1) == "−2.0\xa0to\xa0−1.0"
-    assert plus_minus(-1, 0.5) == "−1.0\xa0±\xa00.5"
     assert estimate(0, -1, 1, 0) == "0\xa0(−1\xa0to\xa01)"
 
 

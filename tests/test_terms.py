@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import browsing
-import fonts
 import pytest
 from bs4 import BeautifulSoup
 
@@ -170,12 +169,6 @@ def test_each_first_use_in_a_chapter_carries_its_definition(chapter: str) -> Non
             ]
             seen = re.sub("|".join(map(re.escape, longer)) or "$^", "", before, flags=re.IGNORECASE)
             assert not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", seen), (chapter, name)
-
-
-@pytest.fixture(scope="module", params=[fonts.FIRST])
-def browser(request, tmp_path_factory):
-    with browsing.launched(request.param, tmp_path_factory.mktemp("fonts")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import nn
+from tiny import make_features
 
 from experiments import development, networks, peers, tuning
 from experiments.evaluation import ID_TEST
@@ -14,26 +14,17 @@ from experiments.peers import PEERS
 from experiments.run import Run
 from experiments.tuning import CHOICE, PUBLISHED, TUNED
 from thinkback_utils import metrics
-from thinkback_utils.features import Bundle, Features
+from thinkback_utils.features import Bundle
 from thinkback_utils.methods import METHODS
 
 RESULTS = Path(__file__).parents[1] / "results"
-N, D, K = 1500, 24, 6
+N = 1500
 
 
 @pytest.fixture(scope="module")
 def world():
     """A last layer, training features that it classifies well, and others."""
-    generator = torch.Generator().manual_seed(0)
-    layer = nn.Linear(D, K).requires_grad_(False)
-    layer.weight.copy_(torch.eye(D)[:K] - 0.1)
-    layer.bias.zero_()
-
-    def made(n, shift):
-        y = torch.arange(n) % K
-        h = (shift * torch.eye(D)[y] + torch.rand(n, D, generator=generator)).relu()
-        return Features(h, layer(h), y)
-
+    layer, made = make_features()
     return layer, made(N, 4.0), {"a": made(50, 2.0), "b": made(40, 0.5)}
 
 

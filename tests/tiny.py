@@ -1,11 +1,14 @@
-"""A data root of a few random images, and a run of a network that learnt nothing."""
+"""Small made-up things: images, a run of a network that learnt nothing, features of classes."""
 
 import numpy as np
 import torch
+from torch import nn
 
 from experiments.evaluation import image_set
 from experiments.run import Run
+from thinkback_utils.features import Features
 from thinkback_utils.models import WideResNet
+from thinkback_utils.passes import stream
 
 
 def make_images(root, sizes):
@@ -24,3 +27,30 @@ def make_run(results, names, seed=0):
     hashes = {name: image_set(name).sha256() for name in names}
     run.save_record({"images_sha256": hashes, "float16_metric_error": 0.0})
     return run
+
+
+def make_features(D=24, K=6):
+    """A last layer, and ``made(n, shift)``: features of its classes, the surer the larger shift."""
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(D, K).requires_grad_(False)
+    layer.weight.copy_(torch.eye(D)[:K] - 0.1)
+    layer.bias.zero_()
+
+    def made(n, shift):
+        y = torch.arange(n) % K
+        h = (shift * torch.eye(D)[y] + torch.rand(n, D, generator=generator)).relu()
+        return Features(h, layer(h), y)
+
+    return layer, made
+
+
+def head_of(model, images):
+    """Name of the last layer that is found."""
+    return next(stream(model, images)).head
+
+
+def eye(size):
+    """A layer whose logits are its inputs."""
+    layer = nn.Linear(size, size, bias=False)
+    nn.init.eye_(layer.weight)
+    return layer

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .calibration import minimum_scores
-from .checks import FitData, warn
+from .checks import FitData
+from .commands import warn
 from .data import import_torchvision
 from .detector import OODDetector, checked_options
 from .methods import METHODS, State
@@ -265,7 +266,7 @@ class ThinkbackPostprocessor:
         for fisher in self._fishers.values():
             fisher.all_reduce()
         self._choose()
-        warn(seen.all_reduce().remarks(silent=self.options["damping"] == 0), stacklevel=2)
+        warn(seen.all_reduce().remarks(silent=self.options["damping"] == 0))
 
     def postprocess(self, net: nn.Module, data: Tensor) -> tuple[Tensor, Tensor]:
         """Classes int64 (B,) and confidences float64 (B,): minus the score, *lower* = more OOD."""
@@ -444,7 +445,7 @@ class ThinkbackEstimator(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             takes = f"alpha={self.alpha} takes at least {needed} rows to calibrate on"
             fit = f"fit, which calibrates on one half, takes {2 * needed - 1}"
             got = f"{takes}, got {len(rows)}; nothing is called an outlier, and {fit}"
-            warn([got], stacklevel=2)
+            warn([got])
             self.offset_: float = -math.inf
         else:
             self.detector_.calibrate(self._split(rows), self.alpha)

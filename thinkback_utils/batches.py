@@ -75,15 +75,6 @@ class Batch:
     labels: Tensor | None = None
     size: int | None = None
 
-    def first(self, count: int) -> Batch:
-        """The same with the first few samples alone, where they can be told apart."""
-        if self.size is None:
-            return self
-        kwargs = {name: value[:count] for name, value in (self.kwargs or {}).items()}
-        return Batch(
-            tuple(value[:count] for value in self.args), kwargs, None, min(count, self.size)
-        )
-
     def run(
         self, model: nn.Module, forward: Forward | None = None, channels_last: bool = False
     ) -> Any:

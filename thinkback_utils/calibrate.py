@@ -11,7 +11,7 @@ from .commands import Parser, run_main
 from .detector import OODDetector
 from .devices import process_device
 from .fit import add_arguments, named
-from .shards import load_model, loader, open_sources, place
+from .shards import Batches, load_model, open_sources, place
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     dataset = open_sources(given.sources, given.side, given.skip_broken)
     model = load_model(given.model).to(process_device(given.device))
     detector = OODDetector.load(given.detector, model)
-    batches = loader(dataset, range(len(dataset)), given.batch_size, given.workers)
+    batches = Batches(dataset, range(len(dataset)), given.batch_size, given.workers)
     with tqdm(batches) as shown:  # which ends its line before an error begins one
         detector.calibrate(shown, given.alpha, given.delta, given.by, given.few)
     detector.save(given.out)

@@ -12,7 +12,6 @@ does not pass it by a rounding.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -24,6 +23,7 @@ from scipy.stats import binom, false_discovery_control, hypergeom
 from torch import Tensor
 
 from .arrays import as_numpy
+from .commands import listed, warn
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 Label = int | str
@@ -262,12 +262,6 @@ class GroupedCalibration:
                 takes); if labels are neither integers nor strings, or not n; and as
                 :func:`conformal_threshold` does.
         """
-        return cls._of(scores, groups, alpha, delta, few)
-
-    @classmethod
-    def _of(
-        cls, scores: object, groups: object, alpha: float, delta: float | None, few: Few
-    ) -> GroupedCalibration:
         if few not in ("error", "accept"):
             raise ValueError(f"thinkback: few must be 'error' or 'accept', got {few!r}")
         values, (alpha, delta) = _vector("calibration scores", scores), _promise(alpha, delta)
@@ -284,14 +278,14 @@ class GroupedCalibration:
         ]:
             text = (
                 f"{_takes(alpha, delta)} calibration scores in each group; too few are in"
-                f" {_listed(small)}"
+                f" {listed(small)}"
             )
             if few == "error":
                 raise ValueError(
                     f"thinkback: {text}. Add some, merge groups, or set few='accept': no alarm in"
                     " these"
                 )
-            warnings.warn(f"thinkback: {text}, which raise no alarm", stacklevel=3)
+            warn([f"{text}, which raise no alarm"])
         return cls(
             {
                 label: Calibration(torch.from_numpy(s), _just_above(s, alpha, delta), alpha, delta)
@@ -305,7 +299,7 @@ class GroupedCalibration:
         """The same scores at another promise; no image is needed."""
         tensors, facts = self.to_tensors()
         groups = np.repeat(facts["groups"], facts["sizes"])
-        return GroupedCalibration._of(tensors["calibration"], groups, alpha, delta, few)
+        return GroupedCalibration.of(tensors["calibration"], groups, alpha, delta, few)
 
     def p_value(self, score: Array, groups: object) -> Array:
         """:meth:`Calibration.p_value` among the scores of each sample's own group.
@@ -349,9 +343,10 @@ class GroupedCalibration:
         values = _float64("scores", score)
         labels, which = _labels(groups, values.shape)
         if unknown := [label for label in labels if label not in self.parts]:
-            known = f"it has groups {_listed(map(repr, self.parts))}"
+            absent, known = ([repr(label) for label in of] for of in (unknown, self.parts))
             raise ValueError(
-                f"thinkback: the calibration has no group {_listed(map(repr, unknown))}; {known}"
+                f"thinkback: the calibration has no group {listed(absent)}; it has groups"
+                f" {listed(known)}"
             )
         out = np.empty(values.shape)
         for i, label in enumerate(labels):
@@ -650,11 +645,6 @@ def _labels(groups: object, shape: tuple[int, ...]) -> tuple[list[Label], NDArra
         raise ValueError(f"thinkback: groups {array.shape} and scores {shape} differ in shape")
     labels, which = np.unique(array.ravel(), return_inverse=True)
     return labels.tolist(), which.reshape(shape)
-
-
-def _listed(names: Any) -> str:
-    first = list(names)
-    return ", ".join(first[:5]) + (f" and {len(first) - 5} more" if len(first) > 5 else "")
 
 
 def _as_given(result: Any, given: Array) -> Array:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .commands import listed
 from .fisher import summed
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -70,19 +69,19 @@ class FitData:
         if not count:
             return []
         classes, found = len(self.predicted), []
-        if missing := listed(self.predicted == 0):
+        if missing := _which(self.predicted == 0):
             found.append(
                 f"classes never predicted on the fit data: {missing}; inputs that are given one"
                 " tend to score far out. Fit on data of every class"
             )
         few = (self.predicted > 0) & (self.predicted < min(FEW, count / classes / 10))
-        if rare := listed(few):
+        if rare := _which(few):
             found.append(
                 f"classes predicted for fewer than {FEW} of {count:,.0f} fit images: {rare}; most"
                 " of their inputs may be called OOD, though the promise holds on average. Add data"
                 ' of them, or calibrate(by="predicted")'
             )
-        if silent and (off := listed(self.active == 0)):
+        if silent and (off := _which(self.active == 0)):
             found.append(
                 f"features that are 0 in all fit data: {off}; with damping=0 nothing says how"
                 " unusual other values are. Set damping, 1e-3 say"
@@ -144,26 +143,9 @@ def first_norm(model: nn.Module | None) -> Iterator[list[str]]:
         handle.remove()
 
 
-def warn(remarks: Iterable[str], stacklevel: int) -> None:
-    """A ``UserWarning`` for each remark, from the first caller outside this package.
-
-    ``stacklevel`` is as seen from the caller.
-    """
-    frame, level = sys._getframe(stacklevel), stacklevel + 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
-        f"{__package__}."
-    ):
-        frame, level = frame.f_back, level + 1
-    for remark in remarks:
-        warnings.warn(f"thinkback: {remark}", stacklevel=level)
-
-
-def listed(chosen: Tensor) -> str:
+def _which(chosen: Tensor) -> str:
     """Which entries of a mask (N,) are true, in words."""
-    which = chosen.nonzero().flatten().tolist()
-    return ", ".join(map(str, which[:5])) + (
-        f" and {len(which) - 5} more" if len(which) > 5 else ""
-    )
+    return listed(chosen.nonzero().flatten().tolist())
 
 
 def _above_chance(rate: float, classes: int) -> float:

@@ -1,10 +1,11 @@
-"""What all commands share: a wrong input is one line on standard error, and status 1."""
+"""What is said to a user: errors of commands in one line, warnings, and lists in a sentence."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 
@@ -34,3 +35,24 @@ def run_main(main: Callable[[], object]) -> int:
         print(" ".join(line.split()), file=sys.stderr)
         return 1
     return 0
+
+
+def warn(remarks: Iterable[str]) -> None:
+    """A ``UserWarning`` for each remark, from the first caller outside this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(
+        f"{__package__}."
+    ):
+        frame, level = frame.f_back, level + 1
+    for remark in remarks:
+        warnings.warn(f"thinkback: {remark}", stacklevel=level)
+
+
+def listed(items: Sequence[object], separator: str = ", ") -> str:
+    """The first five, and how many more there are.
+
+    >>> listed(range(7))
+    '0, 1, 2, 3, 4 and 2 more'
+    """
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return separator.join(map(str, items[:5])) + more

@@ -34,7 +34,7 @@ SIDE = 32  # pixels: every set comes at the size of CIFAR-10
 
 PAPER_SETS = ("textures", "svhn", "lsun_crop", "lsun_resize", "isun")
 STAND_INS = ("textures10", "places9_crop", "places9_resize", "sun_resize")
-EMBEDDED_SETS = ("embedded_textures", "photo_crops", "photo_resizes", "letters")
+EMBEDDED_SETS = ("photo_crops", "letters")
 TWO_SPLITS = ("cifar10", "cifar100", "digits")  # every other set has a test split only
 
 TITLES: dict[str, str] = {
@@ -50,9 +50,7 @@ TITLES: dict[str, str] = {
     "places9_resize": "Places9-Resize",
     "sun_resize": "SUN-Resize",
     "digits": "Digits",
-    "embedded_textures": "Embedded textures",
     "photo_crops": "Photo crops",
-    "photo_resizes": "Photo resizes",
     "letters": "Letters",
 }
 
@@ -468,7 +466,7 @@ def import_torchvision(what: str = "this") -> Any:
         ImportError: it is not installed; the message says that ``what`` needs it.
     """
     try:
-        return _needed("torchvision", what, "data")
+        return _needed("torchvision", what)
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
@@ -482,12 +480,12 @@ def import_torchvision(what: str = "this") -> Any:
     return import_module("torchvision")
 
 
-def _needed(package: str, what: str, extra: str) -> Any:
+def _needed(package: str, what: str) -> Any:
     """A package that only some sets need; an error that names the extra which installs it."""
     try:
         return import_module(package)
     except ImportError as error:
-        remedy = f"pip install 'thinkback-utils[{extra}]'"
+        remedy = "pip install 'thinkback-utils[data]'"
         raise ImportError(f"thinkback: {what} needs {package}: {remedy}") from error
 
 
@@ -522,7 +520,7 @@ def _letters(split: str) -> Arrays:
     B, D, G, I, J, O, Q, S and Z are left out: at this size they can be read as 8, 0, 6, 1, 1, 0, 0,
     5 and 2.
     """
-    matplotlib = _needed("matplotlib", "set 'letters'", "data")
+    matplotlib = _needed("matplotlib", "set 'letters'")
     letters = [letter for letter in string.ascii_uppercase if letter not in "BDGIJOQSZ"]
     faces = (
         "DejaVuSans",
@@ -552,48 +550,25 @@ def _letters(split: str) -> Arrays:
     return {"images": _enlarge(np.stack(coarse)), "labels": labels, "classes": np.array(letters)}
 
 
-def _regions(
-    photos: dict[str, Image.Image], smallest: int, largest: int | None, seed: int
-) -> Arrays:
-    """200 random squares of each photo, sides from smallest to largest (None: all that fits) px."""
-    rng = np.random.default_rng(seed)
-    images = []
+def _photo_crops(split: str) -> Arrays:
+    """200 random crops of each of three photos that scikit-learn and matplotlib carry."""
+    from sklearn.datasets import load_sample_image
+
+    matplotlib = _needed("matplotlib", "set 'photo_crops'")
+    hopper = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
+    photos = {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
+    photos["grace_hopper"] = read_rgb(hopper.read_bytes(), str(hopper))
+    rng, images = np.random.default_rng(2), []
     for photo in photos.values():
         for _ in range(200):
-            side = int(rng.integers(smallest, largest or min(photo.size), endpoint=True))
-            x, y = (int(rng.integers(length - side, endpoint=True)) for length in photo.size)
-            box = (x, y, x + side, y + side)
-            images.append(
-                np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box))
-            )
+            x, y = (rng.integers(length - SIDE, endpoint=True) for length in photo.shape[1::-1])
+            images.append(photo[y : y + SIDE, x : x + SIDE])
     labels = np.repeat(np.arange(len(photos)), 200)
     return {"images": np.stack(images), "labels": labels, "classes": np.array(list(photos))}
 
 
-def _photos() -> dict[str, Image.Image]:
-    from sklearn.datasets import load_sample_image
-
-    matplotlib = _needed("matplotlib", "a set of photos", "data")
-    photos = {
-        name: Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("china", "flower")
-    }
-    hopper = Path(matplotlib.get_data_path(), "sample_data", "grace_hopper.jpg")
-    return {**photos, "grace_hopper": Image.fromarray(read_rgb(hopper.read_bytes(), str(hopper)))}
-
-
-def _embedded_textures(split: str) -> Arrays:
-    data = _needed("skimage", "set 'embedded_textures'", "embedded").data
-    surfaces = {}
-    for name in ("brick", "grass", "gravel"):
-        pixels = read_rgb(Image.fromarray(getattr(data, name)()), name)
-        surfaces[name] = Image.fromarray(pixels)
-    return _regions(surfaces, SIDE, SIDE, seed=1)
-
-
 _EMBEDDED: dict[str, Callable[[str], Arrays]] = {  # split -> arrays; a fixed seed each
     "digits": _digits,
-    "embedded_textures": _embedded_textures,
-    "photo_crops": lambda split: _regions(_photos(), SIDE, SIDE, seed=2),
-    "photo_resizes": lambda split: _regions(_photos(), 96, None, seed=3),
+    "photo_crops": _photo_crops,
     "letters": _letters,
 }

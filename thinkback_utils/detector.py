@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -25,7 +24,8 @@ from .calibration import (
     minimum_scores,
     mostly_rejected,
 )
-from .checks import FitData, first_norm, warn
+from .checks import FitData, first_norm
+from .commands import warn
 from .export import exported, to_onnx
 from .features import Features
 from .files import replacing
@@ -137,7 +137,7 @@ class OODDetector:
 
         with first_norm(self.model) as remarks:
             self.state, self.calibration = method.fit(watched(), **self.options), None
-        warn(seen.all_reduce().remarks(silent=self.options["damping"] == 0) + remarks, stacklevel=2)
+        warn(seen.all_reduce().remarks(silent=self.options["damping"] == 0) + remarks)
         return self
 
     def score(self, images: Images) -> Tensor:
@@ -182,19 +182,15 @@ class OODDetector:
         scores, classes = self._score(images)
         if scores.ndim > 1:
             alike = "scores of places in one image are alike"
-            warn([f"{alike}; what is promised is the average over many images"], stacklevel=2)
+            warn([f"{alike}; what is promised is the average over many images"])
         scores, classes = scores.flatten(), classes.flatten()
         self.by_class = isinstance(by, str) and by == "predicted"
         if by is None:
             self.calibration = Calibration.of(scores, alpha, delta)
-            warn(_rejected_classes(scores, classes, self.calibration), stacklevel=2)
+            warn(_rejected_classes(scores, classes, self.calibration))
         else:
-            with warnings.catch_warnings(record=True) as told:  # about groups without alarms
-                warnings.simplefilter("always")
-                self.calibration = GroupedCalibration.of(
-                    scores, classes if self.by_class else by, alpha, delta, few
-                )
-            warn((str(item.message).removeprefix("thinkback: ") for item in told), stacklevel=2)
+            groups = classes if self.by_class else by
+            self.calibration = GroupedCalibration.of(scores, groups, alpha, delta, few)
         return self
 
     def recalibrate(self, alpha: float, delta: float | None = None) -> OODDetector:

@@ -6,43 +6,26 @@ import copy
 import json
 import warnings
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .batches import Forward, Pixels, as_tensor, batches, dtype_of, unwrapped
-from .calibration import Calibration, GroupedCalibration, counted_p_value
+from .batches import as_tensor, batches, dtype_of, unwrapped
+from .calibration import Calibration, counted_p_value
 from .files import replacing
-from .heads import Head, Name, watching
-from .methods import METHODS, Options, State
+from .heads import Head, watching
+from .methods import METHODS
 from .passes import Reader, evaluating
+
+if TYPE_CHECKING:
+    from .detector import OODDetector
 
 # onnxruntime 1.14 of 2023 and its web build read these two, and all that came after
 OPSET = 18
 IR_VERSION = 8
 OUTPUTS = ("logits", "score", "p_value", "rejected")
-
-
-class Detector(Protocol):
-    """What a graph reads of an ``OODDetector``, whose module imports this one."""
-
-    model: nn.Module | None
-    head: Name | None
-    forward: Forward | None
-    pixels: Pixels
-    method: str
-    options: Options
-    state: State | None
-    calibration: Calibration | GroupedCalibration | None
-
-    @property
-    def threshold(self) -> float:
-        """Scores from it on are alarms."""
-
-    def facts(self) -> dict[str, Any]:
-        """What a file notes beside tensors, as JSON types."""
 
 
 class Graph(nn.Module):
@@ -66,7 +49,7 @@ class Graph(nn.Module):
     mean: Tensor | None
     std: Tensor | None
 
-    def __init__(self, detector: Detector, head: Head) -> None:
+    def __init__(self, detector: OODDetector, head: Head) -> None:
         super().__init__()
         if detector.state is None or detector.model is None:
             raise ValueError(
@@ -117,7 +100,7 @@ class Graph(nn.Module):
         return out | {"rejected": score >= self.threshold} if self.calibrated else out
 
 
-def _outputs(detector: Detector) -> list[str]:
+def _outputs(detector: OODDetector) -> list[str]:
     known = detector.calibration
     if known is None:
         return ["logits", "score"]
@@ -125,7 +108,7 @@ def _outputs(detector: Detector) -> list[str]:
     return [name for name in OUTPUTS if counted or name != "p_value"]
 
 
-def exported(detector: Detector, example: Tensor | NDArray[Any]) -> torch.export.ExportedProgram:
+def exported(detector: OODDetector, example: Tensor | NDArray[Any]) -> torch.export.ExportedProgram:
     """:class:`Graph`, captured for any number of images; see ``OODDetector.exported``.
 
     Images are like ``example``, float (N, ...).
@@ -159,7 +142,7 @@ def exported(detector: Detector, example: Tensor | NDArray[Any]) -> torch.export
     )
 
 
-def to_onnx(detector: Detector, path: str | Path, example: Tensor | NDArray[Any]) -> None:
+def to_onnx(detector: OODDetector, path: str | Path, example: Tensor | NDArray[Any]) -> None:
     """Write :func:`exported` as ONNX; see ``OODDetector.export``."""
     try:
         from onnxscript import optimizer

@@ -103,25 +103,6 @@ def extract(
     return Features(torch.cat(features), torch.cat(logits), known)
 
 
-def find_head(model: nn.Module, x: Images, forward: Forward | None = None) -> str | tuple[str, ...]:
-    """Name of the last layer: the one whose output the model returns; see :mod:`heads`.
-
-    Args:
-        model: any classifier, which runs on a few of them and is given back as it was.
-        x: images as :func:`extract` takes them.
-        forward: as there.
-
-    Raises:
-        ValueError: if not exactly one layer fits; the message lists the candidates.
-
-    >>> find_head(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 4))
-    '2'
-    """
-    for item in stream(model, x, forward=forward):
-        return item.head
-    raise ValueError("thinkback: no head can be found without images, and there is none")
-
-
 @dataclass(frozen=True)
 class Bundle:
     """Everything the scores need of a network: features by set, and the last layer (K, D), (K,)."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch.distributed as dist
 from tqdm import tqdm
 
-from .commands import Parser, run_main
+from .commands import Parser, listed, run_main
 from .detector import OODDetector
 from .devices import process_device
 from .methods import METHODS
-from .shards import Sources, blocks, listed, load_model, loader, open_sources, place
+from .shards import Batches, Sources, blocks, load_model, open_sources, place
 
 OPTIONS = ("temperature", "eps", "damping")
 
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        batches = loader(dataset, mine, given.batch_size, given.workers)
+        batches = Batches(dataset, mine, given.batch_size, given.workers)
         with tqdm(batches, disable=rank > 0) as shown:  # it ends its line before an error
             detector.fit(shown)
     finally:

@@ -76,20 +76,15 @@ class Head:
             ValueError: if it did not.
         """
         outputs, pairs = list(tensors_of(output)), _pairs(self.names, runs, layers)
-        made = (
-            FORMS[self.form](*pairs[self.run], outputs[self.output])
-            if self._is_there(pairs, outputs)
-            else None
-        )
+        made = None
+        if self.run < len(pairs) and self.output < len(outputs):
+            made = FORMS[self.form](*pairs[self.run], outputs[self.output])
         if made is None or (check and not made.fits()):
             raise ValueError(
                 f"thinkback: the model does not return what its head {self.name!r} computes"
             )
         z = made.logits
         return made.features, torch.cat([torch.zeros_like(z), z], -1) if z.shape[-1] == 1 else z
-
-    def _is_there(self, pairs: list[tuple[Tensor, Tensor]], outputs: list[Tensor]) -> bool:
-        return self.run < len(pairs) and self.output < len(outputs)
 
 
 def find(model: nn.Module, runs: Runs, output: Any, names: tuple[str, ...] | None = None) -> Head:

@@ -325,13 +325,17 @@ def mean_auroc(id_scores: ArrayLike, ood_scores: Iterable[ArrayLike]) -> tuple[f
         )
     above, variance = np.zeros(len(ids)), 0.0
     for ood in oods:
-        above += (1 - _rank(ids, ood)) / len(oods)
-        variance += _rank(ood, ids).var(ddof=1) / len(ood) / len(oods) ** 2
+        above += (1 - rank(ids, ood)) / len(oods)
+        variance += rank(ood, ids).var(ddof=1) / len(ood) / len(oods) ** 2
     return float(above.mean()), 1.96 * float(np.sqrt(variance + above.var(ddof=1) / len(ids)))
 
 
-def _rank(values: NDArray[np.float64], among: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Fraction of ``among`` below each value, ties one half."""
+def rank(values: NDArray[np.floating], among: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Fraction of ``among`` below each value, ties one half; the mean of it is an AUROC.
+
+    >>> rank(np.array([0.2, 0.9]), np.array([0.1, 0.2, 0.3]))
+    array([0.5, 1. ])
+    """
     ordered = np.sort(among)
     return (np.searchsorted(ordered, values) + np.searchsorted(ordered, values, "right")) / (
         2 * len(ordered)

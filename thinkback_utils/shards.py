@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
+from .commands import listed
 from .features import save_arrays
 from .files import DAMAGED, locking, read_arrays, read_json, write_json
 from .images import ImageError, read_rgb, square
@@ -149,7 +150,7 @@ class Sources(ConcatDataset[Tensor]):
     """Images of several sources, one after the other; index i is the same image in every run.
 
     Attributes:
-        skip_broken: images that cannot be read are left out by :func:`loader`, instead of an error.
+        skip_broken: :class:`Batches` leaves out images that cannot be read, instead of an error.
         skipped: those that were, with the reason, by index; each process knows of its own.
     """
 
@@ -341,6 +342,12 @@ class Batches:
 
     Where the data set is :class:`Sources` with ``skip_broken`` it is left out instead, and noted in
     ``skipped`` here and there; a batch may then be smaller, and one without images does not come.
+
+    Args:
+        dataset: of :func:`open_sources`, or any map-style data set.
+        indices: the samples.
+        batch_size: images in a batch, the last one may have fewer.
+        workers: processes that decode; 0: this one does.
     """
 
     def __init__(
@@ -418,20 +425,6 @@ def _collated(
     return default_collate(good) if good and len(sizes) < 2 else None, broken, sizes
 
 
-def loader(
-    dataset: Dataset[Any], indices: Sequence[int], batch_size: int, workers: int = 0
-) -> Batches:
-    """Batches of those samples, in that order; see :class:`Batches`.
-
-    Args:
-        dataset: of :func:`open_sources`, or any map-style data set.
-        indices: the samples.
-        batch_size: images in a batch, the last one may have fewer.
-        workers: processes that decode; 0: this one does.
-    """
-    return Batches(dataset, indices, batch_size, workers)
-
-
 def score_samples(
     score: Callable[[Iterable[Tensor]], Mapping[str, Tensor]],
     dataset: Dataset[Any],
@@ -444,13 +437,13 @@ def score_samples(
     Args:
         score: takes batches (B, 3, H, W) and returns arrays by name, each with one entry an image,
             (n,).
-        dataset, indices, options: as :func:`loader` takes them.
+        dataset, indices, options: as :class:`Batches` takes them.
         blank: names of the arrays, and what stands for a skipped sample: NaN for scores.
 
     Returns:
         Arrays (len(indices),) by name, in the order of the indices; floats as float64.
     """
-    batches = loader(dataset, indices, **options)
+    batches = Batches(dataset, indices, **options)
     out = {}
     for name, value in blank.items():
         dtype = torch.float64 if isinstance(value, float) else None
@@ -532,11 +525,6 @@ def start(folder: Path, job: dict[str, Any]) -> None:
             f"thinkback: {folder} holds scores of another job ({listed(differing, '; ')}); name"
             " another"
         )
-
-
-def listed(items: Sequence[str], separator: str = ", ") -> str:
-    """The first five, and how many more there are."""
-    return separator.join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
 def _differences(key: str, old: Any, new: Any) -> Iterator[str]:
