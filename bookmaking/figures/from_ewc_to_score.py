@@ -180,8 +180,8 @@ def plot_refit(figure: Figure, tall: bool, gain: Tensor, predicted: Mapping[str,
     ax.set(yscale="log", ylabel="predicted / exact")
     ax.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"], minor=False)
     ax.tick_params(axis="y", which="minor", left=False, labelleft=False)
-    place = "outside upper center"
-    figure.legend(markerscale=2, loc=place, handletextpad=0, ncols=1 if tall else 3)
+    columns = 1 if tall else 3
+    figure.legend(loc="outside upper center", markerscale=2, handletextpad=0, ncols=columns)
 
 
 @two_forms(wide=(7.2, 3.8), tall=(3.9, 4.2))

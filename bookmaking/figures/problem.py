@@ -117,7 +117,7 @@ def plot_far(
         style = ("--" if title == "Eq. 5" else "-") if method else next(grays)
         color = METHOD_COLORS[method] if method else INK
         ax.plot(radii, 100 * np.asarray(shares), style, color=color, label=title)
-    mark_data(ax, x, height=0.45, right=0.58)
+    mark_data(ax, x, height=0.7, right=0.6)
     set_distances(ax, 0.4, 1000)
     ax.set(ylabel="directions called OOD (%)", ylim=(0, 103))
     figure.legend(loc="outside upper center", ncols=2 if tall else 3)
@@ -190,6 +190,6 @@ def plot_decay(
     ax.plot([], [], "-", color=INK, label="Eq. 6")
     ax.plot([], [], "--", color=INK, label="Eq. 5")
     set_distances(ax, 0.1, 10000)
-    mark_data(ax, x, right=0.6)
+    mark_data(ax, x, right=0.7)
     ax.set(ylim=(-15, 4), ylabel="$\\log_{10}$ (score / threshold)")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.1))
+    figure.legend(loc="outside upper center", ncols=2)
