@@ -108,7 +108,7 @@ def plot_leverage(
     label = "same leverage for the diagonal"
     ax.plot(*(upright[:, None] * circle), "--", color=INK, linewidth=1.2, label=label)
     ax.set(xlabel="feature $h_1$", ylabel="feature $h_2$", aspect="equal")
-    ax.set(xlim=(-7, 7.4), ylim=(-2.8, 3.6))
+    ax.set(xlim=(-7, 7.4), ylim=(-4, 5) if tall else (-2.8, 3.6))
     figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 
 
@@ -158,7 +158,7 @@ def plot_steps(
         offset = (shift, -4 if below else 4)
         shown = ax.annotate(label, end, offset, textcoords="offset points", **place)
         shown.set(color=tone, weight="bold")
-    reach = (1.6 if tall else 2.2) * float(plain[0].abs())
+    reach = (1.9 if tall else 2.2) * float(plain[0].abs())
     ax.set(xlim=(float(w[0]) - reach, float(w[0]) + reach))
     ax.set(xlabel="weight $w_1$", ylabel="weight $w_2$")
 
@@ -205,9 +205,10 @@ def plot_trap(
         ax.plot(amplitude, values, style, color=color)
         ax.text(float(amplitude[-1]), float(values[-1]), f" {label}", color=color, va="center")
     ax.axhline(ceiling, color=INK, linewidth=0.8, linestyle=":")
-    ceiling_label = "largest score of a training point"  # at the left, above the flat curves
-    ax.text(6e-11, ceiling * 1.4, ceiling_label, va="bottom")
-    ax.set(xscale="log", xlim=(5e-11, 1e6 if tall else 2e4))
+    end = 1e6 if tall else 2e4
+    ceiling_label = "largest score of\na training point"  # at the right, below the curves
+    ax.text(end, ceiling * 1.4, ceiling_label, ha="right", va="bottom")
+    ax.set(xscale="log", xlim=(5e-11, end))
     ax.set_xticks([1e-10, 1e-5, 1] if tall else [1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1])
     ax.set(xlabel="activation $a$ of the silent feature")
     ax.set(yscale="log", ylabel="score, Eq. 6")
