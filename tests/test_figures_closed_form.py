@@ -1,9 +1,7 @@
-import matplotlib as mpl
+from inspect import unwrap
+
 import numpy as np
 import pytest
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from bookmaking.figures import closed_form as figures
@@ -11,18 +9,19 @@ from bookmaking.figures import closed_form as figures
 GENERATOR = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+def drawn(plot, *given, tall=False):
+    """One of the two forms of a figure."""
+    figure = Figure()
+    unwrap(plot)(figure, tall, *given)
+    return figure
 
 
 @pytest.mark.parametrize("tall", [False, True])
 def test_answer_draws_every_image_and_both_times(tall):
-    figure, scores = Figure(), GENERATOR.uniform(1, 9, 10)
+    scores = GENERATOR.uniform(1, 9, 10)
     both = {"formula": scores, "backpropagation": scores}
     seconds = {"formula": 1e-6, "backpropagation": 1e-3}
-    figures.draw_answer(both, seconds, np.arange(10) >= 4, figure, tall)
+    figure = drawn(figures.answer, both, seconds, np.arange(10) >= 4, tall=tall)
     left, right = figure.axes
     assert [len(cloud.get_offsets()) for cloud in left.collections] == [4, 6]
     assert sorted(bar.get_width() for bar in right.patches) == pytest.approx([1, 1000])
@@ -38,7 +37,7 @@ def test_answer_has_two_forms():
 
 
 def test_outer_product_is_written_out():
-    ax = figures.plot_outer([0.7, 0.2, 0.1], [-0.3, 0.2, 0.1], [2, 1])
+    [ax] = drawn(figures.plot_outer, [0.7, 0.2, 0.1], [-0.3, 0.2, 0.1], [2, 1]).axes
     words = [text.get_text() for text in ax.texts]
     assert {"−0.6", "−0.3", "+0.4", "+0.2", "+0.1", "h = 2", "r = −0.3"} <= set(words)
     assert len(ax.patches) == 12  # a frame and a bar for each weight
@@ -48,10 +47,10 @@ def test_outer_product_is_written_out():
 
 def test_map_and_trap_have_labels():
     cloud = {"a": GENERATOR.uniform(1, 10, 30), "b": GENERATOR.uniform(1, 10, 30)}
-    ax = figures.plot_map(cloud, cloud)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    [legend] = drawn(figures.plot_map, cloud, cloud).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
     errors = {"float32": [1e-8, 1], "float64": [1e-16, 1], "careful": [0, 0]}
-    ax = figures.plot_trap([1, 20], errors)
+    [ax] = drawn(figures.plot_trap, [1, 20], errors).axes
     assert min(ax.lines[2].get_ydata()) > 0
     assert ax.get_xlabel()
     assert ax.get_ylabel()

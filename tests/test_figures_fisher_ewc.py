@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
+from typing import Any
+
 import torch
 from matplotlib.figure import Figure
 
 from bookmaking.figures import fisher_ewc
 
 MATRIX = torch.tensor([[4.0, 1.0], [1.0, 0.5]], dtype=torch.float64)
+
+
+def drawn(plot: Any, *given: Any, tall: bool = False) -> Figure:
+    """One of the two forms of a figure."""
+    figure = Figure()
+    unwrap(plot)(figure, tall, *given)
+    return figure
 
 
 def test_the_answer_follows_the_price_it_is_given() -> None:
@@ -27,7 +37,7 @@ def test_the_answer_follows_the_price_it_is_given() -> None:
 
 
 def test_an_ellipse_for_each_label() -> None:
-    figure = fisher_ewc.plot_kinds({"a": [MATRIX] * 3, "b": [2 * MATRIX] * 3})
+    figure = drawn(fisher_ewc.plot_kinds, {"a": [MATRIX] * 3, "b": [2 * MATRIX] * 3})
     for ax, scale in zip(figure.axes, (1, 2), strict=True):
         assert len(ax.lines) == 3
         ellipse = torch.tensor(ax.lines[0].get_xydata())
@@ -37,11 +47,13 @@ def test_an_ellipse_for_each_label() -> None:
 
 def test_prices_and_gaps_have_labelled_axes() -> None:
     line = torch.tensor([0.0, 180.0, 360.0])
-    wave = fisher_ewc.plot_wave(line, 1 + line / 360, 1 + line / 360).axes[0]
+    wave = drawn(fisher_ewc.plot_wave, line, 1 + line / 360, 1 + line / 360).axes[0]
     assert wave.get_ylabel()
     assert len(wave.get_xticklabels()) == 9
+    upright = drawn(fisher_ewc.plot_wave, line, 1 + line / 360, 1 + line / 360, tall=True)
+    assert len(upright.axes[0].get_xticklabels()) == 4
     gaps = {name: [4.0, 2.0] for name in fisher_ewc.GAP_STYLES}
-    ax = fisher_ewc.plot_gaps([50, 200], gaps, [3.9, 1.9]).axes[0]
+    ax = drawn(fisher_ewc.plot_gaps, [50, 200], gaps, [3.9, 1.9]).axes[0]
     assert ax.get_xlabel()
     assert ax.get_ylabel()
     assert len(ax.texts) == 6

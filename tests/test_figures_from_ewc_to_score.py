@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
+from typing import Any
+
 import torch
 from matplotlib.figure import Figure
 
 from bookmaking.figures import from_ewc_to_score as figures
 
 F2 = torch.tensor([[4.0, 1.0], [1.0, 0.5]], dtype=torch.float64)
+
+
+def drawn(plot: Any, *given: Any, tall: bool = False) -> Figure:
+    """One of the two forms of a figure."""
+    figure = Figure()
+    unwrap(plot)(figure, tall, *given)
+    return figure
 
 
 def test_the_answer_ranks_every_probe() -> None:
@@ -21,12 +31,12 @@ def test_the_answer_ranks_every_probe() -> None:
         assert plane.get_ylabel()
         assert ranks.get_ylabel()
         assert [line.get_ydata().tolist() for line in ranks.lines] == order.T.tolist()
-        assert plane.get_title() + plane.get_title("left") == "called OOD: divide"
+        assert plane.get_title() + plane.get_title("left") == "Called OOD: divide"
 
 
 def test_leverage_is_written_beside_each_point() -> None:
     near, far = torch.tensor([[2.0, 1.0], [2.0, -1.0]], dtype=torch.float64)
-    ax = figures.plot_leverage(F2, {"near": near, "far": far}, torch.randn(9, 2)).axes[0]
+    ax = drawn(figures.plot_leverage, F2, {"near": near, "far": far}, torch.randn(9, 2)).axes[0]
     said = [text.get_text() for text in ax.texts if text.get_text()]
     assert said == ["near (2, 1), leverage 2", "far (2, −1), leverage 10"]
     for line, leverage in zip(ax.lines, (2, 10), strict=False):  # the ellipses
@@ -41,15 +51,15 @@ def test_steps_are_labelled_with_their_price() -> None:
     unit = torch.eye(2, dtype=torch.float64)
     moves = {"gradient": 2 * unit[0], "natural gradient": unit[1]}
     line = torch.tensor([-1.0, 1.0]), torch.tensor([1.0, 1.0])
-    figure = figures.plot_steps((axis, axis), square, 0 * unit[0], moves, line, unit)
+    figure = drawn(figures.plot_steps, (axis, axis), square, 0 * unit[0], moves, line, unit)
     said = {text.get_text() for text in figure.axes[0].texts}
     assert {"gradient\nprice 2.0σ", "natural gradient\nprice 1.0σ"} <= said
 
 
 def test_predictions_and_traps_have_labelled_axes() -> None:
     gain = torch.tensor([1e-4, 1e-2])
-    refit = figures.plot_refit(gain, dict.fromkeys(figures.REFIT_COLORS, gain)).axes[0]
-    trap = figures.plot_trap(gain, {"damping 0": gain, "damping 1": gain / 2}, 0.1).axes[0]
+    refit = drawn(figures.plot_refit, gain, dict.fromkeys(figures.REFIT_COLORS, gain)).axes[0]
+    trap = drawn(figures.plot_trap, gain, {"damping 0": gain, "damping 1": gain / 2}, 0.1).axes[0]
     for ax in (refit, trap):
         assert ax.get_xlabel()
         assert ax.get_ylabel()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -9,6 +12,13 @@ from bookmaking.figures import metrics as figures
 from thinkback_utils import metrics
 
 IDS, OODS = np.arange(100.0), np.arange(60.0, 130.0)
+
+
+def drawn(plot: Any, *given: Any, tall: bool = False) -> Figure:
+    """One of the two forms of a figure."""
+    figure = Figure()
+    unwrap(plot)(figure, tall, *given)
+    return figure
 
 
 def test_the_answer_shows_scores_and_mixes() -> None:
@@ -25,7 +35,7 @@ def test_the_answer_shows_scores_and_mixes() -> None:
 
 def test_one_roc_curve_and_a_precision_for_each_mix() -> None:
     curve = metrics.roc(IDS, OODS)
-    left, right = figures.plot_curves(curve, [0.5, 0.1]).axes
+    left, right = drawn(figures.plot_curves, curve, [0.5, 0.1]).axes
     assert (metrics.fpr_at_tpr(curve), 0.95) in [
         tuple(p) for line in left.lines for p in line.get_xydata()
     ]
@@ -36,8 +46,9 @@ def test_one_roc_curve_and_a_precision_for_each_mix() -> None:
 
 def test_noise_is_drawn_for_each_metric() -> None:
     noise = {"TPR10": [2.0, 1.0], "AUROC": [1.0, 0.5]}
-    ax = figures.plot_noise([100, 400], noise, 400).axes[0]
-    assert [text.get_text() for text in ax.get_legend().get_texts()][:2] == ["TPR10", "AUROC"]
+    figure = drawn(figures.plot_noise, [100, 400], noise, 400)
+    [ax], [legend] = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["TPR10", "AUROC"]
     assert ax.get_xlabel()
     assert ax.get_ylabel()
 

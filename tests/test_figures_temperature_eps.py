@@ -1,3 +1,5 @@
+from inspect import unwrap
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -18,12 +20,19 @@ def closed():
     plt.close("all")
 
 
+def drawn(plot, *given, tall=False):
+    """One of the two forms of a figure."""
+    figure = Figure()
+    unwrap(plot)(figure, tall, *given)
+    return figure
+
+
 @pytest.mark.parametrize("tall", [False, True])
 @pytest.mark.parametrize(("metric", "best"), [("auroc", 0.1), ("fpr95", 100.0)])
 def test_answer_marks_the_paper_and_the_best(tall, metric, best):
-    figure, values = Figure(), dict(zip(TS, [90.0, 80.0, 70.0, 60.0], strict=True))
-    figures.draw_answer(values, {T: 1 / T**2 for T in TS}, metric, figure, tall)
-    left, right = figure.axes
+    values = dict(zip(TS, [90.0, 80.0, 70.0, 60.0], strict=True))
+    given = values, {T: 1 / T**2 for T in TS}, metric
+    left, right = drawn(figures.answer, *given, tall=tall).axes
     assert f"best, T = {best:g}" in [line.get_label() for line in left.lines]
     [square] = [line for line in right.lines if line.get_marker() == "s"]
     assert list(square.get_xdata()) == [100.0]
@@ -46,7 +55,7 @@ def test_heat_maps_mark_settings_where_they_are():
     rows = [[(1e-16, 0.0), (1e-8, 0.0)], [(1e-16, 0.0), (1e-16, 0.1)]]
     values = {(T, floor): T for T in TS for floor in {*rows[0], *rows[1]}}
     marks = {"the paper": (5.0, (1e-16, 0.0)), "best": (0.1, (1e-16, 0.1))}
-    figure = figures.plot_heat(values, rows, marks, "AUROC")
+    figure = drawn(figures.plot_heat, values, rows, marks, "AUROC")
     upper, lower = figure.axes[:2]
     assert len(upper.collections) == 2  # the map, and the paper
     assert len(lower.collections) == 3
@@ -57,7 +66,7 @@ def test_rule_marks_what_it_picks():
     factors = pd.DataFrame({"Eq. 6": 80.0, "‖r‖² alone": 70.0}, TS)
     criteria = pd.DataFrame({"std, Eq. 5": [4.0, 3.0, 2.0, 1.0]}, TS)
     picks = pd.DataFrame({"narrow": [5.0], "wide": [100.0]}, ["std, Eq. 5"])
-    upper, lower = figures.plot_rule(factors, criteria, picks).axes
+    upper, lower = drawn(figures.plot_rule, factors, criteria, picks).axes
     assert len(upper.lines) == 2
     assert [mark.get_offsets().tolist() for mark in lower.collections[:2]] == [
         [[5, 1]],

@@ -1,9 +1,7 @@
-import matplotlib as mpl
+from inspect import unwrap
+
 import pandas as pd
 import pytest
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from bookmaking.figures import train_wrn as figures
@@ -19,10 +17,11 @@ RUNS = pd.DataFrame(
 )
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+def drawn(plot, *given, tall=False):
+    """One of the two forms of a figure."""
+    figure = Figure()
+    unwrap(plot)(figure, tall, *given)
+    return figure
 
 
 @pytest.mark.parametrize("tall", [False, True])
@@ -39,18 +38,22 @@ def test_answer_shows_means_and_every_seed(tall):
 
 
 def test_answer_has_two_forms():
-    assert "portrait" in figures.answer(RUNS, 0.95)._repr_svg_()
+    for made in (figures.answer(RUNS, 0.95), figures.plot_band(RUNS, 0.95, 0.004)):
+        assert "portrait" in made._repr_svg_()
 
 
 def test_band_and_curves():
-    ax = figures.plot_band(RUNS, 0.95, 0.004)
-    assert list(ax.lines[0].get_xdata()) == pytest.approx([92, 94, 91])
-    assert len(ax.get_yticks()) == 3
-    ax = figures.plot_losses(RUNS)
+    for tall in (False, True):
+        figure = Figure()
+        figures.draw_band(RUNS, 0.95, 0.004, figure, tall)
+        [ax] = figure.axes
+        assert list(ax.lines[0].get_xdata()) == pytest.approx([92, 94, 91])
+        assert len(ax.get_yticks()) == 3
+    [ax] = drawn(figures.plot_losses, RUNS).axes
     assert len(ax.lines) == 3
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [
         "WRN-40-2, cpu",
         "WRN-16-2, cpu-wrn16",
     ]
-    ax = figures.plot_history(HISTORY)
+    ax, _ = drawn(figures.plot_history, HISTORY).axes
     assert list(ax.lines[0].get_ydata()) == HISTORY["loss"]

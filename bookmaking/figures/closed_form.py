@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from bookmaking.answer import Answer
 from experiments import plots
+
+from .forms import two_forms
 
 COLORS = (plots.ID_COLOR, plots.OOD_COLOR)
 
 
+@two_forms(wide=(7.6, 2.9), tall=(3.9, 5.0))
 def answer(
-    scores: Mapping[str, ArrayLike], seconds: Mapping[str, float], ood: NDArray[np.bool_]
-) -> Answer:
+    figure: Figure,
+    tall: bool,
+    scores: Mapping[str, ArrayLike],
+    seconds: Mapping[str, float],
+    ood: NDArray[np.bool_],
+) -> None:
     """One score by two ways, and the time that each takes.
 
     Args:
@@ -29,17 +33,6 @@ def answer(
         seconds: the same for the time of one image.
         ood: which images are outliers, (N,).
     """
-    return Answer(partial(draw_answer, scores, seconds, ood), wide=(7.6, 2.9), tall=(3.9, 5.0))
-
-
-def draw_answer(
-    scores: Mapping[str, ArrayLike],
-    seconds: Mapping[str, float],
-    ood: NDArray[np.bool_],
-    figure: Figure,
-    tall: bool,
-) -> None:
-    """The figure of :func:`answer`."""
     left, right = figure.subplots(2, 1, height_ratios=(3, 1.3)) if tall else figure.subplots(1, 2)
     formula, backward = (np.asarray(values) for values in scores.values())
     ends = [formula.min() / 2, formula.max() * 2]
@@ -59,7 +52,8 @@ def draw_answer(
     right.set_yticks(range(len(names)), names)
 
 
-def plot_outer(p: ArrayLike, r: ArrayLike, h: ArrayLike, *, ax: Axes | None = None) -> Axes:
+@two_forms(wide=(6.0, 2.6), tall=(3.9, 2.6))
+def plot_outer(figure: Figure, tall: bool, p: ArrayLike, r: ArrayLike, h: ArrayLike) -> None:
     """The gradient r h^T of one image as a table of numbers, with r and h at its edges.
 
     Args:
@@ -68,8 +62,7 @@ def plot_outer(p: ArrayLike, r: ArrayLike, h: ArrayLike, *, ax: Axes | None = No
         h: features (D,).
     """
     p, r, h = (np.asarray(values) for values in (p, r, h))
-    ax = ax or plt.subplots(figsize=(6.0, 2.6))[1]
-    gradient = np.outer(r, h)
+    ax, gradient = figure.subplots(), np.outer(r, h)
     top = abs(gradient).max()
     for k, row in enumerate(gradient):
         ax.text(-1.6, -k, f"class {k}:  p = {p[k]:g}", ha="right", va="center")
@@ -84,34 +77,42 @@ def plot_outer(p: ArrayLike, r: ArrayLike, h: ArrayLike, *, ax: Axes | None = No
         ax.text(d, 0.75, f"h = {value:g}", ha="center", va="center")
     ax.set(xlim=(-3.6, len(h) - 0.4), ylim=(0.4 - len(r), 1.1))
     ax.axis("off")
-    return ax
 
 
+@two_forms(wide=(6.4, 4.4), tall=(3.9, 4.4))
 def plot_map(
-    residual2: Mapping[str, ArrayLike], norm2: Mapping[str, ArrayLike], *, ax: Axes | None = None
-) -> Axes:
+    figure: Figure,
+    tall: bool,
+    residual2: Mapping[str, ArrayLike],
+    norm2: Mapping[str, ArrayLike],
+) -> None:
     """Squared residual over squared feature length, with lines of equal product."""
-    ax = plots.plot_iso_scores(residual2, norm2, ax=ax)
+    ax = plots.plot_iso_scores(residual2, norm2, ax=figure.subplots())
     for cloud in ax.collections:
         cloud.set(sizes=[14], alpha=0.6)
     arrow = {"arrowstyle": "->", "color": plots.INK}
     place: dict[str, Any] = {"xycoords": "axes fraction", "ha": "center"}
     ax.annotate("higher score", (0.30, 0.78), (0.16, 0.52), arrowprops=arrow, **place)
-    ax.legend(loc="lower left", handletextpad=0)
-    return ax
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    key = ax.get_legend_handles_labels()
+    if own := ax.get_legend():
+        own.remove()
+    figure.legend(*key, loc="outside upper center", ncols=2, handletextpad=0)
 
 
+@two_forms(wide=(6.4, 3.8), tall=(3.9, 4.4))
 def plot_trap(
-    margins: Sequence[float], errors: Mapping[str, Sequence[float]], *, ax: Axes | None = None
-) -> Axes:
+    figure: Figure, tall: bool, margins: Sequence[float], errors: Mapping[str, Sequence[float]]
+) -> None:
     """Relative errors of the residual over the logit margin; an exact one stands at the bottom."""
-    ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
-    tones = plots.OTHER_COLORS[:3]
+    ax, tones = figure.subplots(), plots.OTHER_COLORS[:3]
     for (name, wrong), tone in zip(errors.items(), tones, strict=True):
         ax.plot(margins, np.maximum(wrong, 1e-17), color=tone, linewidth=1.5, label=name)
     ax.axhline(1, color=plots.INK, linewidth=0.8, linestyle=":")
     ax.text(margins[-1], 1.6, "no digit is right", ha="right", va="bottom")
     ax.set(xlabel="logit margin $m$ of an answer with two classes")
     ax.set(yscale="log", ylim=(3e-18, 60), ylabel="relative error of $r$")
-    ax.legend(loc="center right")
-    return ax
+    figure.legend(loc="outside upper center", ncols=1 if tall else 3)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from experiments.plots import ID_COLOR, INK, OOD_COLOR
 
+from .forms import two_forms
+
 LEVELS = (0.7, 3)  # nats
 LABEL_STYLES = {
     "from the model: Fisher": (ID_COLOR, "-"),
@@ -76,66 +78,65 @@ def draw_answer(
     figure.legend(loc="outside upper center" if tall else "outside right upper")
 
 
-def plot_kinds(panels: Mapping[str, Sequence[Tensor]], *, figure: Figure | None = None) -> Figure:
+@two_forms(wide=(7.2, 3.6), tall=(3.9, 6.4))
+def plot_kinds(figure: Figure, tall: bool, panels: Mapping[str, Sequence[Tensor]]) -> None:
     """Moves of equal price according to the three kinds of Fisher, a panel for each data set.
 
     Args:
         panels: title -> matrices (2, 2) under labels from the model, true labels, own decisions.
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.2, 3.6))
     angle = torch.linspace(0, 2 * torch.pi, 200, dtype=torch.float64)
     circle = torch.stack([angle.cos(), angle.sin()])
-    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    grid = (len(panels), 1) if tall else (1, len(panels))
+    axes = figure.subplots(*grid, sharex=True, sharey=True, squeeze=False).ravel()
     for ax, (title, matrices) in zip(axes, panels.items(), strict=True):
         for matrix, (name, (color, style)) in zip(matrices, LABEL_STYLES.items(), strict=True):
             ellipse = torch.linalg.solve(torch.linalg.cholesky(matrix).T, circle)
             ax.plot(*ellipse, style, color=color, label=name)
-        ax.set(title=title, xlabel="move of $w_1$", aspect="equal")
-    axes[0].set_ylabel("move of $w_2$")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    return figure
+        ax.set(title=title, aspect="equal")
+    figure.supxlabel("move of $w_1$", fontsize="medium")
+    figure.supylabel("move of $w_2$", fontsize="medium")
+    columns = 1 if tall else 3
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=columns)
 
 
+@two_forms(wide=(7.2, 3.7), tall=(3.9, 4.2))
 def plot_wave(
-    degrees: Tensor, price: Tensor, quadratic: Tensor, *, figure: Figure | None = None
-) -> Figure:
+    figure: Figure, tall: bool, degrees: Tensor, price: Tensor, quadratic: Tensor
+) -> None:
     """Price by direction of moves that all cost the same according to the diagonal Fisher.
 
     Args:
         degrees: directions (N,), measured in units of each weight's own width.
         price: the true one (N,), in units of the diagonal's.
         quadratic: that of the full Fisher (N,).
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.2, 3.7))
     ax = figure.subplots()
     ax.plot(degrees, price, color=INK, linewidth=5, alpha=0.5, label="true price")
     ax.plot(degrees, quadratic, "--", color=ID_COLOR, label="full Fisher")
     ax.axhline(1, color=OOD_COLOR, label="diagonal Fisher")
-    ax.set_xticks(list(MOVES), list(MOVES.values()))
-    ax.set(ylabel="price (diagonal = 1)", xlim=(0, 360))
-    ax.set_ylim(0, 1.1 * float(price.max()) + 0.55)
-    ax.legend(loc="upper center", ncols=3)
-    return figure
+    shown = dict(list(MOVES.items())[1::2]) if tall else MOVES
+    ax.set_xticks(list(shown), list(shown.values()))
+    ax.set(ylabel="price (diagonal = 1)", xlim=(0, 360), ylim=(0, 1.1 * float(price.max())))
+    figure.legend(loc="outside upper center", ncols=1 if tall else 3)
 
 
+@two_forms(wide=(7.2, 3.8), tall=(3.9, 4.6))
 def plot_gaps(
+    figure: Figure,
+    tall: bool,
     sizes: Sequence[int],
     gaps: Mapping[str, Sequence[float]],
     predicted: Sequence[float],
-    *,
-    figure: Figure | None = None,
-) -> Figure:
+) -> None:
     """Gap between a posterior and its Gaussian against the number of samples.
 
     Args:
         sizes: numbers of samples (S,).
         gaps: a key of ``GAP_STYLES`` -> gaps (S,), in percent.
         predicted: of the one weight (S,).
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.2, 3.8))
     ax = figure.subplots()
     for label, values in gaps.items():
         color, style, above = GAP_STYLES[label]
@@ -155,5 +156,4 @@ def plot_gaps(
     ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
     ax.set_yticks([0.3, 1, 3, 10, 30], ["0.3", "1", "3", "10", "30"])
     ax.minorticks_off()
-    figure.legend(loc="outside upper center", ncols=2)
-    return figure
+    figure.legend(loc="outside upper center", ncols=1 if tall else 2)

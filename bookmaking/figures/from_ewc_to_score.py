@@ -12,6 +12,8 @@ from torch import Tensor
 
 from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR, PAPER
 
+from .forms import two_forms
+
 COLUMNS = ["$F\\,g^2$\nmultiply", "$g^2$\nnone", "$g^2/F$\ndivide"]
 REFIT_COLORS = {
     "full F": ID_COLOR,
@@ -48,8 +50,8 @@ def draw_answer(
         plane, ranks = figure.subplots(1, 2, width_ratios=(1, 1.15))
     inside = len(probes) - 3
     colors = [ID_COLOR] * inside + [OOD_COLOR] * 3
-    plot_plane(called, h, plane)
-    plane.set_title(f"called OOD: {title}")
+    plot_plane(called, h, probes, plane)
+    plane.set_title(f"Called OOD: {title}")
     for i, point in enumerate(probes):
         name = str(i + 1)
         plane.plot(*point, "o", color=colors[i], markersize=13)
@@ -59,32 +61,34 @@ def draw_answer(
             ranks.text(column, rank, name, color=PAPER, va="center_baseline", **BOLD)
     ranks.set_xticks(range(3), COLUMNS)
     ranks.set(ylabel="rank, 1 = most OOD", ylim=(len(probes) + 0.6, 0.4), xlim=(-0.3, 2.3))
-    ranks.set_title("rank of each point")
+    ranks.set_title("Rank of each point")
 
 
-def plot_plane(called: Callable[[Tensor], Tensor], h: Tensor, ax: Axes) -> Axes:
-    """Training points, and the zone that a score calls OOD."""
-    places = torch.linspace(-14, 20, 200), torch.linspace(-1.25, 1.15, 200)
+def plot_plane(called: Callable[[Tensor], Tensor], h: Tensor, probes: Tensor, ax: Axes) -> Axes:
+    """Training points, and the zone that a score calls OOD, as far as points and probes reach."""
+    low, high = torch.cat([h, probes]).aminmax(dim=0)
+    margin = 0.12 * (high - low)
+    ends = zip((low - margin).tolist(), (high + margin).tolist(), strict=True)
+    places = [torch.linspace(*pair, 200) for pair in ends]
     x = torch.cartesian_prod(*places).to(h.dtype)
     zone = called(x).double().view(200, 200)
     ax.contourf(*places, zone.T, levels=[0.5, 1.5], colors=[OOD_COLOR], alpha=0.2)
     ax.scatter(h[:, 0], h[:, 1], s=4, color=INK, alpha=0.4, linewidths=0)
-    ax.set(xlabel="loud feature $h_1$", ylabel="quiet feature $h_2$")
+    ax.set(xlabel="feature $h_1$ (large values)", ylabel="feature $h_2$ (small values)")
     return ax
 
 
+@two_forms(wide=(7.2, 3.9), tall=(3.9, 3.6))
 def plot_leverage(
-    fisher: Tensor, points: Mapping[str, Tensor], cloud: Tensor, *, figure: Figure | None = None
-) -> Figure:
+    figure: Figure, tall: bool, fisher: Tensor, points: Mapping[str, Tensor], cloud: Tensor
+) -> None:
     """Leverage as a distance: ellipses of equal leverage through some points of one length.
 
     Args:
         fisher: the matrix F (2, 2).
         points: name -> features (2,), all equally far from the origin.
         cloud: training points (N, 2) whose mean outer product is F.
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.2, 3.9))
     ax = figure.subplots()
     ax.scatter(cloud[:, 0], cloud[:, 1], s=5, color=INK, alpha=0.4, linewidths=0)
     angle = torch.linspace(0, 2 * torch.pi, 300, dtype=fisher.dtype)
@@ -95,8 +99,8 @@ def plot_leverage(
         ax.plot(*(leverage.sqrt() * root @ circle), color=color)
         arrow = {"arrowstyle": "-|>", "color": color, "lw": 2, "shrinkB": 0}
         ax.annotate("", tuple(h.tolist()), (0, 0), arrowprops=arrow)
-        label = f"{name} ({h[0]:g}, {h[1]:g}), leverage {leverage:.0f}".replace("-", "−")
-        up = bool(h[1] > 0)
+        gap, up = "\n" if tall else " ", bool(h[1] > 0)
+        label = f"{name} ({h[0]:g}, {h[1]:g}),{gap}leverage {leverage:.0f}".replace("-", "−")
         beside = (float(h[0]) + 0.1, float(h[1]) + (1.6 if up else -0.5))
         ax.text(*beside, label, color=color, weight="bold", va="bottom" if up else "top")
     ax.plot(*(h.norm() * circle), ":", color=INK, linewidth=1.2, label="same length")
@@ -104,21 +108,21 @@ def plot_leverage(
     label = "same leverage for the diagonal"
     ax.plot(*(upright[:, None] * circle), "--", color=INK, linewidth=1.2, label=label)
     ax.set(xlabel="feature $h_1$", ylabel="feature $h_2$", aspect="equal")
-    ax.set(xlim=(-7, 7.4), ylim=(-2.8, 3.6))
-    ax.legend(loc="upper left")
-    return figure
+    ax.set(xlim=(-7, 7.4), ylim=(-4, 5) if tall else (-2.8, 3.6))
+    figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 
 
+@two_forms(wide=(7.2, 4.2), tall=(3.9, 4.2))
 def plot_steps(
+    figure: Figure,
+    tall: bool,
     axes: Sequence[Tensor],
     log_posterior: Tensor,
     w: Tensor,
     moves: Mapping[str, Tensor],
     line: Sequence[Tensor],
     information: Tensor,
-    *,
-    figure: Figure | None = None,
-) -> Figure:
+) -> None:
     """Two steps of equal gain in the plane of two weights, over the exact posterior.
 
     Args:
@@ -129,9 +133,7 @@ def plot_steps(
             natural gradient.
         line: weights of equal gain: values of the first, of the second weight.
         information: precision of the Gaussian that replaces the posterior (2, 2).
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.2, 4.2))
     ax = figure.subplots()
     covariance = torch.linalg.inv(information)
     contours: dict[str, Any] = {"colors": INK, "linestyles": "-", "linewidths": 1}
@@ -156,23 +158,19 @@ def plot_steps(
         offset = (shift, -4 if below else 4)
         shown = ax.annotate(label, end, offset, textcoords="offset points", **place)
         shown.set(color=tone, weight="bold")
-    reach = 2.2 * float(plain[0].abs())
+    reach = (1.9 if tall else 2.2) * float(plain[0].abs())
     ax.set(xlim=(float(w[0]) - reach, float(w[0]) + reach))
-    ax.set(xlabel="loud weight $w_1$", ylabel="quiet weight $w_2$")
-    return figure
+    ax.set(xlabel="weight $w_1$", ylabel="weight $w_2$")
 
 
-def plot_refit(
-    gain: Tensor, predicted: Mapping[str, Tensor], *, figure: Figure | None = None
-) -> Figure:
+@two_forms(wide=(7.2, 4.0), tall=(3.9, 4.4))
+def plot_refit(figure: Figure, tall: bool, gain: Tensor, predicted: Mapping[str, Tensor]) -> None:
     """Predicted over exact gain from refitting with a point, against the exact gain.
 
     Args:
         gain: exact, for each point (N,).
         predicted: a key of ``REFIT_COLORS`` -> prediction (N,).
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.2, 3.8))
     ax = figure.subplots()
     for name, value in predicted.items():
         dots: dict[str, Any] = {"s": 12, "color": REFIT_COLORS[name], "alpha": 0.7, "linewidths": 0}
@@ -182,34 +180,35 @@ def plot_refit(
     ax.set(yscale="log", ylabel="predicted / exact")
     ax.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"], minor=False)
     ax.tick_params(axis="y", which="minor", left=False, labelleft=False)
-    ax.legend(markerscale=2, loc="center left")
-    return figure
+    columns = 1 if tall else 3
+    figure.legend(loc="outside upper center", markerscale=2, handletextpad=0, ncols=columns)
 
 
+@two_forms(wide=(7.2, 3.8), tall=(3.9, 4.2))
 def plot_trap(
+    figure: Figure,
+    tall: bool,
     amplitude: Tensor,
     scores: Mapping[str, Tensor],
     ceiling: float,
-    *,
-    figure: Figure | None = None,
-) -> Figure:
+) -> None:
     """Score of a point against the activation of a feature that was silent in training.
 
     Args:
         amplitude: activations (N,).
         scores: label -> scores (N,), three at most.
         ceiling: the largest score of a training point.
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.2, 3.8))
     ax = figure.subplots()
     colors = (OOD_COLOR, ID_COLOR, INK)
     for (label, values), color, style in zip(scores.items(), colors, DAMPING_STYLES, strict=False):
         ax.plot(amplitude, values, style, color=color)
         ax.text(float(amplitude[-1]), float(values[-1]), f" {label}", color=color, va="center")
     ax.axhline(ceiling, color=INK, linewidth=0.8, linestyle=":")
+    end = 1e6 if tall else 2e4
     ceiling_label = "largest score of\na training point"  # at the right, below the curves
-    ax.text(1.8e4, ceiling * 1.4, ceiling_label, ha="right", va="bottom")
-    ax.set(xscale="log", xlim=(5e-11, 2e4), xlabel="activation $a$ of the silent feature")
+    ax.text(end, ceiling * 1.4, ceiling_label, ha="right", va="bottom")
+    ax.set(xscale="log", xlim=(5e-11, end))
+    ax.set_xticks([1e-10, 1e-5, 1] if tall else [1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1])
+    ax.set(xlabel="activation $a$ of the silent feature")
     ax.set(yscale="log", ylabel="score, Eq. 6")
-    return figure

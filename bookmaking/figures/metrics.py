@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from experiments.plots import ID_COLOR, INK, OOD_COLOR
 from thinkback_utils import metrics
 
+from .forms import two_forms
+
 METRIC_STYLES = {"TPR10": "-", "FPR95": "--", "AUROC": "-", "AUPR": "--"}
 
 
@@ -34,8 +36,8 @@ def draw_answer(
     """
     left, right = figure.subplots(2, 1) if tall else figure.subplots(1, 2)
     curve = metrics.roc(id_scores, ood_scores)
-    plot_histograms(id_scores, ood_scores, catching(curve), left)
-    plot_mixes(curve, prevalence, right)
+    plot_histograms(id_scores, ood_scores, catching(curve), left).set_title("Scores")
+    plot_mixes(curve, prevalence, right).set_title("Metrics of these scores")
 
 
 def catching(curve: metrics.Roc, share: float = 0.95) -> float:
@@ -95,18 +97,15 @@ def plot_mixes(curve: metrics.Roc, prevalence: float, ax: Axes) -> Axes:
     return ax
 
 
-def plot_curves(
-    curve: metrics.Roc, mixes: Sequence[float], *, figure: Figure | None = None
-) -> Figure:
+@two_forms(wide=(7.6, 3.6), tall=(3.9, 6.2))
+def plot_curves(figure: Figure, tall: bool, curve: metrics.Roc, mixes: Sequence[float]) -> None:
     """One ROC curve with TPR10 and FPR95 marked, and a precision-recall curve for each mix.
 
     Args:
         curve: of the scores.
         mixes: prevalences, each in (0, 1), three at most.
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.6, 3.6))
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, right = figure.subplots(2, 1) if tall else figure.subplots(1, 2)
     tpr10, fpr95 = metrics.tpr_at_fpr(curve), metrics.fpr_at_tpr(curve)
     left.plot(curve.fpr, curve.tpr, color=INK)
     left.plot([0, 1], [0, 1], ":", color=INK, linewidth=1)
@@ -116,36 +115,34 @@ def plot_curves(
     left.plot(fpr95, 0.95, "o", color=ID_COLOR)
     left.text(0.13, tpr10 - 0.02, "TPR10", color=OOD_COLOR, va="top")
     left.text(fpr95 + 0.03, 0.06, "FPR95", color=ID_COLOR)
-    left.set(xlabel="FPR", ylabel="TPR, precision", xlim=(0, 1), ylim=(0, 1.02))
-    left.set_title("ROC: one curve")
+    left.set(xlabel="FPR", ylabel="TPR", xlim=(0, 1), ylim=(0, 1.02), title="ROC")
     tpr, fpr = curve.tpr[1:], curve.fpr[1:]
     for mix, style in zip(mixes, ("-", "--", "-."), strict=False):
         precision = mix * tpr / (mix * tpr + (1 - mix) * fpr)
         right.step(tpr, precision, style, where="pre", color=OOD_COLOR, linewidth=1.6)
-        spot = np.searchsorted(tpr, 0.55)
+        spot = np.searchsorted(tpr, 0.3)
         place: dict[str, Any] = {"xytext": (4, 4), "textcoords": "offset points"}
         right.annotate(f"{100 * mix:.0f} % OOD", (tpr[spot], precision[spot]), **place)
         right.axhline(mix, color=INK, linestyle=":", linewidth=1)
-    right.set(xlabel="TPR (recall)", xlim=(0, 1), title="Precision: one per mix")
-    return figure
+    right.set(xlabel="TPR (recall)", xlim=(0, 1), ylabel="precision", ylim=(0, 1.02))
+    right.set_title("Precision")
 
 
+@two_forms(wide=(7.2, 3.8), tall=(3.9, 4.6))
 def plot_noise(
+    figure: Figure,
+    tall: bool,
     sizes: ArrayLike,
     noise: Mapping[str, ArrayLike],
     protocol: float,
-    *,
-    figure: Figure | None = None,
-) -> Figure:
+) -> None:
     """Standard deviation of each metric against the number of OOD images.
 
     Args:
         sizes: numbers of images (S,).
         noise: metric's title -> standard deviations (S,), in percentage points.
         protocol: the size to be marked.
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.2, 3.8))
     ax, size = figure.subplots(), np.asarray(sizes)
     for title, values in noise.items():
         color = OOD_COLOR if title in ("TPR10", "FPR95") else ID_COLOR
@@ -164,5 +161,4 @@ def plot_noise(
     ax.set_yticks(ticks[(ticks > every.min() / 1.3) & (ticks < 2 * guide.max())])
     ax.minorticks_off()
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+    figure.legend(loc="outside upper center", ncols=2 if tall else 5)

@@ -15,6 +15,7 @@ from torch import Tensor
 from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
 
 from ..toys import along
+from .forms import two_forms
 
 RAY_STYLES = ("-", "--", "-.")  # of the directions, in their order
 METHODS = {"Softmax": "msp", "Energy": "energy", "Eq. 5": "thinkback_eq5", "Eq. 6": "thinkback"}
@@ -55,7 +56,7 @@ def draw_answer(
     mark_data(line, x)
     set_distances(line, 0.1, 1000)
     line.set(ylabel="largest probability", ylim=(0.34, 1.02))
-    line.set_title("how sure it is on the way")
+    line.set_title("How sure it is on the way out")
     line.legend(loc="lower right")
 
 
@@ -70,7 +71,7 @@ def plot_map(
     for k, mark in enumerate("os^"):
         x1, x2 = x[y == k].T
         ax.scatter(x1, x2, s=6, marker=mark, color=ID_COLOR, alpha=0.5, linewidths=0)
-    ax.set(xlabel="$x_1$", ylabel="$x_2$", title="where it has doubts")
+    ax.set(xlabel="$x_1$", ylabel="$x_2$", title="Where it has doubts")
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     return ax
 
@@ -98,18 +99,17 @@ def set_distances(ax: Axes, first: float, last: float) -> None:
     ax.minorticks_off()
 
 
+@two_forms(wide=(7.2, 3.8), tall=(3.9, 4.4))
 def plot_far(
-    radii: ArrayLike, called: Mapping[str, ArrayLike], x: Tensor, *, figure: Figure | None = None
-) -> Figure:
+    figure: Figure, tall: bool, radii: ArrayLike, called: Mapping[str, ArrayLike], x: Tensor
+) -> None:
     """Share of a circle that each score calls OOD, against the radius of the circle.
 
     Args:
         radii: distances from the origin (R,).
         called: title -> shares (R,) in [0, 1]; titles that are no method are drawn in gray.
         x: training points (N, 2).
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.2, 3.8))
     ax = figure.subplots()
     grays = iter(("-.", ":", "--"))
     for title, shares in called.items():
@@ -117,20 +117,20 @@ def plot_far(
         style = ("--" if title == "Eq. 5" else "-") if method else next(grays)
         color = METHOD_COLORS[method] if method else INK
         ax.plot(radii, 100 * np.asarray(shares), style, color=color, label=title)
-    mark_data(ax, x, height=0.45, right=0.58)
+    mark_data(ax, x, height=0.7, right=0.6)
     set_distances(ax, 0.4, 1000)
     ax.set(ylabel="directions called OOD (%)", ylim=(0, 103))
-    figure.legend(loc="outside upper center", ncols=3)
-    return figure
+    figure.legend(loc="outside upper center", ncols=2 if tall else 3)
 
 
+@two_forms(wide=(7.6, 3.3), tall=(3.9, 6.4))
 def plot_scores(
+    figure: Figure,
+    tall: bool,
     distances: Tensor,
     shares: Mapping[float, Mapping[str, ArrayLike]],
     x: Tensor,
-    *,
-    figure: Figure | None = None,
-) -> Figure:
+) -> None:
     """Scores along rays, a panel each, measured by the in-distribution points that they exceed.
 
     Args:
@@ -138,10 +138,9 @@ def plot_scores(
         shares: direction in degrees -> method's title -> share of in-distribution points whose
             score is lower (N,).
         x: training points (N, 2).
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.6, 3.3))
-    axes = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    grid = (len(shares), 1) if tall else (1, len(shares))
+    axes = figure.subplots(*grid, sharex=True, sharey=True, squeeze=False).ravel()
     for ax, (degrees, curves) in zip(axes, shares.items(), strict=True):
         for title, curve in curves.items():
             style = "--" if title == "Eq. 5" else "-"
@@ -151,31 +150,31 @@ def plot_scores(
         mark_data(ax, x, right=0.5)
         set_distances(ax, 0.1, 1000)
         ax.set(title=f"{degrees}°", xlabel="", ylim=(-0.02, 1.03))
-        ax.set_xticks([0.1, 1, 10, 100, 1000], ["0.1", "1", "10", "", "1,000"])
-    axes[len(axes) // 2].set_xlabel("distance from the origin")
-    axes[0].set_ylabel("share of fresh points\nthat score lower")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return figure
+        ax.set_xticks([0.1, 1, 10, 100, 1000], ["0.1", "1", "10", "100", "1,000" * tall])
+    figure.supxlabel("distance from the origin", fontsize="medium")
+    figure.supylabel("share of fresh points that score lower", fontsize="medium")
+    columns = 2 if tall else 4
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=columns)
 
 
+@two_forms(wide=(7.2, 4.0), tall=(3.9, 4.2))
 def plot_decay(
+    figure: Figure,
+    tall: bool,
     distances: Tensor,
     curves: Mapping[float, Mapping[str, Tensor]],
     turns: Sequence[float],
     x: Tensor,
-    *,
-    figure: Figure | None = None,
-) -> Figure:
+) -> None:
     """Thinkback along rays, relative to its threshold, in powers of ten.
 
     Args:
         distances: from the origin (N,).
         curves: direction in degrees -> equation -> log10 of score over threshold (N,).
-        turns: for each direction, the distance beyond which the exponential wins.
+        turns: for each direction, the distance beyond which the exponential decides.
         x: training points (N, 2).
-        figure: an empty one; a new one where it is left out.
     """
-    figure = figure or Figure(figsize=(7.2, 4.0))
     ax = figure.subplots()
     for i, (degrees, both) in enumerate(curves.items()):
         color = (ID_COLOR, OOD_COLOR, INK)[i]
@@ -186,11 +185,11 @@ def plot_decay(
         end = float(distances[curve > level].max())
         ax.text(end, level, f" {degrees}°", color=color, weight="bold")
     ax.axhline(0, color=INK, linewidth=0.9, linestyle=":")
-    ax.text(9e3, 0.25, "called OOD above this line", ha="right", va="bottom")
+    said = "called OOD\nabove this line" if tall else "called OOD above this line"
+    ax.text(9e3, 0.25, said, ha="right", va="bottom")
     ax.plot([], [], "-", color=INK, label="Eq. 6")
     ax.plot([], [], "--", color=INK, label="Eq. 5")
     set_distances(ax, 0.1, 10000)
-    mark_data(ax, x, right=0.6)
+    mark_data(ax, x, right=0.7)
     ax.set(ylim=(-15, 4), ylabel="$\\log_{10}$ (score / threshold)")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.1))
-    return figure
+    figure.legend(loc="outside upper center", ncols=2)

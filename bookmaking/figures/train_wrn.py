@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bookmaking.answer import Answer
 from experiments import plots
+
+from .forms import two_forms
 
 CHANCE = 0.1  # of ten classes
 OURS, OTHERS = plots.OTHER_COLORS[1], plots.INK
@@ -52,9 +52,7 @@ def draw_answer(runs: pd.DataFrame, published: float, figure: Figure, tall: bool
     ax.set(xlabel="test images named correctly (%)")
 
 
-def plot_band(
-    runs: pd.DataFrame, published: float, error: float, *, ax: Axes | None = None
-) -> Axes:
+def plot_band(runs: pd.DataFrame, published: float, error: float) -> Answer:
     """Each run's test accuracy beside the published one and its sampling error.
 
     Args:
@@ -62,7 +60,16 @@ def plot_band(
         published: accuracy in [0, 1].
         error: half the width of its 95 % interval.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 1.2 + 0.45 * len(runs)))[1]
+    height = 1.2 + 0.45 * len(runs)
+    draw = partial(draw_band, runs, published, error)
+    return Answer(draw, wide=(6.4, height), tall=(3.9, height + 0.2 * len(runs)))
+
+
+def draw_band(
+    runs: pd.DataFrame, published: float, error: float, figure: Figure, tall: bool
+) -> None:
+    """The figure of :func:`plot_band`."""
+    ax = figure.subplots()
     low, high = 100 * (published - error), 100 * (published + error)
     ax.axvspan(low, high, color=OTHERS, alpha=0.25, linewidth=0)
     style: dict[str, Any] = {"ha": "center", "va": "bottom", "transform": ax.get_xaxis_transform()}
@@ -72,21 +79,23 @@ def plot_band(
     ax.plot(values, places, "o", color=OURS)
     for value, place in zip(values, places, strict=True):
         ax.text(value, place + 0.12, f"{value:.2f} %", ha="center", va="bottom")
-    labels = runs["network"] + ", " + runs["recipe"] + ", seed " + runs["seed"].astype(str)
+    gap = ",\n" if tall else ", "
+    labels = runs["network"] + ", " + runs["recipe"] + gap + "seed " + runs["seed"].astype(str)
     ax.set_yticks(places, labels)
     ax.set(xlabel="test accuracy (%)", ylim=(0.7 - len(values), 0.7))
     ax.set(xlim=(min(values.min() - 1, low - 1), max(values.max(), high) + 0.5))
-    return ax
 
 
-def plot_history(history: Mapping[str, Sequence[float]], *, ax: Axes | None = None) -> Axes:
+@two_forms(wide=(6.4, 3.6), tall=(3.9, 3.2))
+def plot_history(figure: Figure, tall: bool, history: Mapping[str, Sequence[float]]) -> None:
     """Loss (left scale) and accuracy (right scale) of one run by epoch."""
-    return plots.plot_training(history["loss"], history["accuracy"], ax=ax)
+    plots.plot_training(history["loss"], history["accuracy"], ax=figure.subplots())
 
 
-def plot_losses(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+@two_forms(wide=(6.4, 3.4), tall=(3.9, 3.2))
+def plot_losses(figure: Figure, tall: bool, runs: pd.DataFrame) -> None:
     """Training loss by epoch, a line for each run."""
-    ax = ax or plt.subplots(figsize=(6.4, 3.4))[1]
+    ax = figure.subplots()
     kinds = list(dict.fromkeys(zip(runs["network"], runs["recipe"], strict=True)))
     colors = (OURS, plots.OTHER_COLORS[0], *plots.OTHER_COLORS[2:])
     for run in runs.itertuples():
@@ -98,4 +107,3 @@ def plot_losses(runs: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.plot(epochs, loss, color=colors[kind % len(colors)], linewidth=1.5, label=label)
     ax.set(xlabel="epoch", ylabel="mean training loss", ylim=(0, None))
     ax.legend()
-    return ax
