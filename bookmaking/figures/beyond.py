@@ -40,17 +40,20 @@ def draw_answer(
         ax.plot([row["near"], row["far"]], [y, y], color=color, linewidth=1.2, alpha=0.6)
         ax.plot(row["far"], y, "o", color=color, markersize=8)
         ax.plot(row["near"], y, "D", color=color, markersize=6.5, markerfacecolor="none")
-    ax.set_yticks(range(len(rows)), rows["title"])
-    for tick, name in zip(ax.get_yticklabels(), rows.index, strict=True):
-        if name == own:
-            tick.set_color(OWN)
-            tick.set_fontweight("bold")
+    ax.set_yticks([] if tall else range(len(rows)), [] if tall else rows["title"])
+    for y, (name, title) in enumerate(rows["title"].items()):
+        look = {"color": OWN, "fontweight": "bold"} if name == own else {}
+        if tall:
+            place = ax.get_yaxis_transform()
+            ax.text(0.01, y + 0.16, title, transform=place, fontsize=10, **look)
+        else:
+            ax.get_yticklabels()[y].set(**look)
     ax.plot([], [], "o", color=plots.INK, label="far sets: other pictures")
     ax.plot([], [], "D", color=plots.INK, markerfacecolor="none", label="near set: CIFAR-100")
     ax.xaxis.set_major_locator(MaxNLocator(5 if tall else 8, steps=[1, 2, 5, 10]))
     ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}")
     label = "mean AUROC (%)" if tall else "AUROC (%), mean over networks"
-    ax.set(xlabel=label, ylim=(-0.6, len(rows) - 0.4))
+    ax.set(xlabel=label, ylim=(-0.6, len(rows) - (0 if tall else 0.4)))
     ax.grid(axis="x")
     figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 
