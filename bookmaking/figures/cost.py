@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 
 from experiments.plots import INK, METHOD_COLORS, OTHER_COLORS
 from thinkback_utils import methods
@@ -57,7 +56,7 @@ def draw_answer(
         ax.plot(ends[0], y, "o", color=color)
         ax.plot(ends[1], y, "o", color=color, markerfacecolor="none")
     ax.axvline(100, color=INK, linestyle="--", linewidth=1.2, zorder=0)
-    ax.text(85, len(names) - 0.3, "the network itself", ha="right", va="bottom")
+    ax.text(75, len(names) - 0.3, "the network itself", ha="right", va="bottom")
     ax.set_yticks(range(len(names)), [title(name, tall) for name in reversed(names)])
     ax.tick_params(axis="y", length=0)
     label = "% of the network's time" if tall else "time of the score, in % of the network's time"
@@ -131,17 +130,19 @@ def draw_memory(
     ax = figure.subplots()
     colors = {"diagonal": COLORS["thinkback"], "Kronecker": COLORS["averaged"]}
     peaks = {method: [max(peak, FAINT) for _, peak in points] for method, points in fits.items()}
-    heights = apart([found[-1] for found in peaks.values()], 7 if tall else 11)
+    heights = apart([found[-1] for found in peaks.values()], 11)
     for (method, points), height in zip(fits.items(), heights, strict=True):
         color, samples = colors.get(method, INK), [point[0] for point in points]
         ax.plot(samples, peaks[method], "o-", color=color, markersize=4)
-        label = f"{method},{chr(10) if tall else ' '}keeps {keeps[method]}"
+        label = f"{method}, {'' if tall else 'keeps '}{keeps[method]}"
         label_end(ax, label, (samples[-1], peaks[method][-1]), height, color)
     ticks = {1e5: "0.1 MB", 1e6: "1 MB", 1e7: "10 MB", 1e8: "100 MB", 1e9: "1 GB", 1e10: "10 GB"}
     ax.set(xscale="log", yscale="log", ylim=(FAINT / 2, 1e10))
     ax.set(xlabel="samples that the fit reads", ylabel="memory at the peak")
     ax.set_yticks(list(ticks), list(ticks.values()))
-    ax.xaxis.set_major_locator(LogLocator(1000 if tall else 10))
+    if tall:  # both ends alone
+        read = [n for points in fits.values() for n, _ in points]
+        ax.set_xticks([min(read), max(read)])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.minorticks_off()
 

@@ -25,11 +25,6 @@ ROWS = {  # of the answer figure, from top to bottom
     "reading_E": "Thinkback (E):\nlast convolution",
     "thinkback_averaged": "Thinkback,\naveraged",
 }
-FORMS = {  # of the score, as the first sentence of the chapter names them
-    "thinkback": "Thinkback read at the last layer (A)",
-    "reading_E": "read at the last convolution (E)",
-    "thinkback_averaged": "the averaged score that this book ends with",
-}
 MARKERS = "osD^v"  # of the networks, in their order
 
 
