@@ -35,8 +35,10 @@ def test_answer_has_a_bar_a_row_and_a_cross_where_a_mix_is_impossible(figure, ta
     assert ax.get_yticklabels()[0].get_text() == "Textures"
 
 
-def test_staircases_run_through_both_points(figure):
-    ax = figures.plot_boxes(ROW.curve, ax=figure.subplots())
+@pytest.mark.parametrize("tall", [False, True])
+def test_staircases_run_through_both_points(figure, tall):
+    figures.draw_boxes(ROW.curve, figure, tall)
+    [ax] = figure.axes
     points = {(ROW.curve.at_fpr, ROW.curve.tpr10), (ROW.curve.fpr95, ROW.curve.at_tpr)}
     for line in ax.lines[:2]:
         assert points <= set(zip(line.get_xdata(), line.get_ydata(), strict=True))
@@ -44,11 +46,13 @@ def test_staircases_run_through_both_points(figure):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("FPR", "TPR")
 
 
-def test_lines_of_a_price_hold_all_curves(figure):
+@pytest.mark.parametrize("tall", [False, True])
+def test_lines_of_a_price_hold_all_curves(figure, tall):
     levels = (np.arange(500) + 0.5) / 500
     f = audit.random_curves(ROW.curve, levels, 300)
     area, aupr = f.mean(1), (levels / (levels + 5 * f)).mean(1)
-    ax = figures.plot_price(ROW.curve, 1 / 6, area, aupr, printed=0.9, ax=figure.subplots())
+    figures.draw_price(ROW.curve, 1 / 6, area, aupr, 0.9, figure, tall)
+    [ax] = figure.axes
     below, above = (
         line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_label()[0] != "_"
     )
@@ -57,9 +61,11 @@ def test_lines_of_a_price_hold_all_curves(figure):
         assert (sign * (aupr - heights) >= -1e-3).all()
 
 
-def test_extremes_show_both_curves_and_the_print():
-    figure = figures.plot_extremes(replace(ROW, aupr=0.9), 1 / 6)
-    left, right = figure.axes
-    assert len(left.lines) == len(right.lines) == 3
-    assert right.get_ylabel() == "precision"
-    plt.close("all")
+@pytest.mark.parametrize("tall", [False, True])
+def test_extremes_show_both_curves_and_the_print(figure, tall):
+    figures.draw_extremes(replace(ROW, aupr=0.9), 1 / 6, figure, tall)
+    first, second = figure.axes
+    assert len(first.lines) == len(second.lines) == 3
+    assert second.get_ylabel() == "precision"
+    places = [ax.get_subplotspec().colspan for ax in figure.axes]
+    assert (places[0] == places[1]) == tall  # one above the other

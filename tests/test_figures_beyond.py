@@ -2,9 +2,12 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 from matplotlib.figure import Figure
 
 from bookmaking.figures import beyond
+
+both = pytest.mark.parametrize("tall", [False, True])
 
 
 def labelled(ax):
@@ -20,36 +23,47 @@ def test_the_answer_has_a_row_for_each_named_score():
         figure = Figure()
         beyond.draw_answer(standing, ["energy", "a"], "a", figure, tall)
         ax = figure.axes[0]
-        assert [tick.get_text() for tick in ax.get_yticklabels()] == ["B", "A"]
+        named = ax.texts if tall else ax.get_yticklabels()
+        assert [text.get_text() for text in named] == ["B", "A"]
         dots = [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"]
         assert dots[:2] == [[0.8], [0.9]]
         assert ax.get_xlabel()
 
 
-def test_the_sphere_holds_directions_alone():
-    random = np.random.default_rng(0)
-    figure = beyond.plot_sphere(random.random((20, 2)), np.arange(20) % 2, random.random((5, 2)))
-    left, right = figure.axes
-    assert labelled(left)
-    assert labelled(right)
-    for line in right.lines[:3]:
+@both
+def test_the_sphere_holds_directions_alone(tall):
+    random, figure = np.random.default_rng(0), Figure(layout="constrained")
+    made = random.random((20, 2)), np.arange(20) % 2, random.random((5, 2))
+    beyond.draw_sphere(*made, figure, tall)
+    first, second = figure.axes
+    assert labelled(first)
+    assert labelled(second)
+    for line in second.lines[:3]:
         if len(line.get_xdata()) > 2:
             lengths = np.hypot(line.get_xdata(), line.get_ydata())
             np.testing.assert_allclose(lengths, 1)
 
 
-def test_factors_point_away_from_chance():
-    ax = beyond.plot_factors({"a": (0.3, 0.01), "b": (0.8, 0.02)})
+@both
+def test_factors_point_away_from_chance(tall):
+    figure = Figure(layout="constrained")
+    beyond.draw_factors({"a": (0.3, 0.01), "b": (0.8, 0.02)}, figure, tall)
+    [ax] = figure.axes
     assert [round(bar.get_width(), 3) for bar in ax.patches] == [-0.2, 0.3]
     assert ax.get_xlabel()
 
 
-def test_prediction_draws_both_halves():
+@both
+def test_prediction_draws_both_halves(tall):
     random = np.random.default_rng(0)
     frame = pd.DataFrame({name: random.random(9) for name in ("far", "near", "suite_far")})
     frame["suite_near"], frame["unit"] = frame["near"], np.arange(9) % 2 == 0
-    figure = beyond.plot_prediction(frame)
-    assert [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes] == ["far", "near"]
+    figure = Figure(layout="constrained")
+    beyond.draw_prediction(frame, figure, tall)
+    titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
+    assert titles == ["Far sets", "Near set"]
+    first, second = (ax.get_subplotspec() for ax in figure.axes)
+    assert (first.colspan == second.colspan) == tall  # one above the other
     np.testing.assert_allclose(
         figure.axes[1].lines[0].get_xdata(), figure.axes[1].lines[0].get_ydata()
     )

@@ -29,17 +29,20 @@ def test_answer_draws_ratios_in_percent(figure, tall):
     assert "network's time" in ax.get_xlabel()
 
 
-def test_latency_labels_every_line(figure):
+@pytest.mark.parametrize("tall", [False, True])
+def test_latency_labels_every_line(figure, tall):
     curves = {"forward": [(1, 10.0), (16, 5.0)], "energy": [(1, 0.1), (16, 0.01)]}
-    ax = figures.plot_latency(curves, ax=figure.subplots())
+    figures.draw_latency(curves, figure, tall)
+    [ax] = figure.axes
     assert [text.get_text() for text in ax.texts] == ["the network itself", "Energy"]
     assert ax.get_xlabel() == "batch size"
 
 
-def test_memory_below_the_floor_is_drawn_at_it(figure):
+@pytest.mark.parametrize("tall", [False, True])
+def test_memory_below_the_floor_is_drawn_at_it(figure, tall):
     fits = {"diagonal": [(10, 5), (100, 2_000_000)], "KNN": [(10, 10**8)]}
-    labels = {"diagonal": "keeps 80 B", "KNN": "keeps 10 MB"}
-    ax = figures.plot_memory(fits, labels, ax=figure.subplots())
+    figures.draw_memory(fits, {"diagonal": "80 B", "KNN": "10 MB"}, figure, tall)
+    [ax] = figure.axes
     assert list(ax.lines[0].get_ydata()) == [figures.FAINT, 2_000_000]
-    assert ax.texts[0].get_text() == "keeps 80 B"
+    assert ax.texts[0].get_text() == ("diagonal, 80 B" if tall else "diagonal, keeps 80 B")
     assert ax.get_ylabel()

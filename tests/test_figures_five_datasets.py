@@ -1,6 +1,5 @@
 """Figures of chapter 8 draw what they are given, in both forms."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -40,9 +39,14 @@ def test_without_a_network_the_paper_stands_alone():
     assert len(figure.axes[0].lines) == 3
 
 
-def test_clouds_are_of_the_named_sets():
+@pytest.mark.parametrize("tall", [False, True])
+def test_clouds_are_of_the_named_sets(tall):
     item = Features(torch.rand(30, 4), torch.randn(30, 3))
-    ax = figures.plot_clouds({"cifar10-test": item, "svhn": item}, ["svhn"], count=20)
+    figure = Figure(layout="constrained")
+    sets = {"cifar10-test": item, "svhn": item}
+    figures.draw_clouds(sets, ["svhn"], figure, tall, count=20)
+    [ax] = figure.axes
     assert [c.get_label() for c in ax.collections] == ["CIFAR-10 test", "SVHN"]
     assert {len(c.get_offsets()) for c in ax.collections} == {20}
-    plt.close(ax.figure)
+    assert ax.get_legend() is None
+    assert len(figure.legends[0].get_texts()) == 2

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -77,16 +76,17 @@ def draw_answer(
     figure.legend(handles=handles, loc="outside upper center", ncols=2 if tall else 4)
 
 
-def plot_boxes(curve: audit.Printed, *, ax: Axes | None = None) -> Axes:
+def draw_boxes(curve: audit.Printed, figure: Figure, tall: bool) -> None:
     """Where a ROC curve may run that passes through two printed points.
 
     Also both staircases along the borders.
 
     Args:
         curve: the printed numbers; the AUROC is not used.
-        ax: drawn on; None makes a new one.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(5.2, 3.8))[1]
+    ax = figure.subplots()
     exact = replace(curve, half_width=0.0, scatter=0.0)
     boxes = exact.boxes()
     for t0, t1, low, high in boxes:
@@ -97,8 +97,7 @@ def plot_boxes(curve: audit.Printed, *, ax: Axes | None = None) -> Axes:
     ax.plot([0, *worst], [0, *heights], color=LOW, label="worst curve: smallest AUPR")
     _points(curve, ax)
     ax.set(xlabel="FPR", ylabel="TPR", xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
-    ax.legend(loc="lower right")
-    return ax
+    figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 
 
 def _points(curve: audit.Printed, ax: Axes) -> None:
@@ -109,15 +108,15 @@ def _points(curve: audit.Printed, ax: Axes) -> None:
         ax.annotate(name, point, (8, -13), textcoords="offset points")
 
 
-def plot_price(
+def draw_price(
     curve: audit.Printed,
     prevalence: float,
     area: Vector,
     aupr: Vector,
-    *,
-    printed: float | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+    printed: float,
+    figure: Figure,
+    tall: bool,
+) -> None:
     """Area above the ROC curve and AUPR of many curves, and the two lines that hold them all.
 
     Args:
@@ -125,9 +124,10 @@ def plot_price(
         prevalence: pi, fraction of OOD images.
         area, aupr: of the curves, (N,).
         printed: AUPR of the table, drawn as a square.
-        ax: drawn on; None makes a new one.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
+    ax = figure.subplots()
     exact = replace(curve, half_width=0.0, step=0.0)
     here = 1 - (exact.auroc or 0.0)
     ax.scatter(area, aupr, s=4, color=INK, alpha=0.35, linewidths=0)
@@ -144,24 +144,22 @@ def plot_price(
     ax.axvline(here, color=INK, linestyle=":", linewidth=1.2)
     place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
     ax.annotate("1 − printed AUROC", (here, 0.02), (5, 0), **place)
-    if printed is not None:
-        ax.plot(here, printed, "s", color=METHOD_COLORS["thinkback"], zorder=5)
-        ax.annotate("printed AUPR", (here, printed), (8, 2), textcoords="offset points")
+    ax.plot(here, printed, "s", color=METHOD_COLORS["thinkback"], zorder=5)
+    ax.annotate("printed AUPR", (here, printed), (8, 2), textcoords="offset points")
     ax.set(xlabel="area above the ROC curve", ylabel="AUPR")
-    ax.legend(loc="upper right")
-    return ax
+    figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 
 
-def plot_extremes(row: audit.Row, prevalence: float, figure: Figure | None = None) -> Figure:
+def draw_extremes(row: audit.Row, prevalence: float, figure: Figure, tall: bool) -> None:
     """The two extreme ROC curves of a row, and their precision.
 
     Args:
         row: of the printed table.
         prevalence: pi, fraction of OOD images.
-        figure: empty; drawn into. None makes a new one.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    figure = figure or plt.figure(figsize=(7.2, 3.4))
-    left, right = figure.subplots(1, 2, sharey=True)
+    left, right = figure.subplots(*((2, 1) if tall else (1, 2)), sharey=True)
     rho = (1 - prevalence) / prevalence
     curves = audit.extremal_curves(row.curve, prevalence, 20_000)
     bounds, colors = row.curve.bounds(prevalence), (LOW, HIGH)
@@ -176,6 +174,5 @@ def plot_extremes(row: audit.Row, prevalence: float, figure: Figure | None = Non
     right.text(0.02, row.aupr - 0.02, f"printed AUPR: {100 * row.aupr:.1f} %", va="top")
     _points(row.curve, left)
     left.set(xlabel="FPR", ylabel="TPR", xlim=(-0.02, 1.02), ylim=(0, 1.04), title="ROC curve")
-    right.set(xlabel="TPR", ylabel="precision", xlim=(0, 1.02), title="precision")
-    right.legend(loc="lower left")
-    return figure
+    right.set(xlabel="TPR", ylabel="precision", xlim=(0, 1.02), title="Precision")
+    figure.legend(loc="outside upper center", ncols=1 if tall else 2)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
@@ -42,17 +40,20 @@ def draw_answer(
         ax.plot([row["near"], row["far"]], [y, y], color=color, linewidth=1.2, alpha=0.6)
         ax.plot(row["far"], y, "o", color=color, markersize=8)
         ax.plot(row["near"], y, "D", color=color, markersize=6.5, markerfacecolor="none")
-    ax.set_yticks(range(len(rows)), rows["title"])
-    for tick, name in zip(ax.get_yticklabels(), rows.index, strict=True):
-        if name == own:
-            tick.set_color(OWN)
-            tick.set_fontweight("bold")
+    ax.set_yticks([] if tall else range(len(rows)), [] if tall else rows["title"])
+    for y, (name, title) in enumerate(rows["title"].items()):
+        look = {"color": OWN, "fontweight": "bold"} if name == own else {}
+        if tall:
+            place = ax.get_yaxis_transform()
+            ax.text(0.01, y + 0.16, title, transform=place, fontsize=10, **look)
+        else:
+            ax.get_yticklabels()[y].set(**look)
     ax.plot([], [], "o", color=plots.INK, label="far sets: other pictures")
     ax.plot([], [], "D", color=plots.INK, markerfacecolor="none", label="near set: CIFAR-100")
     ax.xaxis.set_major_locator(MaxNLocator(5 if tall else 8, steps=[1, 2, 5, 10]))
     ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}")
     label = "mean AUROC (%)" if tall else "AUROC (%), mean over networks"
-    ax.set(xlabel=label, ylim=(-0.6, len(rows) - 0.4))
+    ax.set(xlabel=label, ylim=(-0.6, len(rows) - (0 if tall else 0.4)))
     ax.grid(axis="x")
     figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 
@@ -71,19 +72,20 @@ def rays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1), labels, new
 
 
-def plot_sphere(
-    features: ArrayLike, labels: ArrayLike, new: ArrayLike, figure: Figure | None = None
-) -> Figure:
+def draw_sphere(
+    features: ArrayLike, labels: ArrayLike, new: ArrayLike, figure: Figure, tall: bool
+) -> None:
     """Features of two inputs as they are, and their directions on the unit circle.
 
     Args:
         features: (N, 2), in distribution.
         labels: class of each, (N,).
         new: (M, 2), out of distribution.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    figure = figure or plt.figure(figsize=(6.6, 3.3))
     h, other, y = np.asarray(features), np.asarray(new), np.asarray(labels)
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(*_panels(tall))
     marks = ("o", "s", "^", "v", "P", "X")
     for unit, ax in ((False, left), (True, right)):
         for k in np.unique(y):
@@ -99,48 +101,54 @@ def plot_sphere(
     circle = Ellipse((0, 0), 2, 2, fill=False, edgecolor=plots.INK, linestyle=":")
     right.add_patch(circle)
     right.set(xlim=(-0.08, 1.12), ylim=(-0.08, 1.12))
-    left.set_title("features as they are")
-    right.set_title("directions: all of length 1")
+    left.set_title("Features as they are")
+    right.set_title("Directions")
     left.plot([], [], "o", color=plots.ID_COLOR, label="training classes")
     left.plot([], [], "x", color=plots.OOD_COLOR, label="new")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    return figure
 
 
-def plot_factors(auroc: Mapping[str, tuple[float, float]], *, ax: Axes | None = None) -> Axes:
+def draw_factors(auroc: Mapping[str, tuple[float, float]], figure: Figure, tall: bool) -> None:
     """What each factor separates alone, as bars from chance.
 
     Args:
         auroc: of each factor its AUROC and the half-width of its interval, in [0, 1].
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 2.4))[1]
+    ax = figure.subplots()
     for y, (value, half) in enumerate(auroc.values()):
         color = plots.OOD_COLOR if value < 0.5 else plots.ID_COLOR
         ax.barh(y, value - 0.5, left=0.5, xerr=half, color=color, height=0.6, ecolor=plots.INK)
     ax.set_yticks(range(len(auroc)), list(auroc))
     ax.axvline(0.5, color=plots.INK)
     ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
-    ax.set(xlabel="AUROC (%) of this factor alone, mean of the far sets")
+    ax.set_xlabel("mean AUROC (%) of this factor alone")
     ax.set_ylim(len(auroc) - 0.5, -0.5)
-    return ax
 
 
-def plot_prediction(candidates: pd.DataFrame, figure: Figure | None = None) -> Figure:
-    """Development against suite: a point for each candidate, far left and near right.
+def draw_prediction(candidates: pd.DataFrame, figure: Figure, tall: bool) -> None:
+    """Development against suite: a point for each candidate, far sets and near set apart.
 
     Args:
         candidates: columns ``far``, ``near``, ``suite_far``, ``suite_near`` in [0, 1], ``unit``.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    figure = figure or plt.figure(figsize=(6.8, 3.4))
-    for ax, half in zip(figure.subplots(1, 2), ("far", "near"), strict=True):
+    titles = {"far": "Far sets", "near": "Near set"}
+    for ax, half in zip(figure.subplots(*_panels(tall)), titles, strict=True):
         for unit, color, label in ((False, plots.INK, "as they are"), (True, OWN, "directions")):
             own = candidates[candidates["unit"] == unit]
             x, y = 100 * own[half], 100 * own[f"suite_{half}"]
             ax.plot(x, y, "o", color=color, ms=3, alpha=0.5, mew=0, label=label, rasterized=True)
-        ax.set(xlabel="development AUROC (%)", ylabel="suite AUROC (%)", title=half)
+        ax.set(xlabel="development AUROC (%)", ylabel="suite AUROC (%)", title=titles[half])
     handles = ax.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=2, title="features")
-    return figure
+    figure.legend(*handles, loc="outside upper center", ncols=2, title="features", markerscale=2)
+
+
+def _panels(tall: bool) -> tuple[int, int]:
+    """Rows and columns of two panels: one above the other on a narrow screen."""
+    return (2, 1) if tall else (1, 2)
 
 
 def _unit(h: np.ndarray) -> np.ndarray:

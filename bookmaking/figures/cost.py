@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -57,7 +56,7 @@ def draw_answer(
         ax.plot(ends[0], y, "o", color=color)
         ax.plot(ends[1], y, "o", color=color, markerfacecolor="none")
     ax.axvline(100, color=INK, linestyle="--", linewidth=1.2, zorder=0)
-    ax.text(92, len(names) - 0.3, "the network itself", ha="right", va="bottom")
+    ax.text(75, len(names) - 0.3, "the network itself", ha="right", va="bottom")
     ax.set_yticks(range(len(names)), [title(name, tall) for name in reversed(names)])
     ax.tick_params(axis="y", length=0)
     label = "% of the network's time" if tall else "time of the score, in % of the network's time"
@@ -84,16 +83,17 @@ def title(name: str, short: bool = False) -> str:
     return text.removesuffix(", one by one") if short else text
 
 
-def plot_latency(
-    curves: Mapping[str, Sequence[tuple[int, float]]], *, ax: Axes | None = None
-) -> Axes:
+def draw_latency(
+    curves: Mapping[str, Sequence[tuple[int, float]]], figure: Figure, tall: bool
+) -> None:
     """Milliseconds a sample against batch size, with a label at the end of each line.
 
     Args:
         curves: what was timed -> (batch size, milliseconds a sample).
-        ax: drawn on; None makes a new one.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 5.4))[1]
+    ax = figure.subplots()
     heights = apart([points[-1][1] for points in curves.values()], 21)
     for (name, points), height in zip(curves.items(), heights, strict=True):
         color = COLORS.get(name, INK)
@@ -105,43 +105,46 @@ def plot_latency(
             "linewidth": 3.2 if thick else 1.4,
         }
         ax.plot(*zip(*points, strict=True), ":" if dotted else "-", **style)
-        label_end(ax, title(name), points[-1], height, color)
+        label_end(ax, title(name, tall), points[-1], height, color)
     ax.set(xscale="log", yscale="log", xlabel="batch size", ylabel="milliseconds a sample")
     ticks = [x for x, _ in curves["forward"]]
     ax.set_xticks(ticks, [f"{x:,}" for x in ticks])
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.minorticks_off()
-    return ax
 
 
-def plot_memory(
+def draw_memory(
     fits: Mapping[str, Sequence[tuple[int, int]]],
-    labels: Mapping[str, str],
-    *,
-    ax: Axes | None = None,
-) -> Axes:
+    keeps: Mapping[str, str],
+    figure: Figure,
+    tall: bool,
+) -> None:
     """Peak memory of a fit against the number of samples that it reads.
 
     Args:
         fits: method -> (samples, bytes at the peak).
-        labels: method -> what stands at the end of its line.
-        ax: drawn on; None makes a new one.
+        keeps: method -> the size of what it keeps, for the label at the end of its line.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
+    ax = figure.subplots()
     colors = {"diagonal": COLORS["thinkback"], "Kronecker": COLORS["averaged"]}
     peaks = {method: [max(peak, FAINT) for _, peak in points] for method, points in fits.items()}
     heights = apart([found[-1] for found in peaks.values()], 11)
     for (method, points), height in zip(fits.items(), heights, strict=True):
         color, samples = colors.get(method, INK), [point[0] for point in points]
         ax.plot(samples, peaks[method], "o-", color=color, markersize=4)
-        label_end(ax, labels[method], (samples[-1], peaks[method][-1]), height, color)
+        label = f"{method}, {'' if tall else 'keeps '}{keeps[method]}"
+        label_end(ax, label, (samples[-1], peaks[method][-1]), height, color)
     ticks = {1e5: "0.1 MB", 1e6: "1 MB", 1e7: "10 MB", 1e8: "100 MB", 1e9: "1 GB", 1e10: "10 GB"}
     ax.set(xscale="log", yscale="log", ylim=(FAINT / 2, 1e10))
     ax.set(xlabel="samples that the fit reads", ylabel="memory at the peak")
     ax.set_yticks(list(ticks), list(ticks.values()))
+    if tall:  # both ends alone
+        read = [n for points in fits.values() for n, _ in points]
+        ax.set_xticks([min(read), max(read)])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.minorticks_off()
-    return ax
 
 
 def apart(values: Sequence[float], lines: int) -> list[float]:

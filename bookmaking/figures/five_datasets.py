@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from experiments.evaluation import ID_TEST, SET_TITLES
 from experiments.plots import INK, METHOD_COLORS, plot_iso_scores
@@ -75,22 +76,23 @@ def _name_rows(ax: Axes, titles: Sequence[str], above: bool) -> None:
         ax.text(0.01, y - 0.24, title.replace("\n", " "), transform=place, va="bottom", fontsize=10)
 
 
-def plot_clouds(
+def draw_clouds(
     features: Mapping[str, Features],
     names: Sequence[str],
+    figure: Figure,
+    tall: bool,
     temperature: float = 5.0,
     count: int = 1000,
-    *,
-    ax: Axes | None = None,
-) -> Axes:
+) -> None:
     """Squared length of the residual against that of the features, a dot an image.
 
     Args:
         features: by set.
         names: OOD sets to be drawn beside CIFAR-10's test images.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
         temperature: T > 0 of the residual.
         count: images of a set, from its first one on.
-        ax: where to draw; default: a new figure.
     """
     residual2, norm2 = {}, {}
     for name in (ID_TEST, *names):
@@ -98,4 +100,12 @@ def plot_clouds(
         item = features[name]
         residual2[title] = scores.residual(item.logits[:count], temperature).square().sum(1)
         norm2[title] = item.features[:count].double().square().sum(1)
-    return plot_iso_scores(residual2, norm2, ax=ax)
+    ax = plot_iso_scores(residual2, norm2, ax=figure.subplots())
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 3) if tall else (1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.minorticks_off()
+    named = ax.get_legend_handles_labels()
+    if legend := ax.get_legend():
+        legend.remove()
+    figure.legend(*named, loc="outside upper center", ncols=2, markerscale=3)

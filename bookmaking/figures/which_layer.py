@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from bookmaking.answer import Answer
 from experiments.evaluation import ID_TEST, NEAR
 from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
 from thinkback_utils.metrics import mean_auroc
@@ -58,13 +60,13 @@ def draw_answer(aurocs: pd.DataFrame, figure: Figure, tall: bool) -> None:
     figure.legend(loc="outside upper center", ncols=3, handletextpad=0.1, columnspacing=1)
 
 
-def plot_rows(
-    rows: Rows,
-    far: Sequence[str],
-    baselines: Mapping[str, float] | None = None,
-    *,
-    ax: Axes | None = None,
-) -> Axes:
+def rows(given: Rows, far: Sequence[str]) -> Answer:
+    """The figure of :func:`draw_rows`, as high as it has rows."""
+    high = 1.4 + 0.52 * len(given)
+    return Answer(partial(draw_rows, given, far), wide=(6.4, high), tall=(3.9, high + 0.5))
+
+
+def draw_rows(rows: Rows, far: Sequence[str], figure: Figure, tall: bool) -> None:
     """AUROC of scores on every set, a row a score: a dot a set, a diamond for the far mean.
 
     A dotted line at 50 % where marks lie below it.
@@ -73,25 +75,25 @@ def plot_rows(
         rows: ``{label: {form: {set: (N,)}}}``, higher = more OOD; marks of the form ``eq5`` are
             hollow and stand above the others.
         far: the sets of the mean.
-        baselines: mean AUROC in [0, 1] of other scores by their keys, as dotted lines.
-        ax: where to draw; default: a new figure.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 1.4 + 0.52 * len(rows)))[1]
+    ax = figure.subplots()
     for y, forms in enumerate(rows.values()):
         for form, scores in forms.items():
             shift = 0.0 if len(forms) == 1 else -0.17 if form == "eq5" else 0.17
             _plot_row(scores, far, y + shift, form == "eq5", ax)
-    for method, value in (baselines or {}).items():
-        color = METHOD_COLORS[method]
-        ax.axvline(value, color=color, linestyle=":", linewidth=1.5, zorder=0)
     if ax.get_xlim()[0] < 0.5:
         ax.axvline(0.5, color=INK, linestyle=":", linewidth=1.2, zorder=0)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(xlabel="AUROC (%)", ylim=(len(rows) - 0.5, -0.5))
     ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
     ax.grid(axis="x")
-    _legend(ax)
-    return ax
+    marks = (("o", OOD_COLOR, "a far set"), ("s", ID_COLOR, "CIFAR-100, near"))
+    for marker, color, title in (*marks, ("D", INK, "mean of the far sets")):
+        ax.plot([], [], marker, color=color, label=title)
+    place: dict[str, Any] = {"handletextpad": 0.1, "columnspacing": 1}
+    figure.legend(loc="outside upper center", ncols=2 if tall else 3, **place)
 
 
 def _plot_row(
@@ -108,13 +110,6 @@ def _plot_row(
     mean, half = mean_auroc(scores[ID_TEST], [scores[name] for name in far])
     look = {"color": INK, "mfc": "none" if hollow else INK, "markersize": 8.5}
     ax.errorbar(mean, y, xerr=half, fmt="D", elinewidth=2, zorder=1, **look)
-
-
-def _legend(ax: Axes) -> None:
-    marks = (("o", OOD_COLOR, "a far set"), ("s", ID_COLOR, "CIFAR-100, near"))
-    for marker, color, title in (*marks, ("D", INK, "mean of the far sets")):
-        ax.plot([], [], marker, color=color, label=title)
-    ax.figure.legend(loc="outside upper center", ncols=3, handletextpad=0.1, columnspacing=1)
 
 
 def plot_epochs(records: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Axes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
@@ -40,9 +40,11 @@ def draw_answer(
         tall: whether it is the form for a narrow screen.
     """
     shape: dict[str, Any] = {"nrows": 2} if tall else {"ncols": 2, "width_ratios": [1, 1.1]}
-    left, right = figure.subplots(**shape)
-    plot_threshold(ids, oods, limit, left)
-    plot_promises(halves, rates, right)
+    first, second = figure.subplots(**shape)
+    plot_threshold(ids, oods, limit, first)
+    plot_promises(halves, rates, second)
+    first.set_title("A. The threshold")
+    second.set_title("B. Promised and measured")
 
 
 def plot_threshold(ids: ArrayLike, oods: ArrayLike, limit: float, ax: Axes) -> None:
@@ -81,45 +83,46 @@ def plot_promises(halves: Halves, rates: Mapping[str, Vector], ax: Axes) -> None
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.minorticks_off()
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower right")
 
 
-def plot_ranks(scores: ArrayLike, alarms: int, *, ax: Axes | None = None) -> Axes:
+def draw_ranks(scores: ArrayLike, alarms: int, figure: Figure, tall: bool) -> None:
     """Calibration scores on a line, and the ranks that a new score can have among them.
 
     Args:
         scores: of calibration, (n,).
         alarms: m, how many of the n + 1 ranks are alarms.
-        ax: drawn on; None makes a new one.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 1.9))[1]
+    ax = figure.subplots()
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     n, margin = len(ordered), 0.12 * float(np.ptp(ordered))
     edges = np.concatenate([[ordered[0] - margin], ordered, [ordered[-1] + margin]])
     limit = float(np.append(ordered, edges[-1])[n - alarms])
     ax.axhline(0, color=INK, linewidth=1, zorder=0)
     ax.axvspan(limit, edges[-1], color=OOD_COLOR, alpha=0.2, linewidth=0)
-    ax.plot(ordered, np.zeros(n), "o", color=ID_COLOR, markersize=8)
+    ax.plot(ordered, np.zeros(n), "o", color=ID_COLOR, markersize=6 if tall else 8)
     for rank, middle in enumerate((edges[1:] + edges[:-1]) / 2, start=1):
         alarm = rank > n + 1 - alarms
         ax.text(middle, 0.25, str(rank), ha="center", fontweight="bold" if alarm else "normal")
-    ax.text(edges[0], 0.7, "rank of a new score that falls here:")
+    ax.text(edges[0], 0.7, "rank of a new score here:")
     ax.text(edges[-1], 0.7, "alarm", ha="right", fontweight="bold")
     ax.set(ylim=(-0.3, 1), yticks=[], xlim=(edges[0], edges[-1]))
     ax.set_xlabel(f"score; the dots are {n} calibration scores")
     ax.spines["left"].set_visible(False)
-    return ax
 
 
-def plot_luck(rates: Mapping[int, Vector], alpha: float, *, ax: Axes | None = None) -> Axes:
+def draw_luck(rates: Mapping[int, Vector], alpha: float, figure: Figure, tall: bool) -> None:
     """Rates of false alarms of many calibration sets, beside the Beta law, by their size.
 
     Args:
         rates: size of the sets -> the rate of each.
         alpha: the promise.
-        ax: drawn on; None makes a new one.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 3.2))[1]
+    ax = figure.subplots()
     most = float(np.quantile(rates[min(rates)], 0.99))
     x = np.linspace(1e-4, most, 400)
     for shade, (n, found) in zip((0.2, 0.4, 0.7), sorted(rates.items()), strict=False):
@@ -134,40 +137,47 @@ def plot_luck(rates: Mapping[int, Vector], alpha: float, *, ax: Axes | None = No
     ax.set(xlim=(0, 100 * most), yticks=[], ylabel="share of the calibration sets")
     ax.set_xlabel("false alarms with this calibration set (%)")
     ax.legend(loc="upper right")
-    return ax
 
 
-def plot_streams(running: Sequence[Vector], alpha: float, *, ax: Axes | None = None) -> Axes:
+def draw_streams(running: Sequence[Vector], alpha: float, figure: Figure, tall: bool) -> None:
     """The share of false alarms so far, in streams that each use one calibration set.
 
     Args:
         running: share after each image, an array (N,) for each calibration set.
         alpha: the promise.
-        ax: drawn on; None makes a new one.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 2.9))[1]
+    ax = figure.subplots()
     for share in running:
         seen, start = np.arange(1, len(share) + 1), min(100, len(share) - 1)
         ax.plot(seen[start:], 100 * share[start:], color=ID_COLOR, linewidth=1.2)
         ax.plot(seen[-1], 100 * share[-1], "o", color=ID_COLOR, markersize=5)
     ax.axhline(100 * alpha, color=PROMISE, linestyle=":", label="promise")
     ax.set(xlabel="images of the stream so far", ylabel="false alarms so far (%)", ylim=(0, None))
-    ax.legend(loc="upper right")
-    return ax
+    ax.xaxis.set_major_locator(MaxNLocator(4 if tall else 8))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    figure.legend(loc="outside upper center")
 
 
-def plot_classes(
-    names: Sequence[str], one: ArrayLike, own: ArrayLike, alpha: float, *, ax: Axes | None = None
-) -> Axes:
+def draw_classes(
+    names: Sequence[str],
+    one: ArrayLike,
+    own: ArrayLike,
+    alpha: float,
+    figure: Figure,
+    tall: bool,
+) -> None:
     """False alarms in each class: with one threshold for all, and with one a class.
 
     Args:
         names: of the classes, (K,).
         one, own: rates with one threshold, and with one for each class, (K,).
         alpha: the promise.
-        ax: drawn on; None makes a new one.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 3.0))[1]
+    ax = figure.subplots()
     y = -np.arange(len(names))
     for rates, color, label, face in (
         (one, INK, "one threshold for all classes", "none"),
@@ -178,18 +188,18 @@ def plot_classes(
     ax.axvline(100 * alpha, color=PROMISE, linestyle=":", label="promise")
     ax.set_yticks(y, list(names))
     ax.set(xlabel="false alarms (%)", xlim=(0, None))
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, columnspacing=1)
-    return ax
+    figure.legend(loc="outside upper center", ncols=1 if tall else 3, columnspacing=1)
 
 
-def plot_drift(
+def draw_drift(
     alarms: Mapping[str, Vector],
     errors: Mapping[str, Sequence[float]],
     levels: Mapping[str, Sequence[float]],
     alpha: float,
     method: str,
-    figure: Figure | None = None,
-) -> Figure:
+    figure: Figure,
+    tall: bool,
+) -> None:
     """Alarms on images that drift away from the calibration, and the classifier's errors.
 
     Args:
@@ -198,11 +208,12 @@ def plot_drift(
         levels: kind of change -> its strengths.
         alpha: the promise.
         method: of the alarms.
-        figure: empty; drawn into. None makes a new one.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    figure = figure or plt.figure(figsize=(7.2, 3.2))
     color = METHOD_COLORS.get(method, METHOD_COLORS["thinkback"])
-    axes = figure.subplots(1, len(alarms), sharey=True, squeeze=False)[0]
+    shape = (len(alarms), 1) if tall else (1, len(alarms))
+    axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
     for ax, (change, rates) in zip(axes, alarms.items(), strict=True):
         x, ends = levels[change], np.quantile(100 * rates, [0.025, 0.975], axis=1)
         ax.fill_between(x, *ends, color=color, alpha=0.25, linewidth=0)
@@ -211,6 +222,6 @@ def plot_drift(
         ax.plot(x, wrong, "s-", color=INK, markersize=3, linewidth=1, label="wrong answers")
         ax.axhline(100 * alpha, color=PROMISE, linewidth=1.2, linestyle=":", label="promise")
         ax.set(xlabel=change, ylim=(-2, 102), xticks=x)
-    axes[0].set_ylabel("share of the altered digits (%)")
-    axes[0].legend(loc="upper left")
-    return figure
+    figure.supylabel("share of the altered digits (%)", color=INK, fontsize=11)
+    named = axes[0].get_legend_handles_labels()
+    figure.legend(*named, loc="outside upper center", ncols=3, columnspacing=1)
