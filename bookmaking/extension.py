@@ -29,6 +29,7 @@ FOR = {  # files, and the classes they serve
     "opening": "op-",
     "design": "sd-",
     "terms": terms.CLASS,
+    "katex": "math",
 }
 COLORLESS = (Token.Name, Token.Punctuation, Token.Text.Whitespace)  # as the text around
 BRACKETS = r"\((?:[^()]|\([^()]*\))*\)"  # with those in them

@@ -7,7 +7,7 @@
 
   // Where a box hides a part of what it holds: always where it cannot scroll, on a desk where it must.
   const cut = (desk) =>
-    all("article :is(mjx-container[display], pre, table, figure, .cell_output, .tb-explorer, [class*=container])")
+    all("article :is(.katex-display, pre, table, figure, .cell_output, .tb-explorer, [class*=container])")
       .filter(shown)
       .filter((e) => e.scrollWidth > e.clientWidth + 1)
       .filter((e) => desk || !/auto|scroll|visible/.test(getComputedStyle(e).overflowX))
@@ -15,21 +15,21 @@
 
   // Formulas with a sign that sticks out above or below the box that shows it.
   const clipped = () =>
-    all("article mjx-container")
+    all("article .katex-display")
       .filter((e) => shown(e) && getComputedStyle(e).overflowY !== "visible")
       .filter((e) => {
         const box = e.getBoundingClientRect();
-        const signs = [...e.querySelectorAll("mjx-math mjx-c")].map((c) => c.getBoundingClientRect());
+        const signs = [...e.querySelectorAll(".katex-html :is(.mord, .mop, .mbin, .mrel, .mopen, .mclose, .mpunct)")].map((c) => c.getBoundingClientRect());
         return signs.some(({ top, bottom }) => top < box.top - 1 || bottom > box.bottom + 1);
       })
-      .map((e) => e.querySelector("mjx-assistive-mml")?.textContent.slice(0, 60) ?? named(e));
+      .map((e) => e.querySelector("annotation").textContent.slice(0, 60));
 
   const smallText = () => {
     const found = new Map();
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) {
       const e = walker.currentNode.parentElement;
-      if (!walker.currentNode.data.trim() || e.closest("script, style, noscript, mjx-container") || !shown(e)) continue;
+      if (!walker.currentNode.data.trim() || e.closest("script, style, noscript, .katex") || !shown(e)) continue;
       const to = e.ownerSVGElement && e.getScreenCTM();
       const size = Number.parseFloat(getComputedStyle(e).fontSize) * (to ? Math.hypot(to.a, to.b) : 1);
       if (size < LEAST - 0.05) found.set(named(e), size.toFixed(1));
@@ -182,7 +182,7 @@
   // Families of letters that words ask for, and those that are there.
   const letters = () => {
     const words = "article :is(h1, h2, h3, p, li, td, th, code, pre, figcaption, summary), nav a, button, input, select";
-    const used = all(words).filter((e) => shown(e) && !e.closest("mjx-container"));
+    const used = all(words).filter((e) => shown(e) && !e.closest(".katex"));
     const families = used.map((e) => getComputedStyle(e).fontFamily.split(",")[0]);
     const ready = [...document.fonts].filter((font) => font.status === "loaded").map((font) => font.family);
     return [families, ready].map((names) => [...new Set(names.map((name) => name.replaceAll('"', "")))]);

@@ -109,7 +109,7 @@ def page(
     browser.emulate_media(color_scheme="light")
     faults.clear()
     browser.goto(site + request.param, wait_until="load")
-    browser.evaluate("async () => { await window.MathJax?.startup?.promise; }")
+    browser.evaluate("async () => { await document.fonts.ready; }")
     browser.evaluate(
         "() => document.querySelectorAll('details').forEach((fold) => { fold.open = true; })"
     )
