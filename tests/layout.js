@@ -120,9 +120,49 @@
     });
   };
 
+  // Words of the drawings that a page holds itself, without enough contrast in a theme; "behind" them is what is painted there.
+  const faintInline = (theme) => {
+    const root = document.documentElement;
+    const style = document.createElement("style");
+    style.textContent = "* { pointer-events: auto !important; transition: none !important; scroll-behavior: auto !important }";
+    document.head.append(style);
+    const before = root.dataset.theme;
+    root.dataset.theme = theme;
+    const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d");
+    const color = (layers) => {
+      for (const [paint, alpha] of layers) {
+        context.globalAlpha = alpha;
+        context.fillStyle = paint;
+        context.fillRect(0, 0, 1, 1);
+      }
+      return [...context.getImageData(0, 0, 1, 1).data];
+    };
+    const opacity = (e) => (e ? Number(getComputedStyle(e).opacity) * opacity(e.parentElement) : 1);
+    const layer = (e) => {
+      const look = getComputedStyle(e);
+      if (!(e instanceof SVGGeometryElement)) return e.ownerSVGElement ? [] : [[look.backgroundColor, opacity(e)]];
+      const kinds = [["fill", look.fillOpacity], ["stroke", look.strokeOpacity]].filter(([kind]) => look[kind] !== "none");
+      return kinds.slice(0, 1).map(([kind, alpha]) => [look[kind], alpha * opacity(e)]);
+    };
+    const found = all("article svg text").filter((e) => shown(e) && e.textContent.trim()).flatMap((word) => {
+      word.scrollIntoView({ block: "center" });
+      const box = word.getBoundingClientRect();
+      const there = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2).filter((e) => !word.contains(e));
+      const look = getComputedStyle(word);
+      const halo = look.paintOrder.startsWith("stroke") && look.stroke !== "none" ? [[look.stroke, look.strokeOpacity]] : [];
+      const below = [...there.reverse().flatMap(layer), ...halo];
+      const [ground, ink] = [color(below), color([...below, [look.fill, look.fillOpacity * opacity(word)]])];
+      const ratio = contrast(ground, ink);
+      return ratio < 4.5 ? [[named(word), `${ratio.toFixed(2)}:1, ${ink} on ${ground}, ${theme}`]] : [];
+    });
+    root.dataset.theme = before;
+    style.remove();
+    return found;
+  };
+
   // Of the words of each drawing: those that are too small as shown, and those without contrast in a theme.
   const drawnText = async (wide) => {
-    const faults = [];
+    const faults = wide ? [...faintInline("light"), ...faintInline("dark")] : [];
     for (const image of all("article img").filter((e) => shown(e) && /\.svg(?:$|\?)/.test(e.currentSrc))) {
       const drawing = await inlined(image);
       const words = [...drawing.svg.querySelectorAll("g[id^=text_], text")];
