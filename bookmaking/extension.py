@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bs4 import BeautifulSoup
+from PIL import Image
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 from pygments.token import Token  # type: ignore[import-untyped]
 from sphinx.application import Sphinx
@@ -29,6 +30,9 @@ FOR = {  # files, and the classes they serve
     "opening": "op-",
     "design": "sd-",
     "terms": terms.CLASS,
+    "katex": "math",
+    "clipboard": "highlight",
+    "copybutton": "highlight",
 }
 COLORLESS = (Token.Name, Token.Punctuation, Token.Text.Whitespace)  # as the text around
 BRACKETS = r"\((?:[^()]|\([^()]*\))*\)"  # with those in them
@@ -129,6 +133,10 @@ def finish_site(app: Sphinx, exception: Exception | None) -> None:
         sheet.write_text(prune(sheet.read_text(encoding="utf-8"), used), encoding="utf-8")
     for letters in html.glob("_static/fonts.css"):
         letters.write_text(self_contained(letters), encoding="utf-8")
+    for sprite in html.glob("_static/gallery/sprite.png"):
+        with Image.open(sprite) as pictures:
+            pictures.save(sprite.with_suffix(".webp"), lossless=True, quality=100, method=6)
+        sprite.unlink()
     search.write(html)
     front_page(html, f"{app.config.root_doc}.html")
 

@@ -21,7 +21,7 @@ window.checks = {
         ...[...document.images].filter((image) => !(image.complete && image.naturalWidth)),
         ...drawn.filter((e) => !e.closest("svg svg, button, label") && small(e)),
       ].map(name),
-      formulas: all(".math mjx-merror, .math [data-mjx-error]").length,
+      formulas: all(".math .katex-error, .math:not(:has(.katex))").length,
       unreachable: all("article *").filter(scrolls).filter((e) => !reachable(e)).map(name),
       wider: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     };
@@ -47,7 +47,7 @@ window.checks = {
       return kinds.has(kind) || !kinds.add(kind);
     });
     for (const token of again) token.replaceWith(token.textContent);
-    for (const formula of [...document.querySelectorAll("mjx-container")].slice(1)) formula.replaceWith("x");
+    for (const formula of [...document.querySelectorAll(".katex")].slice(1)) formula.replaceWith("x");
   },
 
   // Of texts that look the same, on the same ground and in the same kind of element, one stays: colours cost seconds.
@@ -59,7 +59,7 @@ window.checks = {
       return clear && e.parentElement ? ground(e.parentElement) : backgroundColor + backgroundImage;
     };
     const words = [...document.querySelectorAll("body *")].filter(
-      (e) => !e.closest("svg, mjx-container, script") && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()),
+      (e) => !e.closest("svg, .katex, script") && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()),
     );
     const looks = words.map(() => "");
     const { dataset } = document.documentElement;
@@ -78,7 +78,7 @@ window.checks = {
       return seen.has(look) || !seen.add(look);
     });
     for (const e of again) for (const n of [...e.childNodes]) if (n.nodeType === 3) n.remove();
-    for (const e of document.querySelectorAll("mjx-container")) e.remove();
+    for (const e of document.querySelectorAll(".katex")) e.remove();
     return again.length;
   },
 

@@ -7,7 +7,7 @@
 
   // Where a box hides a part of what it holds: always where it cannot scroll, on a desk where it must.
   const cut = (desk) =>
-    all("article :is(mjx-container[display], pre, table, figure, .cell_output, .tb-explorer, [class*=container])")
+    all("article :is(.katex-display, pre, table, figure, .cell_output, .tb-explorer, [class*=container])")
       .filter(shown)
       .filter((e) => e.scrollWidth > e.clientWidth + 1)
       .filter((e) => desk || !/auto|scroll|visible/.test(getComputedStyle(e).overflowX))
@@ -15,21 +15,21 @@
 
   // Formulas with a sign that sticks out above or below the box that shows it.
   const clipped = () =>
-    all("article mjx-container")
+    all("article .katex-display")
       .filter((e) => shown(e) && getComputedStyle(e).overflowY !== "visible")
       .filter((e) => {
         const box = e.getBoundingClientRect();
-        const signs = [...e.querySelectorAll("mjx-math mjx-c")].map((c) => c.getBoundingClientRect());
+        const signs = [...e.querySelectorAll(".katex-html :is(.mord, .mop, .mbin, .mrel, .mopen, .mclose, .mpunct)")].map((c) => c.getBoundingClientRect());
         return signs.some(({ top, bottom }) => top < box.top - 1 || bottom > box.bottom + 1);
       })
-      .map((e) => e.querySelector("mjx-assistive-mml")?.textContent.slice(0, 60) ?? named(e));
+      .map((e) => e.querySelector("annotation").textContent.slice(0, 60));
 
   const smallText = () => {
     const found = new Map();
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     while (walker.nextNode()) {
       const e = walker.currentNode.parentElement;
-      if (!walker.currentNode.data.trim() || e.closest("script, style, noscript, mjx-container") || !shown(e)) continue;
+      if (!walker.currentNode.data.trim() || e.closest("script, style, noscript, .katex") || !shown(e)) continue;
       const to = e.ownerSVGElement && e.getScreenCTM();
       const size = Number.parseFloat(getComputedStyle(e).fontSize) * (to ? Math.hypot(to.a, to.b) : 1);
       if (size < LEAST - 0.05) found.set(named(e), size.toFixed(1));
@@ -120,9 +120,49 @@
     });
   };
 
+  // Words of the drawings that a page holds itself, without enough contrast in a theme; "behind" them is what is painted there.
+  const faintInline = (theme) => {
+    const root = document.documentElement;
+    const style = document.createElement("style");
+    style.textContent = "* { pointer-events: auto !important; transition: none !important; scroll-behavior: auto !important }";
+    document.head.append(style);
+    const before = root.dataset.theme;
+    root.dataset.theme = theme;
+    const context = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d");
+    const color = (layers) => {
+      for (const [paint, alpha] of layers) {
+        context.globalAlpha = alpha;
+        context.fillStyle = paint;
+        context.fillRect(0, 0, 1, 1);
+      }
+      return [...context.getImageData(0, 0, 1, 1).data];
+    };
+    const opacity = (e) => (e ? Number(getComputedStyle(e).opacity) * opacity(e.parentElement) : 1);
+    const layer = (e) => {
+      const look = getComputedStyle(e);
+      if (!(e instanceof SVGGeometryElement)) return e.ownerSVGElement ? [] : [[look.backgroundColor, opacity(e)]];
+      const kinds = [["fill", look.fillOpacity], ["stroke", look.strokeOpacity]].filter(([kind]) => look[kind] !== "none");
+      return kinds.slice(0, 1).map(([kind, alpha]) => [look[kind], alpha * opacity(e)]);
+    };
+    const found = all("article svg text").filter((e) => shown(e) && e.textContent.trim()).flatMap((word) => {
+      word.scrollIntoView({ block: "center" });
+      const box = word.getBoundingClientRect();
+      const there = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2).filter((e) => !word.contains(e));
+      const look = getComputedStyle(word);
+      const halo = look.paintOrder.startsWith("stroke") && look.stroke !== "none" ? [[look.stroke, look.strokeOpacity]] : [];
+      const below = [...there.reverse().flatMap(layer), ...halo];
+      const [ground, ink] = [color(below), color([...below, [look.fill, look.fillOpacity * opacity(word)]])];
+      const ratio = contrast(ground, ink);
+      return ratio < 4.5 ? [[named(word), `${ratio.toFixed(2)}:1, ${ink} on ${ground}, ${theme}`]] : [];
+    });
+    root.dataset.theme = before;
+    style.remove();
+    return found;
+  };
+
   // Of the words of each drawing: those that are too small as shown, and those without contrast in a theme.
   const drawnText = async (wide) => {
-    const faults = [];
+    const faults = wide ? [...faintInline("light"), ...faintInline("dark")] : [];
     for (const image of all("article img").filter((e) => shown(e) && /\.svg(?:$|\?)/.test(e.currentSrc))) {
       const drawing = await inlined(image);
       const words = [...drawing.svg.querySelectorAll("g[id^=text_], text")];
@@ -182,7 +222,7 @@
   // Families of letters that words ask for, and those that are there.
   const letters = () => {
     const words = "article :is(h1, h2, h3, p, li, td, th, code, pre, figcaption, summary), nav a, button, input, select";
-    const used = all(words).filter((e) => shown(e) && !e.closest("mjx-container"));
+    const used = all(words).filter((e) => shown(e) && !e.closest(".katex"));
     const families = used.map((e) => getComputedStyle(e).fontFamily.split(",")[0]);
     const ready = [...document.fonts].filter((font) => font.status === "loaded").map((font) => font.family);
     return [families, ready].map((names) => [...new Set(names.map((name) => name.replaceAll('"', "")))]);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -141,20 +142,15 @@ def test_contents_lists_every_page() -> None:
 
 def test_book_reads_offline() -> None:
     assert CONFIG["execute"]["execute_notebooks"] == "off"
-    assert CONFIG["sphinx"]["config"]["mathjax_path"].startswith("../mathjax/")
-    mathjax = ROOT / "book" / "vendor" / "mathjax"
-    assert (mathjax / "LICENSE").is_file()
-    parts = CONFIG["sphinx"]["config"]["mathjax3_config"]["loader"]["load"]
-    assert [
-        part for part in ["startup", "core", *parts] if not (mathjax / f"{part}.js").is_file()
-    ] == []
-    fonts = {
-        path.stem for path in (mathjax / "output" / "chtml" / "fonts" / "woff-v2").glob("*.woff")
-    }
-    font = (mathjax / "output" / "chtml" / "fonts" / "tex.js").read_text("utf-8")
-    named = set(re.findall(r"%%URL%%/(MathJax_[\w-]+)\.woff", font))
-    assert named
-    assert named <= fonts
+    katex = ROOT / "book" / "vendor" / "katex"
+    source = (katex / "SOURCE.txt").read_text(encoding="utf-8")
+    assert CONFIG["sphinx"]["config"]["mathjax_path"] == "../katex/katex.min.js"
+    for name in ("katex.min.js", "katex.min.css"):
+        digest = hashlib.sha256((katex / name).read_bytes()).hexdigest()
+        assert re.search(rf"{name}\s+SHA-256 {digest}", source)
+    named = set(re.findall(r"fonts/[\w-]+\.woff2", (katex / "katex.min.css").read_text("utf-8")))
+    assert named == {font.relative_to(katex).as_posix() for font in katex.rglob("*.woff2")}
+    assert (katex / "LICENSE").is_file()
 
 
 def test_conda_users_get_the_same_list_of_packages() -> None:

@@ -65,6 +65,8 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
     def show(*outputs: str, script: bool = True, width: int = 1280) -> Any:
         static = shutil.copytree(STATIC, tmp_path / "_static", dirs_exist_ok=True)
         shutil.copytree(GALLERY, static / "gallery", dirs_exist_ok=True)
+        with Image.open(GALLERY / "sprite.png") as sprite:
+            sprite.save(static / "gallery" / "sprite.webp", lossless=True, quality=0, method=0)
         sheet = '<link rel="stylesheet" href="_static/{}.css">'
         head = sheet.format("gallery") + sheet.format("explorers")
         head += '<script src="_static/dom.js"></script>'
@@ -270,7 +272,7 @@ def test_examples_by_keyboard(show: Open) -> None:
     slider = page.get_by_role("slider")
     assert slider.get_attribute("aria-valuetext") == f"none of {len(IMAGES)}"
     # Pictures come when they are asked for.
-    assert not [url for url in page.requested if url.endswith("sprite.png")]
+    assert not [url for url in page.requested if url.endswith("sprite.webp")]
     assert page.locator("figure .tb-explorer").count() == 1
     assert page.locator("figcaption").is_visible()
     page.locator("select").first.focus()

@@ -94,7 +94,7 @@ def test_front_page_is_a_moved_copy(tmp_path: Path) -> None:
     (tmp_path / "book" / "intro.html").write_text(
         '<!DOCTYPE html><html data-content_root="../"><a href="#a"></a><a href="../n/x.html#b">'
         '<img src="../_images/i.svg"/></a><a href="https://example.org/x"></a>'
-        '<a href="limits.html"></a><script src="../_static/../mathjax/m.js?v=1"></script></html>',
+        '<a href="limits.html"></a><script src="../_static/../katex/m.js?v=1"></script></html>',
         encoding="utf-8",
     )
     extension.front_page(tmp_path, "book/intro.html")
@@ -103,4 +103,4 @@ def test_front_page_is_a_moved_copy(tmp_path: Path) -> None:
     assert [element["href"] for element in page("a")] == links
     assert page.html["data-content_root"] == "./"
     assert page.img["src"] == "_images/i.svg"
-    assert page.script["src"] == "mathjax/m.js?v=1"
+    assert page.script["src"] == "katex/m.js?v=1"

@@ -55,7 +55,7 @@ def measured(request: pytest.FixtureRequest, browser: Page) -> dict[str, Any]:
         note = lambda request, sent=sent: sent.append(request.url)  # noqa: E731
         browser.on("request", note)
         browser.goto(request.param, wait_until="load")
-        browser.evaluate("async () => { await window.MathJax?.startup?.promise; }")
+        browser.evaluate("async () => { await document.fonts.ready; }")
         browser.evaluate(MEASURES)
         here: dict[str, Any] = {"answer": browser.evaluate("layout.answer()")}
         browser.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")

@@ -2,7 +2,7 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 
 // What scrolls sideways can be reached by keyboard: the theme sees to that for code alone.
 const reach = () => {
-  for (const box of all(".cell_output, .pst-scrollable-table-container, mjx-container[display], article figure")) {
+  for (const box of all(".cell_output, .pst-scrollable-table-container, .katex-display, article figure")) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }
@@ -10,7 +10,7 @@ const reach = () => {
 
 // A formula that is wider than its column becomes smaller, down to two thirds; what is wider still scrolls.
 const shrink = () => {
-  for (const box of all("article mjx-container[display]")) {
+  for (const box of all("article .katex-display")) {
     box.style.fontSize = "";
     const over = box.scrollWidth / box.clientWidth;
     if (over <= 1) continue;
@@ -25,7 +25,7 @@ const measure = () => {
 };
 addEventListener("load", () => {
   measure();
-  window.MathJax?.startup?.promise.then(measure);
+  document.fonts.ready.then(measure); // those of formulas, too
 });
 addEventListener("resize", measure);
 addEventListener("toggle", measure, true); // an opened <details> may hold a table
