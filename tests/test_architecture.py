@@ -12,7 +12,8 @@ import thinkback_utils
 
 ROOT = Path(thinkback_utils.__file__).parents[1]
 PLACES = ("thinkback_utils", "experiments", "bookmaking", "benchmarks")
-OPTIONAL = ("IPython", "matplotlib", "onnx", "onnxscript", "pandas", "pytorch_ood", "torchvision")
+OPTIONAL = ("IPython", "fontTools", "matplotlib", "onnx", "onnxscript", "pandas", "pytorch_ood")
+OPTIONAL += ("seaborn", "tinycss2", "torchvision")
 BLOCKED = f"""
 import sys
 class Blocked:
