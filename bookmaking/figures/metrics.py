@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
@@ -65,11 +66,11 @@ def plot_histograms(
     both = np.concatenate([id_scores, ood_scores])
     bins = np.linspace(both.min(), both.max(), 60).tolist()
     for scores, color in ((id_scores, ID_COLOR), (ood_scores, OOD_COLOR)):
-        outline: dict[str, Any] = {"facecolor": (color, 0.25), "edgecolor": color, "linewidth": 1.5}
-        ax.hist(scores, bins, density=True, histtype="stepfilled", **outline)
+        look: dict[str, Any] = {"bins": bins, "element": "step", "color": color, "ax": ax}
+        sns.histplot(x=scores, stat="density", alpha=0.25, **look)
         caught = scores[scores >= threshold]
         weights = np.full(len(caught), 1 / len(scores) / np.diff(bins)[0])
-        ax.hist(caught, bins, weights=weights, color=color, alpha=0.4)
+        sns.histplot(x=caught, weights=weights, alpha=0.4, linewidth=0, **look)
     ax.axvline(threshold, color=INK, linestyle="--", linewidth=1.2)
     top = 1.25 * ax.get_ylim()[1]
     ax.text(threshold, 0.99 * top, " called OOD →", va="top")

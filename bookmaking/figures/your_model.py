@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -127,10 +128,9 @@ def draw_luck(rates: Mapping[int, Vector], alpha: float, figure: Figure, tall: b
     x = np.linspace(1e-4, most, 400)
     for shade, (n, found) in zip((0.2, 0.4, 0.7), sorted(rates.items()), strict=False):
         m = allowed(n, alpha)
-        spread: dict[str, Any] = {"bins": 60, "range": (0, 100 * most)}
-        ax.hist(
-            100 * found, **spread, density=True, color=ID_COLOR, alpha=shade, label=f"n = {n:,}"
-        )
+        spread: dict[str, Any] = {"bins": 60, "binrange": (0, 100 * most), "stat": "density"}
+        look: dict[str, Any] = {"color": ID_COLOR, "alpha": shade, "linewidth": 0}
+        sns.histplot(x=100 * found, label=f"n = {n:,}", ax=ax, **spread, **look)
         law = stats.beta(m, n + 1 - m).pdf(x) / 100
         ax.plot(100 * x, law, color=INK, linewidth=1.4)
     ax.axvline(100 * alpha, color=PROMISE, linestyle=":", label="promise")
