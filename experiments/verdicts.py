@@ -294,7 +294,7 @@ def text_claims(
 
 def _elsewhere(counts: Sequence[Facts]) -> str:
     """The counts on the other networks, in words; nothing where there are none."""
-    text = "; {network}: {won} gains and {lost} losses of {count}"
+    text = "; {network}: better in {won} and worse in {lost} of {count}"
     return "".join(text.format(**facts) for facts in counts[1:])
 
 
@@ -365,8 +365,8 @@ def reading_claim(here: Run, others: Mapping[str, Sequence[Record]] | None = Non
         counted, gap = _count(title, rows["E"]), rows["E"]["mean", "energy", "auroc"]
         facts.append(counted | {"reading": "E", "gain": gap["measured"]})
         text += (
-            f". {title}: {', '.join(sorted(own)) or 'none'}; E has {counted['won']} gains and"
-            f" {counted['lost']} losses of {counted['count']}, AUROC against Energy {_points(gap)}"
+            f". {title}: {', '.join(sorted(own)) or 'none'}; E is better in {counted['won']}"
+            f" and worse in {counted['lost']} of {counted['count']}, AUROC against Energy {_points(gap)}"
         )
     return _claim(
         "reading",

@@ -179,7 +179,7 @@ def test_a_reading_must_win_on_every_network(monkeypatch):
     assert verdicts.reading_claim(None, {"Other": won})["verdict"] == verdicts.YES
     mixed = verdicts.reading_claim(None, {"Other": lost})
     assert mixed["verdict"] == verdicts.OPEN
-    assert "Other: none; E has 0 gains and 8 losses of 8" in mixed["measured"]
+    assert "Other: none; E is better in 0 and worse in 8 of 8" in mixed["measured"]
     own["E"] = verdicts._all_gains(measured(0.5), ["mean"])
     assert verdicts.reading_claim(None, {"Other": lost})["verdict"] == verdicts.NO
 
