@@ -366,7 +366,8 @@ def reading_claim(here: Run, others: Mapping[str, Sequence[Record]] | None = Non
         facts.append(counted | {"reading": "E", "gain": gap["measured"]})
         text += (
             f". {title}: {', '.join(sorted(own)) or 'none'}; E is better in {counted['won']}"
-            f" and worse in {counted['lost']} of {counted['count']}, AUROC against Energy {_points(gap)}"
+            f" and worse in {counted['lost']} of {counted['count']}, AUROC against Energy"
+            f" {_points(gap)}"
         )
     return _claim(
         "reading",
