@@ -161,7 +161,7 @@ def test_one_command_scores_the_suite_with_what_was_tuned(world, tmp_path, monke
     assert {r["score"] for r in record["tuned"]} == {*few, CHOICE}
     assert {r["score"] for r in record["published"]} == {"msp", "pnml", CHOICE}
     kept = net.scores("tuned.npz")
-    made = tuning._ours("", "averaged", True).score(
+    made = tuning._ours("", "averaged").score(
         layer, fit, {"svhn": sets["b"]}, [{"temperature": 3.0, "damping": 0.1}]
     )
     np.testing.assert_allclose(kept["svhn"][f"{CHOICE}-tuned"], made["svhn"][:, 0], rtol=5e-3)
