@@ -39,6 +39,18 @@ window.checks = {
     return { unreachable, wider };
   },
 
+  // Formulas that paper lacks, and folds that it shows shut; folded code stays away.
+  lostOnPaper() {
+    const folds = [...document.querySelectorAll("article details")];
+    for (const fold of folds) fold.open = false;
+    dispatchEvent(new Event("beforeprint"));
+    const shown = (e) => e.checkVisibility() && e.getClientRects().length > 0;
+    const formulas = [...document.querySelectorAll("article .katex-html")].filter((e) => !shown(e));
+    const lost = [...formulas, ...folds.filter((fold) => !fold.open && shown(fold))];
+    for (const fold of folds) fold.open = true;
+    return lost.map((e) => e.textContent.trim().slice(0, 60));
+  },
+
   // The same colour a thousand times over costs seconds: one token of each kind and one formula stay.
   thin() {
     const kinds = new Set();

@@ -185,7 +185,14 @@ def test_a_phone_shows_the_greater_part_of_a_drawing(page: Page) -> None:
     page.set_viewport_size(PHONE)
     drawings = page.evaluate("checks.drawings()")
     assert bool(drawings) == bool(re.search(r"/notebooks/\d", page.url))
-    assert [hidden for hidden in drawings if hidden > 0.7 * PHONE["width"]] == []
+    assert [hidden for hidden in drawings if hidden > 0.65 * PHONE["width"]] == []
+
+
+def test_paper_shows_formulas_and_what_is_folded(page: Page) -> None:
+    page.emulate_media(media="print")
+    lost = page.evaluate("checks.lostOnPaper()")
+    page.emulate_media(media="screen")
+    assert lost == []
 
 
 def test_page_weighs_little(page: Page) -> None:
