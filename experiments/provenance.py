@@ -29,11 +29,14 @@ ROOT = Path(__file__).parents[1]  # of the repository
 
 
 def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Command, commit, time, device and versions of the running process, as JSON types."""
-    program, *arguments = sys.orig_argv
-    in_notebook = any("ipykernel" in argument for argument in arguments)
+    """Command, commit, time, device and versions of the running process, as JSON types.
+
+    Of an absolute path in the command its name alone is kept: the rest is of this machine.
+    """
+    in_notebook = any("ipykernel" in argument for argument in sys.orig_argv)
+    shown = [Path(part).name if Path(part).is_absolute() else part for part in sys.orig_argv]
     return {
-        "command": "a notebook" if in_notebook else shlex.join([Path(program).name, *arguments]),
+        "command": "a notebook" if in_notebook else shlex.join(shown),
         "commit": _commit(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": _device(torch.device(device)),

@@ -175,3 +175,9 @@ def test_code_of_no_chapter_gets_no_command(monkeypatch):
     monkeypatch.setattr(provenance, "_session", lambda: ({}, [*shared, "1 + 1"]))
     assert row("From a clone", seed=0) is None
     assert row("Parameters", seed=0).get_text() == "seed = 0"
+
+
+def test_a_command_names_no_folder_of_this_machine(monkeypatch, tmp_path):
+    typed = ["/usr/bin/python3", "-m", "experiments.x", "--out", str(tmp_path / "seed0"), "a/b"]
+    monkeypatch.setattr("sys.orig_argv", typed)
+    assert provenance.describe()["command"] == "python3 -m experiments.x --out seed0 a/b"
