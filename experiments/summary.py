@@ -465,3 +465,25 @@ def epochs(results: str | Path, network: str = "wrn16-2-cifar10", seed: int = 0)
     """The records of ``experiments.epochs`` of one run; none where it has not run."""
     path = Run.at(results, network, seed).folder / "epochs.json"
     return list(read_json(path)["records"]) if path.exists() else []
+
+
+def of_epochs(records: Sequence[Record]) -> str:
+    """How far scores are from Energy at the first kept epoch and at the last, in Markdown."""
+    if not records:
+        return "No training of this folder has kept its epochs (`--keep-epochs`)."
+    first, last = records[0], records[-1]
+    lines = [
+        f"{TITLES[score]} from {_from_energy(first, score)} to {_from_energy(last, score)}"
+        for score in ("thinkback", "reading_E", "thinkback_averaged")
+    ]
+    return (
+        f"From epoch {first['epoch']} to epoch {last['epoch']} the test accuracy grows from"
+        f" {100 * first['accuracy']:.1f}\N{NO-BREAK SPACE}% to {100 * last['accuracy']:.1f}"
+        "\N{NO-BREAK SPACE}%. Meanwhile the mean AUROC minus that of Energy goes, in points: "
+        f"{'; '.join(lines)}."
+    )
+
+
+def _from_energy(record: Record, score: str) -> str:
+    value = 100 * (record["auroc"][score] - record["auroc"]["energy"])
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")

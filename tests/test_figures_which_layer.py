@@ -1,6 +1,5 @@
 """Figures of chapter 10 draw what they are given."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,11 +44,13 @@ def test_rows_show_every_set_and_the_far_mean(tall):
     assert "portrait" in figures.rows(rows, ["svhn"])._repr_svg_()
 
 
-def test_epochs_are_lines_over_the_accuracy():
-    auroc = dict.fromkeys(("msp", "energy", "thinkback", "reading_E"), 0.8)
+@pytest.mark.parametrize("tall", [False, True])
+def test_epochs_are_lines_over_the_accuracy(tall):
+    auroc = dict.fromkeys(figures.EPOCH_LINES, 0.8)
     records = [{"epoch": i, "accuracy": a, "auroc": auroc} for i, a in enumerate((0.7, 0.5, 0.9))]
-    ax = figures.plot_epochs(records)
-    assert [list(line.get_xdata()) for line in ax.lines] == [[50, 70, 90]] * 4
+    figure = Figure()
+    figures.draw_epochs(records, figure, tall)
+    (ax,) = figure.axes
+    assert [list(line.get_xdata()) for line in ax.lines] == [[50, 70, 90]] * 5
     assert "accuracy" in ax.get_xlabel()
-    assert len(ax.get_legend().get_texts()) == 4
-    plt.close(ax.figure)
+    assert len(figure.legends[0].get_texts()) == 5

@@ -265,3 +265,14 @@ def test_every_network_says_how_many_images_it_was_scored_on():
             len(own["energy"]) for key, own in scored.items() if key != "cifar10-test"
         )
         assert 0.85 < row["accuracy"] < 1
+
+
+def test_epochs_are_told_by_their_distance_to_energy():
+    auroc = {"energy": 0.9, "thinkback": 0.8, "reading_E": 0.7, "thinkback_averaged": 0.95}
+    first = {"epoch": 1, "accuracy": 0.5, "auroc": auroc}
+    last = {"epoch": 3, "accuracy": 0.9, "auroc": auroc | {"thinkback": 0.92}}
+    said = summary.of_epochs([first, {}, last])
+    assert "From epoch 1 to epoch 3" in said
+    assert "reading A from \N{MINUS SIGN}10.0 to +2.0" in said
+    assert "averaged from +5.0 to +5.0" in said
+    assert "--keep-epochs" in summary.of_epochs([])

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -26,6 +25,13 @@ ROWS = {  # of the answer figure, from top to bottom
     "reading_C": "C: what the last layer reads",
     "reading_D": "D: the last BatchNorm",
     "reading_E": "E: the last convolution",
+}
+EPOCH_LINES = {  # style and name of each score in the figure of the epochs
+    "msp": (":", "Softmax"),
+    "energy": ("--", "Energy"),
+    "thinkback_averaged": ("-", "Thinkback, averaged"),
+    "thinkback": ("-", "Thinkback (A)"),
+    "reading_E": ("-.", "Thinkback (E)"),
 }
 Rows = Mapping[str, Mapping[str, Mapping[str, ArrayLike]]]
 
@@ -112,22 +118,24 @@ def _plot_row(
     ax.errorbar(mean, y, xerr=half, fmt="D", elinewidth=2, zorder=1, **look)
 
 
-def plot_epochs(records: Sequence[Mapping[str, Any]], *, ax: Axes | None = None) -> Axes:
+def epochs(records: Sequence[Mapping[str, Any]]) -> Answer:
+    """The figure of :func:`draw_epochs`."""
+    return Answer(partial(draw_epochs, records), wide=(6.4, 3.6), tall=(3.9, 4.4))
+
+
+def draw_epochs(records: Sequence[Mapping[str, Any]], figure: Figure, tall: bool) -> None:
     """Mean AUROC against test accuracy over the saved epochs of one run, a line a score.
 
     Args:
         records: of ``experiments.epochs``: ``{epoch, accuracy, auroc: {score: value}}`` in [0, 1].
-        ax: where to draw; default: a new figure.
+        figure: empty; drawn into.
+        tall: whether it is the form for a narrow screen.
     """
-    ax = ax or plt.subplots(figsize=(6.4, 3.8))[1]
-    lines = {"msp": ":", "energy": "--", "thinkback": "-", "reading_E": "-."}
-    names = {"msp": "Softmax", "energy": "Energy"} | {k: k[-1:] for k in ROWS}
-    names |= {"thinkback": "Thinkback (A)", "reading_E": "Thinkback (E)"}
-    for score, style in lines.items():
-        points = [(100 * r["accuracy"], 100 * r["auroc"][score]) for r in records]
+    ax = figure.subplots()
+    for score, (style, name) in EPOCH_LINES.items():
+        points = sorted((100 * r["accuracy"], 100 * r["auroc"][score]) for r in records)
         color = METHOD_COLORS.get(score, METHOD_COLORS["thinkback"])
-        x, y = zip(*sorted(points), strict=True)
-        ax.plot(x, y, style, color=color, marker="o", markersize=3, label=names[score])
+        look = {"color": color, "marker": "o", "markersize": 3, "label": name}
+        ax.plot([x for x, _ in points], [y for _, y in points], style, **look)
     ax.set(xlabel="test accuracy (%)", ylabel="mean AUROC, far sets (%)")
-    ax.legend()
-    return ax
+    figure.legend(loc="outside upper center", ncols=2 if tall else 3)
