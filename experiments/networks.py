@@ -97,7 +97,6 @@ METHODS = (  # JointEnergy is not among them: it is for labels that do not exclu
 READING_TITLES = {"thinkback": "Thinkback, reading A"} | {
     f"reading_{reading}": f"Thinkback, reading {reading}" for reading in LAYERS
 }
-CANDIDATES = ("thinkback", "reading_E")  # the two readings that "penultimate" may mean
 COMPARED = (*BASELINES, "thinkback", "reading_C", "reading_D", "reading_E", "thinkback_averaged")
 SEALED = (
     "The network was scored once, after the choice in `development/choice.json` had been committed,"
