@@ -135,7 +135,7 @@ def draw_epochs(records: Sequence[Mapping[str, Any]], figure: Figure, tall: bool
     for score, (style, name) in EPOCH_LINES.items():
         points = sorted((100 * r["accuracy"], 100 * r["auroc"][score]) for r in records)
         color = METHOD_COLORS.get(score, METHOD_COLORS["thinkback"])
-        look = {"color": color, "marker": "o", "markersize": 3, "label": name}
+        look: dict[str, Any] = {"color": color, "marker": "o", "markersize": 3, "label": name}
         ax.plot([x for x, _ in points], [y for _, y in points], style, **look)
     ax.set(xlabel="test accuracy (%)", ylabel="mean AUROC, far sets (%)")
     figure.legend(loc="outside upper center", ncols=2 if tall else 3)
