@@ -33,10 +33,11 @@ def describe(device: str | torch.device = "cpu") -> dict[str, Any]:
 
     Of an absolute path in the command its name alone is kept: the rest is of this machine.
     """
-    in_notebook = any("ipykernel" in argument for argument in sys.orig_argv)
-    shown = [Path(part).name if Path(part).is_absolute() else part for part in sys.orig_argv]
+    program, *arguments = sys.orig_argv
+    in_notebook = any("ipykernel" in argument for argument in arguments)
+    shown = [Path(part).name if Path(part).is_absolute() else part for part in arguments]
     return {
-        "command": "a notebook" if in_notebook else shlex.join(shown),
+        "command": "a notebook" if in_notebook else shlex.join([Path(program).name, *shown]),
         "commit": _commit(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": _device(torch.device(device)),
