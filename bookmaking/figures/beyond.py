@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ def draw_answer(
         ax.plot(row["near"], y, "D", color=color, markersize=6.5, markerfacecolor="none")
     ax.set_yticks([] if tall else range(len(rows)), [] if tall else rows["title"])
     for y, (name, title) in enumerate(rows["title"].items()):
-        look = {"color": OWN, "fontweight": "bold"} if name == own else {}
+        look: dict[str, Any] = {"color": OWN, "fontweight": "bold"} if name == own else {}
         if tall:
             place = ax.get_yaxis_transform()
             ax.text(0.01, y + 0.16, title, transform=place, fontsize=10, **look)
