@@ -27,7 +27,7 @@ def answer(standing: pd.DataFrame, named: Sequence[str], own: str) -> Answer:
         named: the scores to show, in any order.
         own: the one in color.
     """
-    return Answer(partial(draw_answer, standing, named, own), wide=(7.6, 4.3), tall=(3.9, 5.4))
+    return Answer(partial(draw_answer, standing, named, own), wide=(7.6, 4.3), tall=(3.9, 6.4))
 
 
 def draw_answer(
@@ -46,7 +46,7 @@ def draw_answer(
         look: dict[str, Any] = {"color": OWN, "fontweight": "bold"} if name == own else {}
         if tall:
             place = ax.get_yaxis_transform()
-            ax.text(0.01, y + 0.16, title, transform=place, fontsize=10, **look)
+            ax.text(0.01, y + 0.27, title, transform=place, fontsize=10, **look)
         else:
             ax.get_yticklabels()[y].set(**look)
     ax.plot([], [], "o", color=plots.INK, label="far sets: other pictures")
@@ -54,7 +54,7 @@ def draw_answer(
     ax.xaxis.set_major_locator(MaxNLocator(5 if tall else 8, steps=[1, 2, 5, 10]))
     ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}")
     label = "mean AUROC (%)" if tall else "AUROC (%), mean over networks"
-    ax.set(xlabel=label, ylim=(-0.6, len(rows) - (0 if tall else 0.4)))
+    ax.set(xlabel=label, ylim=(-0.6, len(rows) - (-0.1 if tall else 0.4)))
     ax.grid(axis="x")
     figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 
