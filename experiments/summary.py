@@ -131,11 +131,6 @@ class Summary:
             f" and drawn here is of seed {self.seed}; the tables and verdicts below are of all."
         )
 
-    def answer(self) -> str:
-        """The three answers: which score is best, by how much, and over how many networks."""
-        gaps = [self.against(baseline) for baseline in BASELINES if self.testable]
-        return f"{' '.join([*gaps, self.best()])}\n\n{self.finding()} {self.spread()}"
-
     def note(self) -> str:
         """What stands in the cells of the table of results, and what its means are over."""
         several = self.seeds > 1
@@ -372,27 +367,6 @@ def pair_intervals(
             row[f"± {head}"] = 100 * (high - low) / 2
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def of_readings(aurocs: pd.DataFrame) -> str:
-    """Which readings beat Energy on which networks, in sentences.
-
-    Args:
-        aurocs: of :func:`mean_aurocs`.
-    """
-    if aurocs.empty:
-        return "No network's scores are there."
-    gains = aurocs.sub(aurocs.loc["energy"])
-    parts = []
-    for method, title in READING_TITLES.items():
-        row = gains.loc[method]
-        signed = {name: f"{value:+.1f}".replace("-", "−") for name, value in row.items()}
-        values = ", ".join(f"{value} on {name}" for name, value in signed.items())
-        parts.append(f"**{title.rpartition(' ')[2]}** {values}")
-    return (
-        f"Mean AUROC minus Energy's, in points, by reading: {'; '.join(parts)}. So the answer"
-        " depends on the reading and on the network."
-    )
 
 
 def of_pieces(pieces: Mapping[str, Mapping[str, ArrayLike]], far: Sequence[str]) -> str:

@@ -2,12 +2,9 @@
 
 from dataclasses import replace
 
-import matplotlib as mpl
 import numpy as np
 import pytest
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from tiny import drawn
 
 from bookmaking.figures import audit as figures
 from experiments import audit
@@ -16,17 +13,10 @@ ROWS = audit.table()
 ROW = ROWS["Textures Thinkback"]
 
 
-@pytest.fixture
-def figure():
-    yield plt.figure(layout="constrained")
-    plt.close("all")
-
-
 @pytest.mark.parametrize("tall", [False, True])
-def test_answer_has_a_bar_a_row_and_a_cross_where_a_mix_is_impossible(figure, tall):
+def test_answer_has_a_bar_a_row_and_a_cross_where_a_mix_is_impossible(tall):
     fits = dict.fromkeys(ROWS, (0.1, 0.4)) | {"SVHN Energy": (0.0, 1.0)}
-    figures.draw_answer(ROWS, fits, {"1 : 5": 1 / 6, "1 : 1": 1 / 2}, figure, tall)
-    [ax] = figure.axes
+    [ax] = drawn(figures.answer, ROWS, fits, {"1 : 5": 1 / 6, "1 : 1": 1 / 2}, tall=tall).axes
     assert len(ax.patches) == 15
     crosses = [line for line in ax.lines if line.get_marker() == "x"]
     assert len(crosses) == 14
@@ -36,9 +26,8 @@ def test_answer_has_a_bar_a_row_and_a_cross_where_a_mix_is_impossible(figure, ta
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_staircases_run_through_both_points(figure, tall):
-    figures.draw_boxes(ROW.curve, figure, tall)
-    [ax] = figure.axes
+def test_staircases_run_through_both_points(tall):
+    [ax] = drawn(figures.plot_boxes, ROW.curve, tall=tall).axes
     points = {(ROW.curve.at_fpr, ROW.curve.tpr10), (ROW.curve.fpr95, ROW.curve.at_tpr)}
     for line in ax.lines[:2]:
         assert points <= set(zip(line.get_xdata(), line.get_ydata(), strict=True))
@@ -47,12 +36,11 @@ def test_staircases_run_through_both_points(figure, tall):
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_lines_of_a_price_hold_all_curves(figure, tall):
+def test_lines_of_a_price_hold_all_curves(tall):
     levels = (np.arange(500) + 0.5) / 500
     f = audit.random_curves(ROW.curve, levels, 300)
     area, aupr = f.mean(1), (levels / (levels + 5 * f)).mean(1)
-    figures.draw_price(ROW.curve, 1 / 6, area, aupr, 0.9, figure, tall)
-    [ax] = figure.axes
+    [ax] = drawn(figures.plot_price, ROW.curve, 1 / 6, area, aupr, 0.9, tall=tall).axes
     below, above = (
         line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_label()[0] != "_"
     )
@@ -62,8 +50,8 @@ def test_lines_of_a_price_hold_all_curves(figure, tall):
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_extremes_show_both_curves_and_the_print(figure, tall):
-    figures.draw_extremes(replace(ROW, aupr=0.9), 1 / 6, figure, tall)
+def test_extremes_show_both_curves_and_the_print(tall):
+    figure = drawn(figures.plot_extremes, replace(ROW, aupr=0.9), 1 / 6, tall=tall)
     first, second = figure.axes
     assert len(first.lines) == len(second.lines) == 3
     assert second.get_ylabel() == "precision"

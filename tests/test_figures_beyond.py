@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from tiny import drawn
 
 from bookmaking.figures import beyond
 
@@ -20,9 +20,7 @@ def test_the_answer_has_a_row_for_each_named_score():
         index=["a", "energy", "c"],
     )
     for tall in (False, True):
-        figure = Figure()
-        beyond.draw_answer(standing, ["energy", "a"], "a", figure, tall)
-        ax = figure.axes[0]
+        [ax] = drawn(beyond.answer, standing, ["energy", "a"], "a", tall=tall).axes
         named = ax.texts if tall else ax.get_yticklabels()
         assert [text.get_text() for text in named] == ["B", "A"]
         dots = [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "o"]
@@ -32,10 +30,9 @@ def test_the_answer_has_a_row_for_each_named_score():
 
 @both
 def test_the_sphere_holds_directions_alone(tall):
-    random, figure = np.random.default_rng(0), Figure(layout="constrained")
+    random = np.random.default_rng(0)
     made = random.random((20, 2)), np.arange(20) % 2, random.random((5, 2))
-    beyond.draw_sphere(*made, figure, tall)
-    first, second = figure.axes
+    first, second = drawn(beyond.plot_sphere, *made, tall=tall).axes
     assert labelled(first)
     assert labelled(second)
     for line in second.lines[:3]:
@@ -46,9 +43,8 @@ def test_the_sphere_holds_directions_alone(tall):
 
 @both
 def test_factors_point_away_from_chance(tall):
-    figure = Figure(layout="constrained")
-    beyond.draw_factors({"a": (0.3, 0.01), "b": (0.8, 0.02)}, figure, tall)
-    [ax] = figure.axes
+    given = {"a": (0.3, 0.01), "b": (0.8, 0.02)}
+    [ax] = drawn(beyond.plot_factors, given, tall=tall).axes
     assert [round(bar.get_width(), 3) for bar in ax.patches] == [-0.2, 0.3]
     assert ax.get_xlabel()
 
@@ -58,8 +54,7 @@ def test_prediction_draws_both_halves(tall):
     random = np.random.default_rng(0)
     frame = pd.DataFrame({name: random.random(9) for name in ("far", "near", "suite_far")})
     frame["suite_near"], frame["unit"] = frame["near"], np.arange(9) % 2 == 0
-    figure = Figure(layout="constrained")
-    beyond.draw_prediction(frame, figure, tall)
+    figure = drawn(beyond.plot_prediction, frame, tall=tall)
     titles = [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes]
     assert titles == ["Far sets", "Near set"]
     first, second = (ax.get_subplotspec() for ax in figure.axes)

@@ -1,19 +1,10 @@
-from inspect import unwrap
-
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from tiny import drawn
 
 from bookmaking.figures import closed_form as figures
 
 GENERATOR = np.random.default_rng(0)
-
-
-def drawn(plot, *given, tall=False):
-    """One of the two forms of a figure."""
-    figure = Figure()
-    unwrap(plot)(figure, tall, *given)
-    return figure
 
 
 @pytest.mark.parametrize("tall", [False, True])

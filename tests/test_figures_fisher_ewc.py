@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from inspect import unwrap
-from typing import Any
-
 import torch
-from matplotlib.figure import Figure
+from tiny import drawn
 
 from bookmaking.figures import fisher_ewc
 
 MATRIX = torch.tensor([[4.0, 1.0], [1.0, 0.5]], dtype=torch.float64)
 
 
-def drawn(plot: Any, *given: Any, tall: bool = False) -> Figure:
-    """One of the two forms of a figure."""
-    figure = Figure()
-    unwrap(plot)(figure, tall, *given)
-    return figure
-
-
 def test_the_answer_follows_the_price_it_is_given() -> None:
     for tall in (False, True):
-        figure = Figure()
         center = torch.tensor([1.0, -1.0], dtype=torch.float64)
 
         def cost(moves: torch.Tensor) -> torch.Tensor:
             return 0.5 * ((moves @ MATRIX) * moves).sum(1)
 
-        fisher_ewc.draw_answer(cost, center, MATRIX, figure, tall)
-        ax = figure.axes[0]
+        [ax] = drawn(fisher_ewc.answer, cost, center, MATRIX, tall=tall).axes
         assert ax.get_xlabel()
         assert ax.get_ylabel()
         cross = [line.get_xydata().tolist() for line in ax.lines if line.get_marker() == "+"]

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
+from tiny import drawn
 
 from bookmaking.figures import five_datasets as figures
 from experiments import evaluation
@@ -19,11 +19,10 @@ def frame(*titles):
 
 @pytest.mark.parametrize("tall", [False, True])
 def test_the_answer_has_a_mark_for_each_network_and_a_ring_for_the_paper(tall):
-    figure = Figure(figsize=(4, 5) if tall else (7.6, 3.4))
-    figures.draw_answer(frame("One", "Two"), PAPER, figure, tall)
+    figure = drawn(figures.answer, frame("One", "Two"), PAPER, tall=tall)
     (ax,) = figure.axes
-    drawn = [line for line in ax.lines if len(line.get_xdata()) == 1]
-    assert len(drawn) == 3 + 2 * 5  # the paper prints three scores
+    marks = [line for line in ax.lines if len(line.get_xdata()) == 1]
+    assert len(marks) == 3 + 2 * 5  # the paper prints three scores
     assert "AUROC" in ax.get_xlabel()
     shown = [text.get_text() for text in (*ax.get_yticklabels(), *ax.texts)]
     assert [text.replace("\n", " ") for text in shown if text] == [
@@ -34,17 +33,15 @@ def test_the_answer_has_a_mark_for_each_network_and_a_ring_for_the_paper(tall):
 
 
 def test_without_a_network_the_paper_stands_alone():
-    figure = Figure()
-    figures.draw_answer(pd.DataFrame(), PAPER, figure, tall=False)
-    assert len(figure.axes[0].lines) == 3
+    [ax] = drawn(figures.answer, pd.DataFrame(), PAPER).axes
+    assert len(ax.lines) == 3
 
 
 @pytest.mark.parametrize("tall", [False, True])
 def test_clouds_are_of_the_named_sets(tall):
     item = Features(torch.rand(30, 4), torch.randn(30, 3))
-    figure = Figure(layout="constrained")
     sets = {"cifar10-test": item, "svhn": item}
-    figures.draw_clouds(sets, ["svhn"], figure, tall, count=20)
+    figure = drawn(figures.plot_clouds, sets, ["svhn"], tall=tall, count=20)
     [ax] = figure.axes
     assert [c.get_label() for c in ax.collections] == ["CIFAR-10 test", "SVHN"]
     assert {len(c.get_offsets()) for c in ax.collections} == {20}

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from inspect import unwrap
-from typing import Any
-
 import torch
-from matplotlib.figure import Figure
+from tiny import drawn
 
 from bookmaking.figures import from_ewc_to_score as figures
 
 F2 = torch.tensor([[4.0, 1.0], [1.0, 0.5]], dtype=torch.float64)
 
 
-def drawn(plot: Any, *given: Any, tall: bool = False) -> Figure:
-    """One of the two forms of a figure."""
-    figure = Figure()
-    unwrap(plot)(figure, tall, *given)
-    return figure
-
-
 def test_the_answer_ranks_every_probe() -> None:
     h = torch.randn(20, 2, dtype=torch.float64)
     order = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1], [1, 2, 3, 4]])
     for tall in (False, True):
-        figure = Figure()
-        figures.draw_answer(lambda x: x[:, 0] > 1, h, h[:4], order, "divide", figure, tall)
-        plane, ranks = figure.axes
+        given = lambda x: x[:, 0] > 1, h, h[:4], order, "divide"
+        plane, ranks = drawn(figures.answer, *given, tall=tall).axes
         assert plane.get_xlabel()
         assert plane.get_ylabel()
         assert ranks.get_ylabel()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from inspect import unwrap
-from typing import Any
-
 import numpy as np
-from matplotlib.figure import Figure
+from tiny import drawn
 
 from bookmaking.figures import metrics as figures
 from thinkback_utils import metrics
@@ -14,18 +11,9 @@ from thinkback_utils import metrics
 IDS, OODS = np.arange(100.0), np.arange(60.0, 130.0)
 
 
-def drawn(plot: Any, *given: Any, tall: bool = False) -> Figure:
-    """One of the two forms of a figure."""
-    figure = Figure()
-    unwrap(plot)(figure, tall, *given)
-    return figure
-
-
 def test_the_answer_shows_scores_and_mixes() -> None:
     for tall in (False, True):
-        figure = Figure()
-        figures.draw_answer(IDS, OODS, 0.25, figure, tall)
-        scores, mixes = figure.axes
+        scores, mixes = drawn(figures.answer, IDS, OODS, 0.25, tall=tall).axes
         assert scores.get_xlabel()
         assert scores.get_ylabel()
         assert mixes.get_xlabel()

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from inspect import unwrap
-from typing import Any
-
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from tiny import drawn
 
 from bookmaking.figures import problem
 from bookmaking.toys import three_classes
-
-
-def drawn(plot: Any, *given: Any, tall: bool = False) -> Figure:
-    """One of the two forms of a figure."""
-    figure = Figure()
-    unwrap(plot)(figure, tall, *given)
-    return figure
 
 
 def titles(figure: Figure) -> list[str]:
@@ -31,12 +22,11 @@ def cloud() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_the_answer_has_a_map_and_a_curve_for_each_ray() -> None:
     for tall in (False, True):
-        figure = Figure()
 
         def confidence(points: torch.Tensor) -> torch.Tensor:
             return 1 - 0.6 / (1 + points.norm(dim=1))
 
-        problem.draw_answer(confidence, *cloud(), [0, 90], figure, tall)
+        figure = drawn(problem.answer, confidence, *cloud(), [0, 90], tall=tall)
         assert "distance from the origin" in titles(figure)
         assert len(figure.axes[1].lines) == 2
         assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == [

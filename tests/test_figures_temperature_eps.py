@@ -1,5 +1,3 @@
-from inspect import unwrap
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -7,7 +5,7 @@ import pytest
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
+from tiny import drawn
 
 from bookmaking.figures import temperature_eps as figures
 
@@ -18,13 +16,6 @@ TS = [0.1, 1.0, 5.0, 100.0]
 def closed():
     yield
     plt.close("all")
-
-
-def drawn(plot, *given, tall=False):
-    """One of the two forms of a figure."""
-    figure = Figure()
-    unwrap(plot)(figure, tall, *given)
-    return figure
 
 
 @pytest.mark.parametrize("tall", [False, True])

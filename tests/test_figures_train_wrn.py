@@ -1,8 +1,6 @@
-from inspect import unwrap
-
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from tiny import drawn
 
 from bookmaking.figures import train_wrn as figures
 
@@ -17,18 +15,9 @@ RUNS = pd.DataFrame(
 )
 
 
-def drawn(plot, *given, tall=False):
-    """One of the two forms of a figure."""
-    figure = Figure()
-    unwrap(plot)(figure, tall, *given)
-    return figure
-
-
 @pytest.mark.parametrize("tall", [False, True])
 def test_answer_shows_means_and_every_seed(tall):
-    figure = Figure()
-    figures.draw_answer(RUNS, 0.95, figure, tall)
-    [ax] = figure.axes
+    [ax] = drawn(figures.draw_answer, RUNS, 0.95, tall=tall).axes
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([10, 93, 91, 95])
     [seeds] = ax.lines  # of the one network with several
     assert list(seeds.get_xdata()) == pytest.approx([92, 94])
@@ -44,9 +33,7 @@ def test_answer_has_two_forms():
 
 def test_band_and_curves():
     for tall in (False, True):
-        figure = Figure()
-        figures.draw_band(RUNS, 0.95, 0.004, figure, tall)
-        [ax] = figure.axes
+        [ax] = drawn(figures.draw_band, RUNS, 0.95, 0.004, tall=tall).axes
         assert list(ax.lines[0].get_xdata()) == pytest.approx([92, 94, 91])
         assert len(ax.get_yticks()) == 3
     [ax] = drawn(figures.plot_losses, RUNS).axes

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from tiny import drawn
 
 from bookmaking.figures import which_layer as figures
 from thinkback_utils.metrics import mean_auroc
@@ -14,9 +14,7 @@ INDEX = ["energy", *figures.ROWS]
 @pytest.mark.parametrize("tall", [False, True])
 def test_the_answer_is_the_distance_to_energy(tall):
     aurocs = pd.DataFrame({"One": [90.0, 80, 91, 89, 94], "Two": [95.0, 85, 90, 91, 70]}, INDEX)
-    figure = Figure()
-    figures.draw_answer(aurocs, figure, tall)
-    (ax,) = figure.axes
+    [ax] = drawn(figures.answer, aurocs, tall=tall).axes
     marks = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 4]
     assert [list(x) for x in marks] == [[-10, 1, -1, 4], [-10, -5, -4, -25]]
     assert "Energy" in ax.get_xlabel()
@@ -30,9 +28,7 @@ def test_rows_show_every_set_and_the_far_mean(tall):
     names = {"cifar10-test": 0, "svhn": 1, "textures10": 2, "cifar100": 0.5}
     scores = {name: noise.normal(shift, 1, 200) for name, shift in names.items()}
     rows = {"A": {"eq5": scores, "eq6": scores}, "B": {"eq6": scores}}
-    figure = Figure(layout="constrained")
-    figures.draw_rows(rows, ["svhn", "textures10"], figure, tall)
-    [ax] = figure.axes
+    [ax] = drawn(figures.draw_rows, rows, ["svhn", "textures10"], tall=tall).axes
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["A", "B"]
     assert ax.get_xlabel() == "AUROC (%)"
     diamonds = [line for line in ax.lines if line.get_marker() == "D" and len(line.get_xdata())]
@@ -41,15 +37,14 @@ def test_rows_show_every_set_and_the_far_mean(tall):
     assert [line.get_ydata()[0] for line in diamonds] == pytest.approx([-0.17, 0.17, 1])
     squares = [line for line in ax.lines if line.get_marker() == "s" and len(line.get_xdata())]
     assert len(squares) == 3  # the near set
-    assert "portrait" in figures.rows(rows, ["svhn"])._repr_svg_()
+    assert "portrait" in figures.plot_rows(rows, ["svhn"])._repr_svg_()
 
 
 @pytest.mark.parametrize("tall", [False, True])
 def test_epochs_are_lines_over_the_accuracy(tall):
     auroc = dict.fromkeys(figures.EPOCH_LINES, 0.8)
     records = [{"epoch": i, "accuracy": a, "auroc": auroc} for i, a in enumerate((0.7, 0.5, 0.9))]
-    figure = Figure()
-    figures.draw_epochs(records, figure, tall)
+    figure = drawn(figures.plot_epochs, records, tall=tall)
     (ax,) = figure.axes
     assert [list(line.get_xdata()) for line in ax.lines] == [[50, 70, 90]] * 5
     assert "accuracy" in ax.get_xlabel()

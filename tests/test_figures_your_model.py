@@ -1,11 +1,8 @@
 """The drawings of the chapter "Your model"."""
 
-import matplotlib as mpl
 import numpy as np
 import pytest
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from tiny import drawn
 
 from bookmaking.figures import your_model as figures
 from experiments.false_alarms import Halves
@@ -13,18 +10,12 @@ from experiments.false_alarms import Halves
 GENERATOR = np.random.default_rng(0)
 
 
-@pytest.fixture
-def figure():
-    yield plt.figure(layout="constrained")
-    plt.close("all")
-
-
 @pytest.mark.parametrize("tall", [False, True])
-def test_answer_shows_threshold_and_promises(figure, tall):
+def test_answer_shows_threshold_and_promises(tall):
     scores = GENERATOR.lognormal(size=400)
     halves = Halves(400, [0.02, 0.1], splits=5, seed=0)
     rates = {"energy": halves.rates(scores)}
-    figures.draw_answer(scores, 3 * scores, 2.0, halves, rates, figure, tall)
+    figure = drawn(figures.answer, scores, 3 * scores, 2.0, halves, rates, tall=tall)
     first, second = figure.axes
     assert first.lines[0].get_xdata()[0] == pytest.approx(np.log10(2))
     assert second.get_xlabel() == "false alarms promised (%)"
@@ -35,9 +26,8 @@ def test_answer_shows_threshold_and_promises(figure, tall):
 
 
 @pytest.mark.parametrize("alarms", [0, 2])
-def test_ranks_are_numbered_and_alarms_stand_out(figure, alarms):
-    figures.draw_ranks([3.0, 1.0, 2.0], alarms, figure, tall=bool(alarms))
-    [ax] = figure.axes
+def test_ranks_are_numbered_and_alarms_stand_out(alarms):
+    [ax] = drawn(figures.plot_ranks, [3.0, 1.0, 2.0], alarms, tall=bool(alarms)).axes
     numbers = [text for text in ax.texts if text.get_text().isdigit()]
     assert [text.get_text() for text in numbers] == ["1", "2", "3", "4"]
     weights = [text.get_fontweight() for text in numbers]
@@ -45,17 +35,17 @@ def test_ranks_are_numbered_and_alarms_stand_out(figure, alarms):
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_luck_names_its_promise(figure, tall):
-    figures.draw_luck({n: GENERATOR.beta(1, n, 50) for n in (9, 19)}, 0.1, figure, tall)
-    [ax] = figure.axes
+def test_luck_names_its_promise(tall):
+    rates = {n: GENERATOR.beta(1, n, 50) for n in (9, 19)}
+    [ax] = drawn(figures.plot_luck, rates, 0.1, tall=tall).axes
     assert "promise" in [text.get_text() for text in ax.get_legend().get_texts()]
     assert ax.get_xlabel()
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_streams_name_their_promise(figure, tall):
+def test_streams_name_their_promise(tall):
     running = [np.linspace(0, 0.1, 300), np.full(300, 0.1)]
-    figures.draw_streams(running, 0.05, figure, tall)
+    figure = drawn(figures.plot_streams, running, 0.05, tall=tall)
     [ax] = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["promise"]
     assert ax.get_xlabel()
@@ -64,16 +54,16 @@ def test_streams_name_their_promise(figure, tall):
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_classes_have_two_dots_each(figure, tall):
-    figures.draw_classes(["a", "b"], [0.1, 0.2], [0.05, 0.06], 0.05, figure, tall)
+def test_classes_have_two_dots_each(tall):
+    figure = drawn(figures.plot_classes, ["a", "b"], [0.1, 0.2], [0.05, 0.06], 0.05, tall=tall)
     assert list(figure.axes[0].lines[0].get_xdata()) == pytest.approx([10, 20])
     assert len(figure.legends[0].get_texts()) == 3
 
 
 @pytest.mark.parametrize("tall", [False, True])
-def test_drift_has_a_panel_for_each_change(figure, tall):
+def test_drift_has_a_panel_for_each_change(tall):
     drift = {"noise": GENERATOR.random((3, 10)), "shift": GENERATOR.random((3, 10))}
     levels = dict.fromkeys(drift, (0, 1, 2))
     errors = {change: [0, 0.1, 0.2] for change in drift}
-    figures.draw_drift(drift, errors, levels, 0.05, "energy", figure, tall)
+    figure = drawn(figures.plot_drift, drift, errors, levels, 0.05, "energy", tall=tall)
     assert [ax.get_xlabel() for ax in figure.axes] == ["noise", "shift"]

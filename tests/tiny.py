@@ -1,7 +1,12 @@
-"""Small made-up things: images, a run of a network that learnt nothing, features of classes."""
+"""Small made-up things: images, a run of a network that learnt nothing, features of classes; and
+one form of a figure.
+"""
+
+from inspect import unwrap
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from experiments.evaluation import image_set
@@ -54,3 +59,10 @@ def eye(size):
     layer = nn.Linear(size, size, bias=False)
     nn.init.eye_(layer.weight)
     return layer
+
+
+def drawn(plot, *given, tall=False, **more):
+    """One of the two forms of a figure, without its ``two_forms``."""
+    figure = Figure()
+    unwrap(plot)(figure, tall, *given, **more)
+    return figure

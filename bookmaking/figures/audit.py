@@ -18,16 +18,19 @@ from experiments.evaluation import SET_TITLES
 from experiments.plots import INK, METHOD_COLORS, OTHER_COLORS
 from thinkback_utils.methods import TITLES
 
+from .forms import two_forms
+
 Vector = NDArray[np.float64]
 HIGH, LOW = OTHER_COLORS[:2]  # largest and smallest AUPR
 
 
-def draw_answer(
+@two_forms(wide=(7.6, 3.4), tall=(3.9, 4.8))
+def answer(
+    figure: Figure,
+    tall: bool,
     rows: Mapping[str, audit.Row],
     fits: Mapping[str, tuple[float, float]],
     mixes: Mapping[str, float],
-    figure: Figure,
-    tall: bool,
 ) -> None:
     """A bar for each row: the prevalences at which some ROC curve has its four numbers.
 
@@ -35,8 +38,6 @@ def draw_answer(
         rows: of the printed table by title, set by set.
         fits: title of a row -> smallest and largest prevalence.
         mixes: name of a mix -> its prevalence, a dashed line; a cross marks a row without it.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     sets = list(dict.fromkeys(row.test_set for row in rows.values()))
@@ -76,15 +77,14 @@ def draw_answer(
     figure.legend(handles=handles, loc="outside upper center", ncols=2 if tall else 4)
 
 
-def draw_boxes(curve: audit.Printed, figure: Figure, tall: bool) -> None:
+@two_forms(wide=(6.4, 4.0), tall=(3.9, 4.4))
+def plot_boxes(figure: Figure, tall: bool, curve: audit.Printed) -> None:
     """Where a ROC curve may run that passes through two printed points.
 
     Also both staircases along the borders.
 
     Args:
         curve: the printed numbers; the AUROC is not used.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     exact = replace(curve, half_width=0.0, scatter=0.0)
@@ -108,14 +108,15 @@ def _points(curve: audit.Printed, ax: Axes) -> None:
         ax.annotate(name, point, (8, -13), textcoords="offset points")
 
 
-def draw_price(
+@two_forms(wide=(6.4, 4.0), tall=(3.9, 4.4))
+def plot_price(
+    figure: Figure,
+    tall: bool,
     curve: audit.Printed,
     prevalence: float,
     area: Vector,
     aupr: Vector,
     printed: float,
-    figure: Figure,
-    tall: bool,
 ) -> None:
     """Area above the ROC curve and AUPR of many curves, and the two lines that hold them all.
 
@@ -124,8 +125,6 @@ def draw_price(
         prevalence: pi, fraction of OOD images.
         area, aupr: of the curves, (N,).
         printed: AUPR of the table, drawn as a square.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     exact = replace(curve, half_width=0.0, step=0.0)
@@ -150,14 +149,13 @@ def draw_price(
     figure.legend(loc="outside upper center", ncols=1 if tall else 2)
 
 
-def draw_extremes(row: audit.Row, prevalence: float, figure: Figure, tall: bool) -> None:
+@two_forms(wide=(7.2, 3.6), tall=(3.9, 6.4))
+def plot_extremes(figure: Figure, tall: bool, row: audit.Row, prevalence: float) -> None:
     """The two extreme ROC curves of a row, and their precision.
 
     Args:
         row: of the printed table.
         prevalence: pi, fraction of OOD images.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     left, right = figure.subplots(*((2, 1) if tall else (1, 2)), sharey=True)
     rho = (1 - prevalence) / prevalence

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,17 @@ from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from bookmaking.answer import Answer
 from experiments import plots
+
+from .forms import two_forms
 
 OWN = plots.METHOD_COLORS["thinkback_averaged"]
 
 
-def answer(standing: pd.DataFrame, named: Sequence[str], own: str) -> Answer:
+@two_forms(wide=(7.6, 4.3), tall=(3.9, 6.4))
+def answer(
+    figure: Figure, tall: bool, standing: pd.DataFrame, named: Sequence[str], own: str
+) -> None:
     """Far and near AUROC of some scores, a row each.
 
     Args:
@@ -27,13 +30,6 @@ def answer(standing: pd.DataFrame, named: Sequence[str], own: str) -> Answer:
         named: the scores to show, in any order.
         own: the one in color.
     """
-    return Answer(partial(draw_answer, standing, named, own), wide=(7.6, 4.3), tall=(3.9, 6.4))
-
-
-def draw_answer(
-    standing: pd.DataFrame, named: Sequence[str], own: str, figure: Figure, tall: bool
-) -> None:
-    """The figure of :func:`answer`."""
     rows = standing[standing.index.isin(named)][::-1]
     ax = figure.subplots()
     for y, (name, row) in enumerate(rows.iterrows()):
@@ -73,8 +69,9 @@ def rays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return length[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1), labels, new
 
 
-def draw_sphere(
-    features: ArrayLike, labels: ArrayLike, new: ArrayLike, figure: Figure, tall: bool
+@two_forms(wide=(6.6, 3.5), tall=(3.9, 6.6))
+def plot_sphere(
+    figure: Figure, tall: bool, features: ArrayLike, labels: ArrayLike, new: ArrayLike
 ) -> None:
     """Features of two inputs as they are, and their directions on the unit circle.
 
@@ -82,8 +79,6 @@ def draw_sphere(
         features: (N, 2), in distribution.
         labels: class of each, (N,).
         new: (M, 2), out of distribution.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     h, other, y = np.asarray(features), np.asarray(new), np.asarray(labels)
     left, right = figure.subplots(*_panels(tall))
@@ -109,13 +104,12 @@ def draw_sphere(
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 
-def draw_factors(auroc: Mapping[str, tuple[float, float]], figure: Figure, tall: bool) -> None:
+@two_forms(wide=(6.4, 2.4), tall=(3.9, 2.6))
+def plot_factors(figure: Figure, tall: bool, auroc: Mapping[str, tuple[float, float]]) -> None:
     """What each factor separates alone, as bars from chance.
 
     Args:
         auroc: of each factor its AUROC and the half-width of its interval, in [0, 1].
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     for y, (value, half) in enumerate(auroc.values()):
@@ -128,13 +122,12 @@ def draw_factors(auroc: Mapping[str, tuple[float, float]], figure: Figure, tall:
     ax.set_ylim(len(auroc) - 0.5, -0.5)
 
 
-def draw_prediction(candidates: pd.DataFrame, figure: Figure, tall: bool) -> None:
+@two_forms(wide=(6.8, 3.6), tall=(3.9, 6.2))
+def plot_prediction(figure: Figure, tall: bool, candidates: pd.DataFrame) -> None:
     """Development against suite: a point for each candidate, far sets and near set apart.
 
     Args:
         candidates: columns ``far``, ``near``, ``suite_far``, ``suite_near`` in [0, 1], ``unit``.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     titles = {"far": "Far sets", "near": "Near set"}
     for ax, half in zip(figure.subplots(*_panels(tall)), titles, strict=True):

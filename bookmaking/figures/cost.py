@@ -13,6 +13,8 @@ from matplotlib.lines import Line2D
 from experiments.plots import INK, METHOD_COLORS, OTHER_COLORS
 from thinkback_utils import methods
 
+from .forms import two_forms
+
 PEER = ", pytorch-ood"  # ends the names of that library's detectors
 TITLES = methods.TITLES | {
     "forward": "the network itself",
@@ -34,17 +36,14 @@ SHOWN = ("energy", "msp", "thinkback", "averaged", *PEERS, *AUTOGRAD[::-1])  # i
 FAINT = 1e5  # bytes; growth below it is drawn at it
 
 
-def draw_answer(
-    measured: Mapping[int, Mapping[str, Mapping[str, Any]]],
-    figure: Figure,
-    tall: bool,
+@two_forms(wide=(7.6, 3.4), tall=(3.9, 4.8))
+def answer(
+    figure: Figure, tall: bool, measured: Mapping[int, Mapping[str, Mapping[str, Any]]]
 ) -> None:
     """Time of each score in percent of the network's own, on a line for each.
 
     Args:
         measured: batch size -> what was timed -> its record, with the ratio to the network.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     (small, one), (large, many) = measured.items()
@@ -83,15 +82,14 @@ def title(name: str, short: bool = False) -> str:
     return text.removesuffix(", one by one") if short else text
 
 
-def draw_latency(
-    curves: Mapping[str, Sequence[tuple[int, float]]], figure: Figure, tall: bool
+@two_forms(wide=(7.2, 5.4), tall=(3.9, 6.0))
+def plot_latency(
+    figure: Figure, tall: bool, curves: Mapping[str, Sequence[tuple[int, float]]]
 ) -> None:
     """Milliseconds a sample against batch size, with a label at the end of each line.
 
     Args:
         curves: what was timed -> (batch size, milliseconds a sample).
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     heights = apart([points[-1][1] for points in curves.values()], 21)
@@ -113,19 +111,18 @@ def draw_latency(
     ax.minorticks_off()
 
 
-def draw_memory(
-    fits: Mapping[str, Sequence[tuple[int, int]]],
-    keeps: Mapping[str, str],
+@two_forms(wide=(7.2, 3.8), tall=(3.9, 4.8))
+def plot_memory(
     figure: Figure,
     tall: bool,
+    fits: Mapping[str, Sequence[tuple[int, int]]],
+    keeps: Mapping[str, str],
 ) -> None:
     """Peak memory of a fit against the number of samples that it reads.
 
     Args:
         fits: method -> (samples, bytes at the peak).
         keeps: method -> the size of what it keeps, for the label at the end of its line.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     colors = {"diagonal": COLORS["thinkback"], "Kronecker": COLORS["averaged"]}

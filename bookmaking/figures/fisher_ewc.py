@@ -37,12 +37,9 @@ MOVES = {
 }
 
 
-def draw_answer(
-    cost: Callable[[Tensor], Tensor],
-    mu: Tensor,
-    information: Tensor,
-    figure: Figure,
-    tall: bool,
+@two_forms(wide=(7.6, 3.1), tall=(3.9, 4.8))
+def answer(
+    figure: Figure, tall: bool, cost: Callable[[Tensor], Tensor], mu: Tensor, information: Tensor
 ) -> None:
     """The true price of moving two weights, and what the Fisher and its diagonal say.
 
@@ -50,8 +47,6 @@ def draw_answer(
         cost: price (N,) in nats of moves (N, 2) away from the minimum.
         mu: the minimum (2,).
         information: Fisher information of the whole training set (2, 2).
-        figure: an empty one.
-        tall: whether the key is above the drawing, not beside it.
     """
     ax = figure.subplots()
     sd = torch.linalg.inv(information).diagonal().sqrt()

@@ -15,6 +15,8 @@ from experiments.plots import INK, METHOD_COLORS, plot_iso_scores
 from thinkback_utils import scores
 from thinkback_utils.features import Features
 
+from .forms import two_forms
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -28,16 +30,15 @@ ROWS = {  # of the answer figure, from top to bottom
 MARKERS = "osD^v"  # of the networks, in their order
 
 
-def draw_answer(
-    aurocs: pd.DataFrame, paper: Sequence[Mapping[str, Any]], figure: Figure, tall: bool
+@two_forms(wide=(7.6, 3.4), tall=(3.9, 4.8))
+def answer(
+    figure: Figure, tall: bool, aurocs: pd.DataFrame, paper: Sequence[Mapping[str, Any]]
 ) -> None:
     """The mean AUROC of each score: a filled mark a network, a ring what the paper printed.
 
     Args:
         aurocs: in percent, a row a score and a column a network.
         paper: records of the paper's table.
-        figure: an empty one.
-        tall: whether the names stand above their rows, not beside them.
     """
     ax = figure.subplots()
     names = [name for name in ROWS if name in aurocs.index] or list(ROWS)[:3]
@@ -76,11 +77,12 @@ def _name_rows(ax: Axes, titles: Sequence[str], above: bool) -> None:
         ax.text(0.01, y - 0.24, title.replace("\n", " "), transform=place, va="bottom", fontsize=10)
 
 
-def draw_clouds(
-    features: Mapping[str, Features],
-    names: Sequence[str],
+@two_forms(wide=(6.4, 4.4), tall=(3.9, 4.4))
+def plot_clouds(
     figure: Figure,
     tall: bool,
+    features: Mapping[str, Features],
+    names: Sequence[str],
     temperature: float = 5.0,
     count: int = 1000,
 ) -> None:
@@ -89,8 +91,6 @@ def draw_clouds(
     Args:
         features: by set.
         names: OOD sets to be drawn beside CIFAR-10's test images.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
         temperature: T > 0 of the residual.
         count: images of a set, from its first one on.
     """

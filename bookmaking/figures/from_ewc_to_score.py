@@ -24,14 +24,15 @@ DAMPING_STYLES = ("-", "--", "-.")
 BOLD: dict[str, Any] = {"weight": "bold", "ha": "center"}
 
 
-def draw_answer(
+@two_forms(wide=(7.6, 3.4), tall=(3.9, 6.2))
+def answer(
+    figure: Figure,
+    tall: bool,
     called: Callable[[Tensor], Tensor],
     h: Tensor,
     probes: Tensor,
     order: Tensor,
     title: str,
-    figure: Figure,
-    tall: bool,
 ) -> None:
     """Probes in the plane of two features, and their ranks under three scores.
 
@@ -41,8 +42,6 @@ def draw_answer(
         probes: the points that are ranked (P, 2); the last three are outliers.
         order: rank of each probe under each score (3, P), 1 = most OOD.
         title: of the score that shades the plane.
-        figure: an empty one.
-        tall: whether the ranks are below the plane, not beside it.
     """
     if tall:
         plane, ranks = figure.subplots(2, 1, height_ratios=(1, 1.5))

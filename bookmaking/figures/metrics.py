@@ -19,12 +19,13 @@ from .forms import two_forms
 METRIC_STYLES = {"TPR10": "-", "FPR95": "--", "AUROC": "-", "AUPR": "--"}
 
 
-def draw_answer(
+@two_forms(wide=(7.6, 3.2), tall=(3.9, 4.8))
+def answer(
+    figure: Figure,
+    tall: bool,
     id_scores: NDArray[np.float64],
     ood_scores: NDArray[np.float64],
     prevalence: float,
-    figure: Figure,
-    tall: bool,
 ) -> None:
     """Scores under a threshold; their AUPR and AUROC against the prevalence.
 
@@ -32,8 +33,6 @@ def draw_answer(
         id_scores: of the digits, (N,).
         ood_scores: of the letters, (M,), higher = more OOD.
         prevalence: the one to be marked, in (0, 1).
-        figure: an empty one.
-        tall: whether the curves are below the scores, not beside them.
     """
     left, right = figure.subplots(2, 1) if tall else figure.subplots(1, 2)
     curve = metrics.roc(id_scores, ood_scores)

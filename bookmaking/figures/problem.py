@@ -22,13 +22,14 @@ METHODS = {"Softmax": "msp", "Energy": "energy", "Eq. 5": "thinkback_eq5", "Eq. 
 POWERS = {0.1: "0.1", 1: "1", 10: "10", 100: "100", 1000: "1,000", 10000: "10,000"}
 
 
-def draw_answer(
+@two_forms(wide=(7.6, 3.4), tall=(3.9, 5.4))
+def answer(
+    figure: Figure,
+    tall: bool,
     confidence: Callable[[Tensor], Tensor],
     x: Tensor,
     y: Tensor,
     rays: Sequence[float],
-    figure: Figure,
-    tall: bool,
 ) -> None:
     """A map of the network's doubt, and its confidence along some rays.
 
@@ -37,8 +38,6 @@ def draw_answer(
         x: training points (N, 2).
         y: their classes (N,).
         rays: directions in degrees, three at most.
-        figure: an empty one.
-        tall: whether the map is above the curves, not beside them.
     """
     if tall:
         plane, line = figure.subplots(2, 1, height_ratios=(1.5, 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,10 +27,10 @@ def answer(runs: pd.DataFrame, published: float) -> Answer:
     """
     bars = 2 + runs.groupby(["network", "recipe"]).ngroups
     wide, tall = (7.6, 1.2 + 0.45 * bars), (3.9, 1.3 + 0.75 * bars)
-    return Answer(partial(draw_answer, runs, published), wide=wide, tall=tall)
+    return two_forms(wide, tall)(draw_answer)(runs, published)
 
 
-def draw_answer(runs: pd.DataFrame, published: float, figure: Figure, tall: bool) -> None:
+def draw_answer(figure: Figure, tall: bool, runs: pd.DataFrame, published: float) -> None:
     """The figure of :func:`answer`; of several seeds the bar is their mean, and each has a dot."""
     ax = figure.subplots()
     gap = "\n" if tall else " "
@@ -61,12 +60,12 @@ def plot_band(runs: pd.DataFrame, published: float, error: float) -> Answer:
         error: half the width of its 95 % interval.
     """
     height = 1.2 + 0.45 * len(runs)
-    draw = partial(draw_band, runs, published, error)
-    return Answer(draw, wide=(6.4, height), tall=(3.9, height + 0.2 * len(runs)))
+    wide, tall = (6.4, height), (3.9, height + 0.2 * len(runs))
+    return two_forms(wide, tall)(draw_band)(runs, published, error)
 
 
 def draw_band(
-    runs: pd.DataFrame, published: float, error: float, figure: Figure, tall: bool
+    figure: Figure, tall: bool, runs: pd.DataFrame, published: float, error: float
 ) -> None:
     """The figure of :func:`plot_band`."""
     ax = figure.subplots()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
@@ -16,6 +15,7 @@ from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR
 from thinkback_utils.metrics import mean_auroc
 
 from .five_datasets import MARKERS
+from .forms import two_forms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +36,12 @@ EPOCH_LINES = {  # style and name of each score in the figure of the epochs
 Rows = Mapping[str, Mapping[str, Mapping[str, ArrayLike]]]
 
 
-def draw_answer(aurocs: pd.DataFrame, figure: Figure, tall: bool) -> None:
+@two_forms(wide=(7.6, 3.4), tall=(3.9, 4.8))
+def answer(figure: Figure, tall: bool, aurocs: pd.DataFrame) -> None:
     """Mean AUROC of each reading minus that of Energy, a mark a network.
 
     Args:
         aurocs: in percent, a row a score (``energy`` among them) and a column a network.
-        figure: an empty one.
-        tall: whether the names stand above their rows, not beside them.
     """
     ax = figure.subplots()
     names = [name for name in ROWS if name in aurocs.index]
@@ -66,13 +65,7 @@ def draw_answer(aurocs: pd.DataFrame, figure: Figure, tall: bool) -> None:
     figure.legend(loc="outside upper center", ncols=3, handletextpad=0.1, columnspacing=1)
 
 
-def rows(given: Rows, far: Sequence[str]) -> Answer:
-    """The figure of :func:`draw_rows`, as high as it has rows."""
-    high = 1.4 + 0.52 * len(given)
-    return Answer(partial(draw_rows, given, far), wide=(6.4, high), tall=(3.9, high + 0.5))
-
-
-def draw_rows(rows: Rows, far: Sequence[str], figure: Figure, tall: bool) -> None:
+def plot_rows(rows: Rows, far: Sequence[str]) -> Answer:
     """AUROC of scores on every set, a row a score: a dot a set, a diamond for the far mean.
 
     A dotted line at 50 % where marks lie below it.
@@ -81,9 +74,13 @@ def draw_rows(rows: Rows, far: Sequence[str], figure: Figure, tall: bool) -> Non
         rows: ``{label: {form: {set: (N,)}}}``, higher = more OOD; marks of the form ``eq5`` are
             hollow and stand above the others.
         far: the sets of the mean.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
+    high = 1.4 + 0.52 * len(rows)
+    return two_forms(wide=(6.4, high), tall=(3.9, high + 0.5))(draw_rows)(rows, far)
+
+
+def draw_rows(figure: Figure, tall: bool, rows: Rows, far: Sequence[str]) -> None:
+    """The figure of :func:`plot_rows`."""
     ax = figure.subplots()
     for y, forms in enumerate(rows.values()):
         for form, scores in forms.items():
@@ -118,18 +115,12 @@ def _plot_row(
     ax.errorbar(mean, y, xerr=half, fmt="D", elinewidth=2, zorder=1, **look)
 
 
-def epochs(records: Sequence[Mapping[str, Any]]) -> Answer:
-    """The figure of :func:`draw_epochs`."""
-    return Answer(partial(draw_epochs, records), wide=(6.4, 3.6), tall=(3.9, 4.4))
-
-
-def draw_epochs(records: Sequence[Mapping[str, Any]], figure: Figure, tall: bool) -> None:
+@two_forms(wide=(6.4, 3.6), tall=(3.9, 4.4))
+def plot_epochs(figure: Figure, tall: bool, records: Sequence[Mapping[str, Any]]) -> None:
     """Mean AUROC against test accuracy over the saved epochs of one run, a line a score.
 
     Args:
         records: of ``experiments.epochs``: ``{epoch, accuracy, auroc: {score: value}}`` in [0, 1].
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     for score, (style, name) in EPOCH_LINES.items():

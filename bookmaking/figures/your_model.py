@@ -17,18 +17,21 @@ from experiments.false_alarms import Halves, allowed
 from experiments.plots import ID_COLOR, INK, METHOD_COLORS, OOD_COLOR, OTHER_COLORS
 from thinkback_utils.methods import TITLES
 
+from .forms import two_forms
+
 Vector = NDArray[np.float64]
 PROMISE = OTHER_COLORS[0]
 
 
-def draw_answer(
+@two_forms(wide=(7.6, 3.6), tall=(3.9, 6.0))
+def answer(
+    figure: Figure,
+    tall: bool,
     ids: ArrayLike,
     oods: ArrayLike,
     limit: float,
     halves: Halves,
     rates: Mapping[str, Vector],
-    figure: Figure,
-    tall: bool,
 ) -> None:
     """Where the threshold lies among the scores; what it promises and what was measured.
 
@@ -37,8 +40,6 @@ def draw_answer(
         limit: the threshold.
         halves: the promises, and what theory says of them.
         rates: method -> measured rates of false alarms (splits, promises).
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     shape: dict[str, Any] = {"nrows": 2} if tall else {"ncols": 2, "width_ratios": [1, 1.1]}
     first, second = figure.subplots(**shape)
@@ -87,14 +88,13 @@ def plot_promises(halves: Halves, rates: Mapping[str, Vector], ax: Axes) -> None
     ax.legend(loc="lower right")
 
 
-def draw_ranks(scores: ArrayLike, alarms: int, figure: Figure, tall: bool) -> None:
+@two_forms(wide=(6.4, 1.9), tall=(3.9, 1.9))
+def plot_ranks(figure: Figure, tall: bool, scores: ArrayLike, alarms: int) -> None:
     """Calibration scores on a line, and the ranks that a new score can have among them.
 
     Args:
         scores: of calibration, (n,).
         alarms: m, how many of the n + 1 ranks are alarms.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
@@ -114,14 +114,13 @@ def draw_ranks(scores: ArrayLike, alarms: int, figure: Figure, tall: bool) -> No
     ax.spines["left"].set_visible(False)
 
 
-def draw_luck(rates: Mapping[int, Vector], alpha: float, figure: Figure, tall: bool) -> None:
+@two_forms(wide=(6.4, 3.2), tall=(3.9, 3.6))
+def plot_luck(figure: Figure, tall: bool, rates: Mapping[int, Vector], alpha: float) -> None:
     """Rates of false alarms of many calibration sets, beside the Beta law, by their size.
 
     Args:
         rates: size of the sets -> the rate of each.
         alpha: the promise.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     most = float(np.quantile(rates[min(rates)], 0.99))
@@ -139,14 +138,13 @@ def draw_luck(rates: Mapping[int, Vector], alpha: float, figure: Figure, tall: b
     ax.legend(loc="upper right")
 
 
-def draw_streams(running: Sequence[Vector], alpha: float, figure: Figure, tall: bool) -> None:
+@two_forms(wide=(6.4, 3.0), tall=(3.9, 3.4))
+def plot_streams(figure: Figure, tall: bool, running: Sequence[Vector], alpha: float) -> None:
     """The share of false alarms so far, in streams that each use one calibration set.
 
     Args:
         running: share after each image, an array (N,) for each calibration set.
         alpha: the promise.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     for share in running:
@@ -160,13 +158,9 @@ def draw_streams(running: Sequence[Vector], alpha: float, figure: Figure, tall: 
     figure.legend(loc="outside upper center")
 
 
-def draw_classes(
-    names: Sequence[str],
-    one: ArrayLike,
-    own: ArrayLike,
-    alpha: float,
-    figure: Figure,
-    tall: bool,
+@two_forms(wide=(6.4, 3.2), tall=(3.9, 4.0))
+def plot_classes(
+    figure: Figure, tall: bool, names: Sequence[str], one: ArrayLike, own: ArrayLike, alpha: float
 ) -> None:
     """False alarms in each class: with one threshold for all, and with one a class.
 
@@ -174,8 +168,6 @@ def draw_classes(
         names: of the classes, (K,).
         one, own: rates with one threshold, and with one for each class, (K,).
         alpha: the promise.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     ax = figure.subplots()
     y = -np.arange(len(names))
@@ -191,14 +183,15 @@ def draw_classes(
     figure.legend(loc="outside upper center", ncols=1 if tall else 3, columnspacing=1)
 
 
-def draw_drift(
+@two_forms(wide=(7.2, 3.4), tall=(3.9, 7.6))
+def plot_drift(
+    figure: Figure,
+    tall: bool,
     alarms: Mapping[str, Vector],
     errors: Mapping[str, Sequence[float]],
     levels: Mapping[str, Sequence[float]],
     alpha: float,
     method: str,
-    figure: Figure,
-    tall: bool,
 ) -> None:
     """Alarms on images that drift away from the calibration, and the classifier's errors.
 
@@ -208,8 +201,6 @@ def draw_drift(
         levels: kind of change -> its strengths.
         alpha: the promise.
         method: of the alarms.
-        figure: empty; drawn into.
-        tall: whether it is the form for a narrow screen.
     """
     color = METHOD_COLORS.get(method, METHOD_COLORS["thinkback"])
     shape = (len(alarms), 1) if tall else (1, len(alarms))
