@@ -152,14 +152,12 @@ class Comparison:
         frame = self.standing()
         far, near = (frame.sort_values(half, ascending=False) for half in development.HALVES)
         own, leader = frame.loc[DEFAULT], near.iloc[0]
-        best = frame.drop(index=[name for name in OURS if name in frame.index]).iloc[0]
         return (
             f"With every score tuned alike, **{TITLE}** has {_percent(own['far'])} mean AUROC on"
             f" the far sets, place {_place(far, DEFAULT)} of {len(frame)}, and"
             f" {_percent(own['near'])} on the near one, place {_place(near, DEFAULT)}. On the near"
             f" set {leader['title']} leads with {_percent(leader['near'])}; Energy has"
-            f" {_percent(frame.loc['energy', 'near'])}. Of the scores of others {best['title']} has"
-            f" the best mean of both ({_percent(best['far'])} and {_percent(best['near'])})."
+            f" {_percent(frame.loc['energy', 'near'])}."
         )
 
     def differences(self, against: Sequence[str]) -> pd.DataFrame:
