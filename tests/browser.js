@@ -1,7 +1,8 @@
 // What tests/test_browser.py asks of a page.
 window.checks = {
   // Images and drawings without a name or a picture, formulas with errors, what a keyboard cannot scroll.
-  look() {
+  async look() {
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); // a new size is measured by then
     const all = (selector) => [...document.querySelectorAll(selector)];
     const named = (e) =>
       e.getAttribute("aria-label") || e.getAttribute("aria-labelledby") || e.querySelector("title");
@@ -28,13 +29,13 @@ window.checks = {
   },
 
   // The same where each paragraph, title and item ends with a word that fits no line.
-  lookAtLongWords() {
+  async lookAtLongWords() {
     const texts = "article :is(p, li, dt, dd, h1, h2, h3, h4, figcaption, summary)";
     const apart = "table, pre, svg, .math, .tb-explorer, .tb-demo"; // tables scroll, and so does code
     const holders = [...document.querySelectorAll(texts)].filter((e) => !e.closest(apart));
     const words = holders.map(() => document.createTextNode(` /${"w".repeat(80)}`));
     holders.forEach((holder, i) => holder.append(words[i]));
-    const { unreachable, wider } = checks.look();
+    const { unreachable, wider } = await checks.look();
     words.forEach((word) => word.remove());
     return { unreachable, wider };
   },
@@ -133,8 +134,9 @@ window.checks = {
   // Bytes of all files of the page, plain and as a server sends them, which packs text; what came from the cache counts, too.
   async weight() {
     const entries = ["navigation", "resource"].flatMap((kind) => performance.getEntriesByType(kind));
+    const loaded = entries.filter((file) => file.initiatorType !== "img"); // of a figure in two forms the page takes one
     const linked = [...document.querySelectorAll("link[rel=stylesheet], script[src], img[src]")];
-    const names = [...entries.map((file) => file.name), ...linked.map((e) => e.href ?? e.src)];
+    const names = [...loaded.map((file) => file.name), ...linked.map((e) => e.href ?? (e.currentSrc || e.src))];
     const files = new Set(names.filter((name) => name.startsWith(location.origin)));
     const packed = (body) => new Response(new Blob([body]).stream().pipeThrough(new CompressionStream("gzip"))).arrayBuffer();
     const sizes = [...files].map(async (name) => {

@@ -195,7 +195,10 @@ def test_paper_shows_formulas_and_what_is_folded(page: Page) -> None:
     assert lost == []
 
 
-def test_page_weighs_little(page: Page) -> None:
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_page_weighs_little(page: Page, size: dict[str, int]) -> None:
+    page.set_viewport_size(size)
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 100)))")
     plain, sent = page.evaluate("checks.weight()")
     assert 100_000 < plain <= 1_500_000
     assert sent <= 1_000_000
