@@ -134,7 +134,7 @@ window.checks = {
   // Bytes of all files of the page, plain and as a server sends them, which packs text; what came from the cache counts, too.
   async weight() {
     const entries = ["navigation", "resource"].flatMap((kind) => performance.getEntriesByType(kind));
-    const loaded = entries.filter((file) => file.initiatorType !== "img"); // of a figure in two forms the page takes one
+    const loaded = entries.filter((file) => !file.name.includes("/_images/")); // of a figure in two forms a page takes one
     const linked = [...document.querySelectorAll("link[rel=stylesheet], script[src], img[src]")];
     const names = [...loaded.map((file) => file.name), ...linked.map((e) => e.href ?? (e.currentSrc || e.src))];
     const files = new Set(names.filter((name) => name.startsWith(location.origin)));
