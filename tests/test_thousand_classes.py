@@ -62,7 +62,8 @@ def test_the_kept_record_is_of_a_thousand_classes():
     assert (record["classes"], record["features"]) == (1000, 1280)
     assert record["autograd"] < 1e-6
     assert all(found["apart"]["onnx"] < 1e-3 for found in record["methods"].values())
-    assert all(found["apart"]["saved"] == 0 for found in record["methods"].values())
+    # the saved detector read other batches, in float32
+    assert all(found["apart"]["saved"] < 1e-4 for found in record["methods"].values())
 
 
 @pytest.mark.filterwarnings("ignore:thinkback")  # of few photos
