@@ -45,7 +45,7 @@ from thinkback_utils.features import Features, extract
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.methods import METHODS
 
-from .evaluation import ID_TEST, NEAR, evenly
+from .evaluation import ID_TEST, NEAR, evenly, some
 from .family import DAMPINGS, Candidate, Statistics, candidates
 from .outliers import CHANGES, NOISES, held_out_classes, validation_outliers
 from .provenance import describe
@@ -122,9 +122,9 @@ def features(
     parts = split(data.load("cifar10", "train"), network.hidden)
     train_network(network.config, parts.fitted, folder, device)
     model = here.model(device)
-    sets = {FITTED: _some(parts.fitted, FIT_COUNT), HELD_OUT: _some(parts.held_out, HELD_COUNT)}
+    sets = {FITTED: some(parts.fitted, FIT_COUNT), HELD_OUT: some(parts.held_out, HELD_COUNT)}
     if parts.hidden is not None:
-        sets[HIDDEN] = _some(parts.hidden, HIDDEN_COUNT)
+        sets[HIDDEN] = some(parts.hidden, HIDDEN_COUNT)
     few = parts.fitted.images[evenly(len(parts.fitted), COUNT)]
     sets |= validation_outliers(few, network.config.seed)
     seen = {name: extract(model, images) for name, images in sets.items()}
@@ -269,10 +269,6 @@ def auroc(ids: NDArray[np.floating], ood: NDArray[np.floating]) -> float:
     """
     below = np.searchsorted(ids, ood, "left") + np.searchsorted(ids, ood, "right")
     return float(below.mean() / 2 / len(ids))
-
-
-def _some(images: ImageSet, count: int) -> ImageSet:
-    return _rows(images, evenly(len(images), count), images.name)
 
 
 def _rows(images: ImageSet, rows: Tensor, name: str) -> ImageSet:

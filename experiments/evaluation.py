@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -363,6 +364,13 @@ def evenly(total: int, count: int) -> Tensor:
         raise ValueError(f"thinkback: cannot spread {count} images over a set of {total}")
     count = min(count, total)
     return torch.arange(count) * total // count
+
+
+def some(images: data.ImageSet, count: int) -> data.ImageSet:
+    """``count`` images of a set, evenly spread, with their labels if it has any."""
+    rows = evenly(len(images.images), count)
+    labels = None if images.labels is None else images.labels[rows]
+    return dataclasses.replace(images, images=images.images[rows], labels=labels)
 
 
 def find(records: Iterable[Record], **fields: Any) -> Record | None:

@@ -49,6 +49,7 @@ from .evaluation import (
     load_scores,
     save_scores,
     score_sets,
+    some,
 )
 from .provenance import describe
 from .run import Run, program_parser
@@ -298,13 +299,6 @@ def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> dict[str, NDArray[Any]]:
     return {"features": torch.cat(h).numpy(), "logits": torch.cat(z).numpy()}
 
 
-def _some(images: ImageSet, count: int) -> ImageSet:
-    """``count`` images of a set, evenly spread, with their labels if it has any."""
-    rows = evenly(len(images.images), count)
-    labels = None if images.labels is None else images.labels[rows]
-    return ImageSet(images.images[rows], labels, name=images.name)
-
-
 def extract(network: Network, options: Namespace, sets: Iterable[str], rules: Rules) -> Pass:
     """The whole pass of one network over its images; see :func:`main` for the options."""
     results, given, images = options.results, options.published, {}
@@ -316,7 +310,7 @@ def extract(network: Network, options: Namespace, sets: Iterable[str], rules: Ru
     }
     model = network.model(results, process_device(options.device), given)
     way = Pass(model, options.work / network.name, rules, stamp)
-    few = {name: _some(item, rules.size(name)) for name, item in images.items()}
+    few = {name: some(item, rules.size(name)) for name, item in images.items()}
     expected = way.fit(few.pop(ID_TRAIN))
     for name, item in few.items():
         way.scores(name, item, expected)
