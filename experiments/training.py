@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from thinkback_utils.commands import Parser, run_main
 from thinkback_utils.data import ImageSet, load
-from thinkback_utils.devices import multiplies_bfloat16, process_device
+from thinkback_utils.devices import has_fast_bfloat16, process_device
 from thinkback_utils.features import extract
 from thinkback_utils.files import read_json, replacing, write_json
 from thinkback_utils.models import WideResNet, last_line, read_tensors
@@ -433,7 +433,7 @@ def _resize(images: Tensor, side: int) -> Tensor:
 
 
 def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies it, float16 on older GPUs, None (float32) on other
+    """bfloat16 where the hardware is fast in it, float16 on older GPUs, None (float32) on other
     CPUs.
     """
     if config.amp == "off":
@@ -441,7 +441,7 @@ def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         recent = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if recent else torch.float16
-    return torch.bfloat16 if multiplies_bfloat16() else None
+    return torch.bfloat16 if has_fast_bfloat16() else None
 
 
 def accuracy(model: nn.Module, data: ImageSet) -> float:

@@ -53,12 +53,14 @@ def agree(out, said, images, tolerance=1e-4):
     out = {name: np.asarray(value) for name, value in out.items()}
     score, logits = said.score(images).numpy(), extract(said.model, images).logits
     np.testing.assert_allclose(out["logits"], logits, tolerance, tolerance)
-    np.testing.assert_allclose(out["score"], score, tolerance)
+    # A score that crosses 0 (Energy) is as exact as the logits that it is made of, not as itself.
+    slack = 1e-6 * np.abs(score).max() if score.min() < 0 < score.max() else 0
+    np.testing.assert_allclose(out["score"], score, tolerance, slack)
     assert out["score"].dtype == np.float64
     distance = np.abs(said.calibration.scores.numpy() - score[:, None])
-    near = (distance <= tolerance * np.abs(score[:, None])).sum(1) / (len(HELD) + 1)
+    near = (distance <= tolerance * np.abs(score[:, None]) + slack).sum(1) / (len(HELD) + 1)
     assert (np.abs(out["p_value"] - said.p_value(images).numpy()) <= near + 1e-12).all()
-    clear = np.abs(score / said.threshold - 1) > tolerance
+    clear = np.abs(score - said.threshold) > tolerance * abs(said.threshold) + slack
     assert (out["rejected"] == said.predict(images).numpy())[clear].all()
     assert 0 < out["rejected"].sum() < len(images) or len(images) < 100
 

@@ -17,9 +17,9 @@ X = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def hardware(monkeypatch):
-    """A function that says whether this CPU multiplies in bfloat16; "auto" asks it."""
+    """A function that says whether this CPU is fast in bfloat16; "auto" asks it."""
     monkeypatch.delenv("THINKBACK_PRECISION")
-    return lambda there: monkeypatch.setattr(passes, "multiplies_bfloat16", lambda: there)
+    return lambda there: monkeypatch.setattr(passes, "has_fast_bfloat16", lambda: there)
 
 
 @pytest.fixture
@@ -38,12 +38,24 @@ class Pooled(nn.Sequential):
         return super().forward(x).mean((2, 3))
 
 
-def test_torch_is_asked_for_the_hardware(monkeypatch):
-    for answer in (True, False):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", [answer].pop)
-        assert devices.multiplies_bfloat16() == answer
-    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
-    assert not devices.multiplies_bfloat16()
+@pytest.mark.parametrize(
+    ("known", "fast"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "Apple M2"}, False),
+    ],
+)
+def test_an_intel_cpu_needs_amx_to_be_fast_in_bfloat16(monkeypatch, known, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert devices.has_fast_bfloat16() is fast
+
+
+def test_torch_that_cannot_say_means_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not devices.has_fast_bfloat16()
 
 
 def test_auto_is_bfloat16_for_float32_models_where_the_cpu_has_it(hardware, net):

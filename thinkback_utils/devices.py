@@ -43,10 +43,17 @@ def process_device(name: str | torch.device | None = None) -> torch.device:
     return device
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU multiplies numbers in bfloat16 itself (AVX-512 BF16), not by emulation."""
-    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # older torch cannot say
-    return bool(asked())
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU computes in bfloat16 faster than in float32.
+
+    Instructions for it (AVX-512 BF16) are not enough. With two cores a WRN-40-2 classified 553
+    images/s in bfloat16 against 267 in float32 on an AMD EPYC, but 243 against 343 on an Intel Xeon
+    without AMX. So an Intel CPU must have AMX too. False where torch is too old to say.
+    """
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    if not known.get("avx512_bf16"):
+        return False
+    return "Intel" not in known.get("cpu_name", "") or bool(known.get("amx_bf16"))
 
 
 def _number_on_machine() -> int | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch, Forward, Images, Pixels, batches, device_of, dtype_of, unwrapped
-from .devices import multiplies_bfloat16
+from .devices import has_fast_bfloat16
 from .heads import Head, Name, Runs, candidates, find, tensors_of, watching
 
 Precision = Literal["float32", "bfloat16", "auto"]
@@ -74,7 +74,7 @@ def settled(precision: Precision, model: nn.Module) -> Literal["float32", "bfloa
             before the last layer of a float32 model in bfloat16 (autocast), the last layer in
             float32; where the hardware has no such products they are emulated, and slow.
             ``"auto"``: what the environment variable ``THINKBACK_PRECISION`` says; without it
-            bfloat16 on a CPU that multiplies it, which takes half the time there, else float32.
+            bfloat16 on a CPU that is faster so (:func:`~.devices.has_fast_bfloat16`), else float32.
         model: without wrappers.
 
     Raises:
@@ -85,7 +85,7 @@ def settled(precision: Precision, model: nn.Module) -> Literal["float32", "bfloa
         known = ", ".join(map(repr, get_args(Precision)))
         name = f"the environment variable {PRECISION}" if precision == "auto" else "precision"
         raise ValueError(f"thinkback: {name} is one of {known}, got {asked!r}")
-    if asked == "auto" and device_of(model).type == "cpu" and multiplies_bfloat16():
+    if asked == "auto" and device_of(model).type == "cpu" and has_fast_bfloat16():
         asked = "bfloat16"
     return "bfloat16" if asked == "bfloat16" and dtype_of(model) == torch.float32 else "float32"
 
