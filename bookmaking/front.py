@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +11,11 @@ from markupsafe import Markup
 
 from . import palette
 from .markup import fill
-from .sources import pages, read, read_yaml, tagged
+from .sources import pages, read, read_yaml
 
-WORDS, LINES = 180, 12  # that are read in a minute: of text, of code
-STEP = 5  # minutes are given in steps of this
+WORDS = 180  # that are read in a minute
+STEP = 5  # minutes are rounded up to a multiple of this
+FOLDED = re.compile(r"<details>.*?</details>|(`{3,}|:{3,})\{.*?dropdown.*?\n\1", re.DOTALL)
 COLAB = "05_closed_form"  # what the button opens: the score, and no training
 WAYS = {  # goal -> chapters by number, in order
     "I am in a hurry": (1, 8),
@@ -64,20 +66,15 @@ def plain(text: str) -> str:
 
 
 def minutes(notebook: Any) -> int:
-    """How long a chapter takes to read: its text, and the code that is not folded.
+    """How long a chapter takes to read, without its code and what is folded.
 
     >>> import nbformat.v4 as v4
     >>> minutes(v4.new_notebook(cells=[v4.new_markdown_cell("word " * 1000)]))
-    5
+    10
     """
-    time = 0.0
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            text = re.sub(r"(`{3,}|:{3,})\{.*?dropdown.*?\n\1", "", cell.source, flags=re.DOTALL)
-            time += len(text.split()) / WORDS
-        elif not tagged(cell, "hide-input"):
-            time += len(cell.source.splitlines()) / LINES
-    return STEP * max(1, round(time / STEP))
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    words = sum(len(FOLDED.sub("", text).split()) for text in texts)
+    return STEP * max(1, math.ceil(words / WORDS / STEP))
 
 
 def duration(total: int) -> str:

@@ -9,7 +9,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 from bookmaking import extension, front
-from bookmaking.sources import pages
+from bookmaking.sources import pages, read
 
 ROOT = Path(__file__).parents[1]
 STYLE = (ROOT / "book" / "_static" / "opening.css").read_text(encoding="utf-8")
@@ -58,16 +58,26 @@ def test_ways_lead_through_chapters_and_take_their_time(page):
     assert set(front.WAYS["All of it"]) == set(minutes)
 
 
-def test_a_longer_chapter_takes_longer():
+def test_minutes_are_of_the_text_that_is_open():
     def of(*cells):
         return front.minutes(nbformat.v4.new_notebook(cells=list(cells)))
 
     text = nbformat.v4.new_markdown_cell("word " * 10 * front.WORDS)
-    code = nbformat.v4.new_code_cell("x = 1\n" * 10 * front.LINES)
-    assert (of(text), of(text, code)) == (10, 20)
-    code.metadata["tags"] = ["hide-input"]
-    folded = nbformat.v4.new_markdown_cell(f":::{{dropdown}} Deeper\n{text.source}\n:::")
-    assert of(text, code, folded) == 10
+    more = nbformat.v4.new_markdown_cell("word " * front.WORDS)
+    code = nbformat.v4.new_code_cell("x = 1\n" * 1000)
+    assert (of(text), of(text, code), of(text, more)) == (10, 10, 15)
+    for fold in (
+        ":::{{dropdown}} Deeper\n{}\n:::",
+        "<details><summary>Deeper</summary>{}</details>",
+    ):
+        assert of(text, nbformat.v4.new_markdown_cell(fold.format(text.source))) == 10
+
+
+def test_a_chapter_says_the_minutes_of_the_map():
+    for stop in front.stops(ROOT):
+        page = ROOT / "book" / stop.page
+        first = read(page.with_suffix(".ipynb").resolve()).cells[0].source
+        assert f"\n*{stop.minutes} minutes without the code · needs: " in first, stop
 
 
 def test_a_chapter_without_a_question_still_has_a_place(tmp_path):
