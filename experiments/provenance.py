@@ -100,7 +100,7 @@ class Box:
         config, chapter, values = _config(), _chapter(_session()[1]), dict(self.parameters)
         if chapter:
             values |= {n: self._names[n] for n in _declared(chapter) if n in self._names}
-        shown = ", ".join(f"<code>{n} = {_escape(repr(v))}</code>" for n, v in values.items())
+        shown = ", ".join(f"<code>{n} = {_escape(_short(v))}</code>" for n, v in values.items())
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
         rows = {
             "Parameters": shown,
@@ -110,7 +110,8 @@ class Box:
             "Run time": f"{seconds:.0f} s",
         }
         if chapter:
-            own = {name: values[name] for name in _declared(chapter) if name in values}
+            usual = {name: line.value for name, line in _declared(chapter).items()}
+            own = {n: values[n] for n in usual if n in values and not _is(values[n], usual[n])}
             strict, plain = map(_copied, commands(chapter.name, own))
             rows |= {"From a clone": strict, "With papermill alone": plain}
             rows["On Colab"] = _colab_link(chapter.name, config)
@@ -127,7 +128,7 @@ def parameters() -> dict[str, tuple[Any, ast.expr]]:
     """
     names, ran = _session()
     declared = _declared(chapter) if (chapter := _chapter(ran)) else {}
-    return {name: (names[name], hint) for name, hint in declared.items() if name in names}
+    return {name: (names[name], of.annotation) for name, of in declared.items() if name in names}
 
 
 def commands(notebook: str, values: Mapping[str, Any]) -> list[str]:
@@ -194,12 +195,22 @@ def _source(cell: Mapping[str, Any]) -> str:
     return "".join(cell["source"]).strip()
 
 
-def _declared(notebook: Path) -> dict[str, ast.expr]:
-    """Names of a chapter's parameters, in their order, and their annotations."""
+def _declared(notebook: Path) -> dict[str, ast.AnnAssign]:
+    """A chapter's parameters in their order: of each name its line, with annotation and default."""
     tagged = [c for c in _cells(notebook) if "parameters" in c["metadata"].get("tags", [])]
     lines = [line for cell in tagged for line in ast.parse(_source(cell)).body]
     found = [line for line in lines if isinstance(line, ast.AnnAssign)]
-    return {ast.unparse(line.target): line.annotation for line in found}
+    return {ast.unparse(line.target): line for line in found}
+
+
+def _is(value: Any, default: ast.expr | None) -> bool:
+    """Whether a parameter has the value that its chapter gives it."""
+    return default is not None and repr(value) == ast.unparse(default)
+
+
+def _short(value: Any) -> str:
+    """A value in code, a fraction with six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
 def _config() -> dict[str, Any]:

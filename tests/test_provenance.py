@@ -138,22 +138,27 @@ def code(path):
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_box_gives_the_commands_of_its_chapter(path, monkeypatch):
-    """A parameter that the reader changed is in them, and each reads as what it was."""
+    """Those parameters alone that the reader changed, each reads as what it was."""
     cells, names = code(path)
-    names["seed"] = 1234
     monkeypatch.setattr(provenance, "_session", lambda: (names, cells[:4]))
+    head = [".venv/bin/python", "-m", "bookmaking", "run", f"notebooks/{path.name}"]
+    alone = ["cd", "notebooks", "&&", "../.venv/bin/papermill", path.name, "../out.ipynb"]
+
+    def given():
+        page = BeautifulSoup(box._repr_html_(), "html.parser")
+        assert f"/notebooks/{path.name}" in page.select_one("a.button")["href"]
+        return [shlex.split(command.get_text().strip("()")) for command in page("pre")]
+
     box = provenance.Box(seed=names["seed"])
+    assert given() == [[*head, "-o", "out.ipynb"], [*alone, "-k", "python3"]]
+    names |= {"seed": 1234, "data_dir": "it's here"}
+    box = provenance.Box(seed=names["seed"])
+    changed = {name: names[name] for name in code(path)[1] if name in ("seed", "data_dir")}
     names["profile"] = "of another meaning further down"
-    page = BeautifulSoup(box._repr_html_(), "html.parser")
-    strict, plain = (shlex.split(command.get_text().strip("()")) for command in page("pre"))
-    head = [".venv/bin/python", "-m", "bookmaking", "run", f"notebooks/{path.name}", "-o"]
-    assert strict[:6] == head
-    hints, given = declared(path), dict(zip(strict[8::3], strict[9::3], strict=True))
-    expected = {**code(path)[1], "seed": 1234}
-    assert {name: parse(text, hints[name]) for name, text in given.items()} == expected
-    assert plain[:5] == ["cd", "notebooks", "&&", "../.venv/bin/papermill", path.name]
-    assert yaml.safe_load(plain[-1]) == expected
-    assert f"/notebooks/{path.name}" in page.select_one("a.button")["href"]
+    strict, plain = given()
+    hints, words = declared(path), dict(zip(strict[8::3], strict[9::3], strict=True))
+    assert {name: parse(text, hints[name]) for name, text in words.items()} == changed
+    assert yaml.safe_load(plain[-1]) == changed
 
 
 def test_written_values_are_read_as_they_were():
