@@ -30,6 +30,7 @@ from .markup import fill
 from .tables import percent
 
 COLUMNS = 20  # of the sprite
+WIDTH = 4.1  # of a figure in inches, as a phone shows it
 NETWORK = {
     "norm2": "squared length ‖h‖²",
     "residual2": "squared residual ‖r‖²",
@@ -80,7 +81,7 @@ def plot_shared(facts: Facts) -> Figure:
 
     Of the OOD sets the mean and the range are drawn.
     """
-    figure, axes = plt.subplots(2, 1, figsize=(4.8, 8.8), sharex=True)
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 8.8), sharex=True)
     titles = {**NETWORK, **PIXELS}
     for ax, inside in zip(axes, (False, True), strict=True):
         for i, (method, mark) in enumerate(zip(facts["methods"], MARKS, strict=False)):
@@ -119,7 +120,7 @@ def plot_shared(facts: Facts) -> Figure:
 
 def plot_louder(facts: Facts) -> Figure:
     """Share of far images that raise an alarm against the factor of their features."""
-    figure, ax = plt.subplots(figsize=(4.8, 3.8))
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.8))
     for method, mark in zip(facts["methods"], MARKS, strict=False):
         rate = [100 * value for value in facts["methods"][method]["louder"]]
         ax.plot(
@@ -426,9 +427,9 @@ def _shared_text(facts: Facts) -> str:
         tables.append(_table([head, *(TITLES[method] for method in facts["methods"])], body))
     caption = (
         "How well one statistic tells the images on the wrong side of a threshold from the others"
-        " of their set. Above, marks are means over OOD sets and lines reach from the lowest set to"
-        " the highest; below, lines are 95 % intervals. At the dotted line the statistic tells"
-        " nothing."
+        " of their set. *Missed against caught*: marks are means over OOD sets, and lines reach"
+        " from the lowest set to the highest. *False alarms against quiet images*: lines are 95 %"
+        " intervals. At the dotted line the statistic tells nothing."
     )
     alt = (
         "Marks for five scores and eight statistics; the list and the table after the figure say"

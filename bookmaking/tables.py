@@ -18,12 +18,13 @@ Format = str | int | Callable[[Any], str]
 SPACE = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 A_NUMBER = re.compile(rf"[*≤≥±+{MINUS}]*{SPACE}?\d")
 
 
 def number(value: Any, form: str | int = 2) -> str:
-    """A number with the true minus sign; one that rounds to zero has no sign, and one that is
-    missing (None, NaN) is an en dash.
+    """A number with the true minus sign and its power of ten written out; one that rounds to zero
+    has no sign, and one that is missing (None, NaN) is an en dash.
 
     Args:
         value: the number, 0-d arrays and tensors included.
@@ -31,6 +32,8 @@ def number(value: Any, form: str | int = 2) -> str:
 
     >>> number(-0.126), number(1234567, ","), number(-0.001, "+.2f"), number(float("nan"))
     ('−0.13', '1,234,567', '0.00', '–')
+    >>> number(2.5e-16, ".1e"), number(1e-16, "g")
+    ('2.5\xa0·\xa010⁻¹⁶', '10⁻¹⁶')
     """
     if value is None or math.isnan(value):
         return MISSING
@@ -38,7 +41,13 @@ def number(value: Any, form: str | int = 2) -> str:
         value = value.item()
     text = format(value, f".{form}f" if isinstance(form, int) else form)
     text = re.sub(r"^[+-](?=[0.]+%?$)", "", text)
+    text = re.sub(r"^(.*)e([+-]\d+)$", _power_of_ten, text)
     return text.replace("-", MINUS).replace("%", f"{SPACE}%")
+
+
+def _power_of_ten(parts: re.Match[str]) -> str:
+    power = f"10{str(int(parts[2])).translate(RAISED)}"
+    return {"1": power, "-1": f"-{power}"}.get(parts[1], f"{parts[1]}{SPACE}·{SPACE}{power}")
 
 
 def percent(share: Any, decimals: int = 1) -> str:

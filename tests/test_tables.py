@@ -25,7 +25,8 @@ def rendered(table: tables.Table) -> pd.DataFrame:
 
 def test_numbers_have_one_minus_sign_and_never_break() -> None:
     assert number(-1.5, 1) == "−1.5"
-    assert number(2e-16, ".0e") == "2e−16"
+    assert number(-2e-16, ".0e") == "−2\xa0·\xa010⁻¹⁶"
+    assert (number(1e5, "g"), number(1e16, "g")) == ("100000", "10¹⁶")
     assert number(-3, ",") == "−3"
     assert percent(-0.5) == "−50.0\xa0%"
     assert signed(-0.25, 2) == "−0.25"
@@ -87,7 +88,7 @@ def test_columns_of_numbers_are_aligned_to_the_right() -> None:
 def test_formats_by_name_in_order_or_for_all() -> None:
     frame = pd.DataFrame({"T": [0.1, 1000.0], "n": [10_000, 2], "e": [1e-7, 0.5]})
     each = show(frame, index=False, formats={"T": "g", "e": ".1e", "n": "05d"})
-    rows = ["| 0.1 | 10000 | 1.0e−07 |", "| 1000 | 00002 | 5.0e−01 |"]
+    rows = ["| 0.1 | 10000 | 1.0\xa0·\xa010⁻⁷ |", "| 1000 | 00002 | 5.0\xa0·\xa010⁻¹ |"]
     assert each.markdown.splitlines()[2:] == rows
     assert show(frame, index=False, formats=["g", "05d", ".1e"]) == each
     assert show(frame, index=False, formats=1).markdown.endswith("| 1000.0 | 2 | 0.5 |")

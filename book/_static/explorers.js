@@ -165,7 +165,7 @@
     const pair = () => pairs[choose.at()];
     const place = (i) => scale(0, steps, ...pair().range)(i);
     const enough = () => pair().ood.findLastIndex((caught) => caught >= 0.95 * pair().ood[0]);
-    const [purple, green] = ["var(--tb-thinkback)", "var(--tb-energy)"];
+    const [varying, fixed] = ["var(--tb-ood)", "var(--tb-ink)"]; // as in the figure before it
 
     function rates() {
       const [tpr, fpr] = [pair().ood, pair().id].map((caught) => caught[cut.at()] / caught[0]);
@@ -204,12 +204,12 @@
         path(along((p) => p), "tb-dotted"),
         text(x(0.45), y(0.28), "AUPR of guessing"),
         line(x(pi), 14, x(pi), 164, "tb-cut"),
-        path(along(() => auroc), "tb-thick", green),
-        path(along((_, i) => pair().aupr[i]), "tb-thick", purple),
-        dot(x(pi), y(auroc), green),
-        dot(x(pi), y(aupr), purple),
-        text(x(0.62), y(auroc) + 17, "AUROC", "middle", green),
-        text(x(0.3), y(pair().aupr[30]) + 22, "AUPR", "start", purple),
+        path(along(() => auroc), "tb-thick", fixed),
+        path(along((_, i) => pair().aupr[i]), "tb-thick", varying),
+        dot(x(pi), y(auroc), fixed),
+        dot(x(pi), y(aupr), varying),
+        text(x(0.62), y(auroc) + 17, "AUROC", "middle", fixed),
+        text(x(0.3), y(pair().aupr[30]) + 22, "AUPR", "start", varying),
         ...axis(x, [8, width - 8], 164, [0.01, 0.25, 0.5, 0.75, 0.99], "prevalence: fraction of OOD images", (p) =>
           percent(p).replace(".0", ""),
         ),

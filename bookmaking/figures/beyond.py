@@ -137,7 +137,10 @@ def plot_prediction(figure: Figure, tall: bool, candidates: pd.DataFrame) -> Non
             ax.plot(x, y, "o", color=color, ms=3, alpha=0.5, mew=0, label=label, rasterized=True)
         ax.set(xlabel="development AUROC (%)", ylabel="suite AUROC (%)", title=titles[half])
     handles = ax.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=2, title="features", markerscale=2)
+    look: dict[str, Any] = {"ncols": 2, "title": "features", "markerscale": 2}
+    key = figure.legend(*handles, loc="outside upper center", **look)
+    for mark in filter(None, key.legend_handles):
+        mark.set_alpha(1)  # the points are faint, since there are many
 
 
 def _panels(tall: bool) -> tuple[int, int]:

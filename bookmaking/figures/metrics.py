@@ -16,7 +16,7 @@ from thinkback_utils import metrics
 
 from .forms import two_forms
 
-METRIC_STYLES = {"TPR10": "-", "FPR95": "--", "AUROC": "-", "AUPR": "--"}
+METRIC_STYLES = {"TPR10": "o-", "FPR95": "s--", "AUROC": "D-", "AUPR": "^--"}
 
 
 @two_forms(wide=(7.6, 3.2), tall=(3.9, 4.8))
@@ -146,9 +146,7 @@ def plot_noise(
     ax, size = figure.subplots(), np.asarray(sizes)
     for title, values in noise.items():
         color = OOD_COLOR if title in ("TPR10", "FPR95") else ID_COLOR
-        ax.plot(
-            size, values, METRIC_STYLES[title], color=color, marker="o", markersize=4, label=title
-        )
+        ax.plot(size, values, METRIC_STYLES[title], color=color, markersize=5, label=title)
     every = np.array([*noise.values()])
     guide = every[:, 0].max() * 1.35 * np.sqrt(size[0] / size)
     ax.plot(size, guide, ":", color=INK, linewidth=1.2, label=r"slope of $1/\sqrt{n}$")

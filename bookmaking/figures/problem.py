@@ -181,8 +181,9 @@ def plot_decay(
             ax.plot(distances, curve, "--" if title == "Eq. 5" else "-", color=color, linewidth=1.7)
         ax.axvline(turns[i], color=color, linewidth=0.9, linestyle=":")
         level = 3 * i - 13
-        end = float(distances[curve > level].max())
-        ax.text(end, level, f" {degrees}°", color=color, weight="bold")
+        end = max(float(distances[curve > level].max()) for curve in both.values())
+        place: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points"}
+        ax.annotate(f"{degrees}°", (end, level), color=color, weight="bold", **place)
     ax.axhline(0, color=INK, linewidth=0.9, linestyle=":")
     said = "called OOD\nabove this line" if tall else "called OOD above this line"
     ax.text(9e3, 0.25, said, ha="right", va="bottom")

@@ -21,6 +21,7 @@ from .forms import two_forms
 
 Vector = NDArray[np.float64]
 PROMISE = OTHER_COLORS[0]
+SIZE_COLORS = (INK, ID_COLOR, OTHER_COLORS[3])  # of small, larger and large calibration sets
 
 
 @two_forms(wide=(7.6, 3.6), tall=(3.9, 6.0))
@@ -125,13 +126,13 @@ def plot_luck(figure: Figure, tall: bool, rates: Mapping[int, Vector], alpha: fl
     ax = figure.subplots()
     most = float(np.quantile(rates[min(rates)], 0.99))
     x = np.linspace(1e-4, most, 400)
-    for shade, (n, found) in zip((0.2, 0.4, 0.7), sorted(rates.items()), strict=False):
+    for color, (n, found) in zip(SIZE_COLORS, sorted(rates.items()), strict=False):
         m = allowed(n, alpha)
         spread: dict[str, Any] = {"bins": 60, "binrange": (0, 100 * most), "stat": "density"}
-        look: dict[str, Any] = {"color": ID_COLOR, "alpha": shade, "linewidth": 0}
+        look: dict[str, Any] = {"color": color, "alpha": 0.4, "linewidth": 0}
         sns.histplot(x=100 * found, label=f"n = {n:,}", ax=ax, **spread, **look)
         law = stats.beta(m, n + 1 - m).pdf(x) / 100
-        ax.plot(100 * x, law, color=INK, linewidth=1.4)
+        ax.plot(100 * x, law, color=color, linewidth=1.8)
     ax.axvline(100 * alpha, color=PROMISE, linestyle=":", label="promise")
     ax.set(xlim=(0, 100 * most), yticks=[], ylabel="share of the calibration sets")
     ax.set_xlabel("false alarms with this calibration set (%)")
