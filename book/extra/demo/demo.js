@@ -165,10 +165,11 @@
     if (!rows.has(kind)) rows.set(kind, { set, tiles: [] });
     rows.get(kind).tiles.push(tiles[i]);
   });
+  const legend = html("legend", {}, "Load the network, then choose a picture");
   const pictures = html(
     "fieldset",
     { class: "tb-pictures", disabled: "" },
-    html("legend", {}, "Choose a picture"),
+    legend,
     ...[...rows].map(([kind, row]) =>
       html("div", {}, html("span", {}, kind, " ", html("small", {}, row.set)), html("div", {}, ...row.tiles)),
     ),
@@ -234,6 +235,7 @@
     }
     load.parentElement.remove();
     pictures.disabled = false;
+    legend.textContent = "Choose a picture";
     say("");
     if (kept) return own(...kept);
     tiles[0].firstChild.checked = true;
