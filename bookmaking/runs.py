@@ -8,14 +8,14 @@ import pandas as pd
 
 from thinkback_utils.files import read_json
 
-FOLDERS = "*/seed*/provenance.json"
+FOLDERS = "*/seed*/training.json"
 
 
 def trained(results: str | Path) -> pd.DataFrame:
     """One row a run that was trained on CIFAR-10: largest network first, then by seed.
 
     Args:
-        results: folder with ``<network>/seed<k>/provenance.json``.
+        results: folder with ``<network>/seed<k>/training.json``.
 
     Returns: Columns ``network`` (as WRN-40-2), ``recipe``, ``seed``, ``accuracy`` (test) and
         ``fitted`` (training, augmented) as shares, ``epochs``, ``hours``, ``device``, ``remark``
@@ -27,15 +27,14 @@ def trained(results: str | Path) -> pd.DataFrame:
     rows = []
     for file in Path(results).glob(FOLDERS):
         record = read_json(file)
-        training = record.get("training", {})
-        if "history" not in training or "cifar10-test" not in record.get("accuracy", {}):
+        if "cifar10-test" not in record.get("accuracy", {}):
             continue
-        config, history = training["config"], training["history"]
+        config, history = record["config"], record["history"]
         row = {"network": f"WRN-{config['depth']}-{config['width']}", "recipe": record["recipe"]}
-        row |= {"seed": record["seed"], "accuracy": record["accuracy"]["cifar10-test"]}
+        row |= {"seed": config["seed"], "accuracy": record["accuracy"]["cifar10-test"]}
         row |= {"fitted": history["accuracy"][-1], "epochs": len(history["loss"])}
-        row |= {"hours": sum(history["seconds"]) / 3600, "device": training["device"]}
-        rows.append(row | {"remark": training.get("remark", ""), "history": history})
+        row |= {"hours": sum(history["seconds"]) / 3600, "device": record["device"]}
+        rows.append(row | {"remark": record.get("remark", ""), "history": history})
     if not rows:
         raise ValueError(
             f"thinkback: no finished training in {results}; fetch the repository's results/ folder,"

@@ -7,14 +7,13 @@ import pytest
 from bookmaking import runs
 
 
-def keep(results, network, seed, depth=40, recipe="cpu", accuracy=0.93, **training):
+def keep(results, network, seed, depth=40, recipe="cpu", accuracy=0.93, **record):
     folder = results / network / f"seed{seed}"
     folder.mkdir(parents=True)
     history = {"loss": [2.0, 1.0], "accuracy": [0.3, 0.7], "seconds": [1800, 1800]}
-    training |= {"config": {"depth": depth, "width": 2}, "history": history, "device": "CPU"}
-    record = {"recipe": recipe, "seed": seed, "accuracy": {"cifar10-test": accuracy}}
-    text = json.dumps(record | {"training": training})
-    (folder / "provenance.json").write_text(text, encoding="utf-8")
+    record |= {"config": {"depth": depth, "width": 2, "seed": seed}, "history": history}
+    record |= {"device": "CPU", "recipe": recipe, "accuracy": {"cifar10-test": accuracy}}
+    (folder / "training.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 def test_all_seeds_of_all_networks(tmp_path):
@@ -32,6 +31,6 @@ def test_all_seeds_of_all_networks(tmp_path):
 
 def test_nothing_trained_is_said(tmp_path):
     (tmp_path / "other" / "seed0").mkdir(parents=True)
-    (tmp_path / "other" / "seed0" / "provenance.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "other" / "seed0" / "training.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="no finished training in"):
         runs.trained(tmp_path)

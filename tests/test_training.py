@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from experiments import training
 from experiments.training import RECIPES, TrainConfig, fit
 from thinkback_utils.data import ImageSet, load
+from thinkback_utils.files import read_json
 from thinkback_utils.models import WideResNet
 
 TINY = RECIPES["smoke"].override(
@@ -210,6 +211,18 @@ def test_folder_of_another_set_or_without_a_record_is_refused(tmp_path):
     (tmp_path / "training.json").unlink()
     with refused(r"has no training\.json beside it"):
         training.train_network(tiny, few, tmp_path, "cpu", progress=False)
+
+
+def test_the_record_holds_the_accuracy_on_the_test_split(tmp_path, capsys):
+    asked = ["--recipe", "smoke", "--epochs", "1", "--dataset", "digits", "--device", "cpu"]
+    training.main([*asked, "--out", str(tmp_path)])
+    record, digits = read_json(tmp_path / "training.json"), load("digits", "test")
+    model = WideResNet.load(tmp_path / "weights.safetensors")
+    with torch.no_grad():
+        right = model(digits.images.float() / 255).argmax(1) == digits.labels
+    assert record["accuracy"] == {"digits-test": pytest.approx(right.double().mean().item())}
+    assert record["recipe"] == "custom"
+    assert f"test accuracy {record['accuracy']['digits-test']:.4f} after" in capsys.readouterr().out
 
 
 def test_unlabelled_set_is_refused():
