@@ -24,6 +24,7 @@ from .evaluation import ID_TEST
 from .family import Candidate
 from .networks import NETWORKS, over_networks
 from .run import Run
+from .summary import signed
 from .tuning import CHOICE, OURS, TUNED
 
 DEFAULT = "averaged"  # in the form of the package's default
@@ -200,16 +201,16 @@ class Comparison:
         short = pd.DataFrame({half: ours[half] - others[half].max() for half in best})
         nearest = short.min(axis=1).idxmax()
         told = [
-            f"{frame.loc[nearest, half] * 100:.1f} {half}, {_points(short.loc[nearest, half])} to"
-            f" {others.loc[name, 'title']}"
+            f"{frame.loc[nearest, half] * 100:.1f} {half},"
+            f" {signed(100 * short.loc[nearest, half])} to {others.loc[name, 'title']}"
             for half, name in best.items()
         ]
         reached = [name for name in ours.index if short.loc[name].min() >= 0]
         return (
             "The goal was one score, at one setting, at or above every tuned score of others on far"
             f" and on near sets, in the mean over networks: **{'' if reached else 'not '}reached.**"
-            f" The default has {_points(short.loc[DEFAULT, 'far'])} points far and"
-            f" {_points(short.loc[DEFAULT, 'near'])} near to the best of them. Of our forms"
+            f" The default has {signed(100 * short.loc[DEFAULT, 'far'])} points far and"
+            f" {signed(100 * short.loc[DEFAULT, 'near'])} near to the best of them. Of our forms"
             f" *{self.title(nearest)}* comes nearest: {'; '.join(told)}."
         )
 
@@ -426,10 +427,6 @@ def _named(candidate: Candidate) -> str:
         f"*{candidate.form.replace('_', ' ')}* ({inputs}, {bias}, labels *{candidate.labels}*,"
         f" $T$ = {candidate.temperature:g}, damping {_damping(candidate.damping)})"
     )
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _signed(value: float, low: float, high: float) -> str:

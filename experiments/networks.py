@@ -165,6 +165,14 @@ NETWORKS = {
         Network(published.DENSENET, "DenseNet", f"{published.DENSENET}/seed0", published=True),
     )
 }
+# The WRN-16-2 once more, trained from other random seeds. They show how far a seed alone moves a
+# score, and are in no mean over networks: there one kind of network would count three times.
+TWINS = {
+    f"wrn16-2-seed{seed}": Network(
+        f"wrn16-2-seed{seed}", f"WRN-16-2, seed {seed}", f"wrn16-2-cifar10/seed{seed}"
+    )
+    for seed in (1, 2)
+}
 
 
 @dataclass(frozen=True)
@@ -394,9 +402,9 @@ def scores_of(results: str | Path, names: Iterable[str] = ()) -> dict[str, Score
 
     Args:
         results: the folder of results.
-        names: keys of ``NETWORKS``; default: all.
+        names: keys of ``NETWORKS`` and ``TWINS``; default: all of ``NETWORKS``.
     """
-    chosen = [NETWORKS[name] for name in names or NETWORKS]
+    chosen = [(NETWORKS | TWINS)[name] for name in names or NETWORKS]
     folders = {network.name: network.run(results).folder for network in chosen}
     return {
         name: load_scores(folder, "readings.npz")
@@ -491,7 +499,8 @@ def main(arguments: list[str] | None = None) -> None:
     Networks of other people are left out where their weights are not at hand.
     """
     parser = program_parser("experiments.networks", main.__doc__, "results", "device")
-    parser.add_argument("--only", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
+    known = NETWORKS | TWINS
+    parser.add_argument("--only", nargs="*", default=list(known), choices=list(known))
     parser.add_argument("--published", type=Path, help="folder of the weights of other people")
     parser.add_argument("--work", type=Path, default=WORK, help="of the pieces")
     parser.add_argument("--sets", nargs="*", help="OOD sets (default: all)")
@@ -501,7 +510,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     sets = available_sets() if options.sets is None else options.sets
     for name in options.only:
-        measure(NETWORKS[name], options, sets)
+        measure(known[name], options, sets)
     for row in write(options.results):
         if row["set"] == "mean":
             print(f"{row['title']}: {row['method']} {100 * row['auroc']:.1f} % mean AUROC")

@@ -23,7 +23,7 @@ from thinkback_utils.metrics import METRICS, interval95, mean_auroc, resampled
 
 from . import verdicts
 from .evaluation import BASELINES, ID_TEST, ID_TRAIN, NEAR, SET_TITLES, Record, Scores, find
-from .networks import NETWORKS, READING_TITLES, over_networks
+from .networks import COMPARED, NETWORKS, READING_TITLES, TWINS, over_networks, scores_of
 from .run import Run
 from .verdicts import COLUMNS
 
@@ -315,11 +315,40 @@ def mean_aurocs(kept: Mapping[str, Scores], methods: Sequence[str]) -> pd.DataFr
     columns = {}
     for network, scored in kept.items():
         far = [name for name in scored if name not in (ID_TEST, *NEAR)]
-        columns[NETWORKS[network].title] = {
+        columns[(NETWORKS | TWINS)[network].title] = {
             method: 100 * mean_auroc(scored[ID_TEST][method], [scored[n][method] for n in far])[0]
             for method in methods
         }
     return pd.DataFrame(columns)
+
+
+def seeds(results: str | Path) -> pd.DataFrame:
+    """The mean AUROC of each score over the far sets on the WRN-16-2 of each training seed, in
+    percent: a row a score, a column a seed, and ``range``, the largest less the smallest.
+    """
+    frame = mean_aurocs(scores_of(results, ["wrn16-2", *TWINS]), COMPARED)
+    frame.columns = frame.columns.str.replace("WRN-16-2, ", "").str.replace("WRN-16-2", "seed 0")
+    return frame.assign(range=frame.max(axis=1) - frame.min(axis=1))
+
+
+def of_seeds(frame: pd.DataFrame) -> str:
+    """How far a training seed moves a score, and its distance to Energy, in Markdown.
+
+    Args:
+        frame: that of :func:`seeds`.
+    """
+    values = frame.drop(columns="range")
+    ahead = values - values.loc["energy"]
+    parts = [
+        f"{TITLES[score]} {signed(ahead.loc[score].min())} to {signed(ahead.loc[score].max())}"
+        for score in ("thinkback", "reading_E", "thinkback_averaged")
+    ]
+    widest = frame["range"].idxmax()
+    return (
+        f"Over {values.shape[1]} seeds the score that moves most is {TITLES[widest]}, by"
+        f" {frame.loc[widest, 'range']:.1f} points. Minus Energy of the same seed, in points, from"
+        f" the least to the largest: {'; '.join(parts)}."
+    )
 
 
 def coverage(results: str | Path) -> pd.DataFrame:
@@ -459,5 +488,13 @@ def of_epochs(records: Sequence[Record]) -> str:
 
 
 def _from_energy(record: Record, score: str) -> str:
-    value = 100 * (record["auroc"][score] - record["auroc"]["energy"])
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return signed(100 * (record["auroc"][score] - record["auroc"]["energy"]))
+
+
+def signed(points: float) -> str:
+    """Points with a sign and one digit.
+
+    >>> signed(-1.25), signed(0.84)
+    ('−1.2', '+0.8')
+    """
+    return f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
