@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from experiments import evaluation, networks, summary, verdicts
 from experiments.benchmark import Benchmark
@@ -274,3 +276,27 @@ def test_epochs_are_told_by_their_distance_to_energy():
     assert "reading A from \N{MINUS SIGN}10.0 to +2.0" in said
     assert "averaged from +5.0 to +5.0" in said
     assert "--keep-epochs" in summary.of_epochs([])
+
+
+def test_seeds_are_told_by_their_range_and_distance_to_energy():
+    frame = summary.seeds(RUN.results)
+    assert list(frame.columns) == ["seed 0", "seed 1", "seed 2", "range"]
+    kept = networks.scores_of(RUN.results, list(networks.TWINS))
+    for name, scored in kept.items():
+        far = [n for n in scored if n not in (evaluation.ID_TEST, *evaluation.NEAR)]
+        ids = scored[evaluation.ID_TEST]["reading_E"]
+        labels = [0] * len(ids)
+        expected = [
+            roc_auc_score(labels + [1] * len(row), np.concatenate([ids, row]))
+            for row in (scored[n]["reading_E"] for n in far)
+        ]
+        found = frame.loc["reading_E", networks.TWINS[name].title.removeprefix("WRN-16-2, ")]
+        assert found == pytest.approx(100 * np.mean(expected), abs=1e-9)
+    made = pd.DataFrame(
+        {"seed 0": 90.0, "seed 1": 91.0, "range": 1.0},
+        index=["energy", "thinkback", "reading_E", "thinkback_averaged"],
+    )
+    made.loc["thinkback"] = [80.0, 86.0, 6.0]
+    said = summary.of_seeds(made)
+    assert "reading A, by 6.0 points" in said
+    assert "reading A \N{MINUS SIGN}10.0 to \N{MINUS SIGN}5.0" in said
