@@ -100,8 +100,8 @@ READING_TITLES = {"thinkback": "Thinkback, reading A"} | {
 }
 COMPARED = (*BASELINES, "thinkback", "reading_C", "reading_D", "reading_E", "thinkback_averaged")
 SEALED = (
-    "The network was scored once, after the choice in `development/choice.json` had been committed,"
-    " and nothing was tuned on it."
+    "The network was scored after the choice in `development/choice.json` had been committed, and"
+    " nothing was chosen or tuned on it."
 )
 
 
