@@ -461,15 +461,15 @@ def others(here: Run) -> dict[str, list[Record]]:
     return out
 
 
-def write(results: Path) -> list[Record]:
-    """Measure every network that keeps its scores; write ``networks.json``."""
-    start, made = time.perf_counter(), describe()
+def write(results: Path, made: Record) -> list[Record]:
+    """Measure every network that keeps its scores; write ``networks.json``, as ``made``."""
+    start = time.perf_counter()
     records = [
         {"network": name, "title": NETWORKS[name].title} | row
         for name, scored in scores_of(results).items()
         for row in records_of(scored)
     ]
-    made["seconds"] = round(time.perf_counter() - start, 1)
+    made = made | {"seconds": round(time.perf_counter() - start, 1)}
     write_json(results / "networks.json", {"provenance": made, "records": records})
     return records
 
@@ -509,9 +509,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(option, type=int, default=default, help="images; see Rules")
     options = parser.parse_args(arguments)
     sets = available_sets() if options.sets is None else options.sets
+    made = describe()  # before a file of the repository changes
     for name in options.only:
         measure(known[name], options, sets)
-    for row in write(options.results):
+    for row in write(options.results, made):
         if row["set"] == "mean":
             print(f"{row['title']}: {row['method']} {100 * row['auroc']:.1f} % mean AUROC")
 

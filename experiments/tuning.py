@@ -379,7 +379,7 @@ def suite(results: Path, network: Network, work: Path = WORK) -> None:
         network: of ``networks.NETWORKS``.
         work: folder of bundles that are not committed.
     """
-    start, here = time.perf_counter(), network.run(results)
+    start, here, made = time.perf_counter(), network.run(results), describe("cpu")
     bundle = sample(network.bundle(results, work))
     both = score_suite(bundle, read(results)["choice"])
     here.save_scores(
@@ -389,7 +389,7 @@ def suite(results: Path, network: Network, work: Path = WORK) -> None:
         },
         "tuned.npz",
     )
-    facts: dict[str, Any] = describe("cpu") | {"fit": ID_TRAIN}
+    facts: dict[str, Any] = made | {"fit": ID_TRAIN}
     facts["weights_sha256"] = here.digest() if here.weights.exists() else None  # of others
     facts["images"] = {n: len(x) for n, x in bundle.sets.items()}
     facts["tuned_sha256"] = sha256(results / "development" / "tuned.json")
