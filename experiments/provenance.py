@@ -163,8 +163,9 @@ def _escape(text: str) -> str:
 
 
 def _copied(command: str) -> str:
-    """Code to which the book adds a button that copies it."""
-    return f'<div class="highlight"><pre>{_escape(command)}</pre></div>'
+    """Code to which the book adds a button that copies it; a line breaks between its options."""
+    code = re.sub(r"(?<!\S)-\w \S+", r"<span>\g<0></span>", _escape(command))
+    return f'<div class="highlight"><pre>{code}</pre></div>'
 
 
 def _session() -> tuple[Mapping[str, Any], list[str]]:

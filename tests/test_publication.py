@@ -141,7 +141,7 @@ def test_issue_forms_ask_something() -> None:
 
 def commands(program: str) -> list[list[str]]:
     """The command lines of the page on running, and of the sweep, that begin so."""
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     blocks += [SWEEP.replace("\\\n", " ").replace(".venv/bin/", "")]
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines if line.strip().startswith(program)]
