@@ -327,6 +327,8 @@ def seeds(results: str | Path) -> pd.DataFrame:
     percent: a row a score, a column a seed, and ``range``, the largest less the smallest.
     """
     frame = mean_aurocs(scores_of(results, ["wrn16-2", *TWINS]), COMPARED)
+    if frame.empty:
+        return frame
     frame.columns = frame.columns.str.replace("WRN-16-2, ", "").str.replace("WRN-16-2", "seed 0")
     return frame.assign(range=frame.max(axis=1) - frame.min(axis=1))
 
@@ -337,6 +339,8 @@ def of_seeds(frame: pd.DataFrame) -> str:
     Args:
         frame: that of :func:`seeds`.
     """
+    if frame.empty:
+        return "No seed of this network has been scored."
     values = frame.drop(columns="range")
     ahead = values - values.loc["energy"]
     parts = [

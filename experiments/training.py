@@ -573,23 +573,9 @@ def train_network(
     Raises:
         ValueError: if the folder holds a run of another recipe or set.
     """
-    weights = folder / "weights.safetensors"
-    record_path = folder / "training.json"
+    weights, record_path = folder / "weights.safetensors", folder / "training.json"
     chosen = process_device(device)
-    name = dataset if isinstance(dataset, str) else dataset.name
-    record = _record(record_path) if record_path.exists() else describe(chosen) | {"dataset": name}
-    if record["dataset"] != name:
-        raise ValueError(
-            f"thinkback: {folder} holds a network of {record['dataset']!r}, not of {name!r}"
-        )
-    _same_recipe(
-        record.setdefault("config", json.loads(json.dumps(asdict(config)))), config, folder
-    )
-    if weights.exists() and "history" not in record:
-        raise ValueError(
-            f"thinkback: {weights} has no training.json beside it that tells its recipe; move it"
-            " away"
-        )
+    record = _begun(config, dataset if isinstance(dataset, str) else dataset.name, folder, chosen)
     if not weights.exists():
         train = load(dataset, "train") if isinstance(dataset, str) else dataset
         classes = int(checked_labels(train).max()) + 1
@@ -607,6 +593,25 @@ def train_network(
         record["accuracy"] = {f"{dataset}-test": accuracy(kept, load(dataset, "test"))}
         write_json(record_path, record)
     return kept, record
+
+
+def _begun(config: TrainConfig, dataset: str, folder: Path, device: torch.device) -> dict[str, Any]:
+    """The record of the run in that folder, or of one that begins; see :func:`train_network`."""
+    path = folder / "training.json"
+    record = _record(path) if path.exists() else describe(device) | {"dataset": dataset}
+    if record["dataset"] != dataset:
+        raise ValueError(
+            f"thinkback: {folder} holds a network of {record['dataset']!r}, not of {dataset!r}"
+        )
+    _same_recipe(
+        record.setdefault("config", json.loads(json.dumps(asdict(config)))), config, folder
+    )
+    if (weights := folder / "weights.safetensors").exists() and "history" not in record:
+        raise ValueError(
+            f"thinkback: {weights} has no training.json beside it that tells its recipe; move it"
+            " away"
+        )
+    return record
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def test_a_run_killed_at_any_write_ends_as_one_in_peace(toy_root, tmp_path):
     subprocess.run(command, check=True, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
     folders = [path for path in (tmp_path / "results").iterdir() if path.is_dir()]
     # A bundle is two writes: the features, then the file with what it says of itself.
-    for job, count, additions in (("run", 8, []), ("addition", 4, [["cifar100"]])):
+    for job, count, additions in (("run", 9, []), ("addition", 4, [["cifar100"]])):
         peace, *killed = sorted(
             (path for path in folders if path.name.startswith(f"{job}-")), reverse=True
         )

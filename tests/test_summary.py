@@ -278,7 +278,8 @@ def test_epochs_are_told_by_their_distance_to_energy():
     assert "--keep-epochs" in summary.of_epochs([])
 
 
-def test_seeds_are_told_by_their_range_and_distance_to_energy():
+def test_seeds_are_told_by_their_range_and_distance_to_energy(tmp_path):
+    assert "No seed" in summary.of_seeds(summary.seeds(tmp_path))
     frame = summary.seeds(RUN.results)
     assert list(frame.columns) == ["seed 0", "seed 1", "seed 2", "range"]
     kept = networks.scores_of(RUN.results, list(networks.TWINS))

@@ -43,7 +43,7 @@ def test_the_whole_way_gives_the_same_scores_in_each_form(method):
     pixels = np.random.default_rng(0).integers(256, size=(60, 3, 8, 8), dtype=np.uint8)
     found = thousand_classes.whole_way(model, pixels[:40], pixels[40:], method)
     assert set(found["seconds"]) == {"fit", "calibrate", "score", "save", "export"}
-    assert found["apart"]["saved"] == 0
+    assert found["apart"]["saved"] < 1e-5  # it reads other batches, in float32
     assert found["apart"]["onnx"] < 1e-4
     assert thousand_classes.against_autograd(model, pixels[:4]) < 1e-5
 

@@ -1,8 +1,8 @@
 const all = (selector) => [...document.querySelectorAll(selector)];
 
-// What scrolls sideways can be reached by keyboard: the theme sees to that for code alone.
+// What scrolls sideways can be reached by keyboard: the theme sees to that for code alone, and late.
 const reach = () => {
-  for (const box of all(".cell_output, .pst-scrollable-table-container, .katex-display, article figure")) {
+  for (const box of all(".cell_output, .pst-scrollable-table-container, .katex-display, article :is(figure, pre)")) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
     else box.removeAttribute("tabindex");
   }
