@@ -19,6 +19,7 @@ SPACE = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EN DASH}"
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+A_NAME = re.compile(r"\b[A-Z]+-\d+-\d+\b")  # as WRN-40-2, which stays on one line
 A_NUMBER = re.compile(rf"[*≤≥±+{MINUS}]*{SPACE}?\d")
 
 
@@ -164,7 +165,8 @@ def show(
 def written(value: Any, form: Format = 2) -> str:
     """The Markdown of one cell."""
     if isinstance(value, str):
-        return re.sub(r"\s*\n\s*", " ", value).replace("|", r"\|")  # the table takes the \ away
+        unbroken = A_NAME.sub(lambda name: name[0].replace("-", "\N{NON-BREAKING HYPHEN}"), value)
+        return re.sub(r"\s*\n\s*", " ", unbroken).replace("|", r"\|")  # the table takes the \ away
     if callable(form):
         return MISSING if value is None or math.isnan(value) else form(value)
     whole = isinstance(form, int) and isinstance(value, numbers.Integral)

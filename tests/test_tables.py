@@ -34,6 +34,13 @@ def test_numbers_have_one_minus_sign_and_never_break() -> None:
     assert estimate(0, -1, 1, 0) == "0\xa0(−1\xa0to\xa01)"
 
 
+def test_the_name_of_a_network_stays_on_one_line() -> None:
+    frame = pd.DataFrame({"WRN-16-2, far": ["a WRN-40-2", "2026-11-30"]})
+    heads = "| WRN‑16‑2, far |", "| a WRN‑40‑2 |", "| 2026-11-30 |"
+    lines = show(frame, index=False).markdown.splitlines()
+    assert (lines[0], *lines[2:]) == heads
+
+
 @pytest.mark.parametrize("zero", [0, -0.0, 0.04, -0.04, np.float32(0), torch.tensor(-0.01)])
 def test_zero_has_no_sign(zero: float) -> None:
     assert signed(zero) == "0.0"
