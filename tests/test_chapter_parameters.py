@@ -69,6 +69,7 @@ OWN = {
     },
     "audit": {"n_ood": ([500], [0, -1])},
     "which_layer": {
+        "seed": ([], [-1, "one"]),  # of a network in checks, no number shows it
         "layers": ([["A", "E"]], [[], ["F"]]),
     },
     "cost": {
