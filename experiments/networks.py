@@ -166,8 +166,8 @@ NETWORKS = {
     )
 }
 # The WRN-16-2 once more, trained from other random seeds. They show how far a seed alone moves a
-# score, and are in no mean over networks: there one kind of network would count three times.
-TWINS = {
+# score, and are in no mean over networks: which would count that kind of network three times.
+OTHER_SEEDS = {
     f"wrn16-2-seed{seed}": Network(
         f"wrn16-2-seed{seed}", f"WRN-16-2, seed {seed}", f"wrn16-2-cifar10/seed{seed}"
     )
@@ -402,9 +402,9 @@ def scores_of(results: str | Path, names: Iterable[str] = ()) -> dict[str, Score
 
     Args:
         results: the folder of results.
-        names: keys of ``NETWORKS`` and ``TWINS``; default: all of ``NETWORKS``.
+        names: keys of ``NETWORKS`` and ``OTHER_SEEDS``; default: all of ``NETWORKS``.
     """
-    chosen = [(NETWORKS | TWINS)[name] for name in names or NETWORKS]
+    chosen = [(NETWORKS | OTHER_SEEDS)[name] for name in names or NETWORKS]
     folders = {network.name: network.run(results).folder for network in chosen}
     return {
         name: load_scores(folder, "readings.npz")
@@ -499,7 +499,7 @@ def main(arguments: list[str] | None = None) -> None:
     Networks of other people are left out where their weights are not at hand.
     """
     parser = program_parser("experiments.networks", main.__doc__, "results", "device")
-    known = NETWORKS | TWINS
+    known = NETWORKS | OTHER_SEEDS
     parser.add_argument("--only", nargs="*", default=list(known), choices=list(known))
     parser.add_argument("--published", type=Path, help="folder of the weights of other people")
     parser.add_argument("--work", type=Path, default=WORK, help="of the pieces")

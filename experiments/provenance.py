@@ -111,7 +111,9 @@ class Box:
         }
         if chapter:
             usual = {name: line.value for name, line in _declared(chapter).items()}
-            own = {n: values[n] for n in usual if n in values and not _is(values[n], usual[n])}
+            own = {
+                n: values[n] for n in usual if n in values and not _is_default(values[n], usual[n])
+            }
             strict, plain = map(_copied, commands(chapter.name, own))
             rows |= {"From a clone": strict, "With papermill alone": plain}
             rows["On Colab"] = _colab_link(chapter.name, config)
@@ -128,7 +130,7 @@ def parameters() -> dict[str, tuple[Any, ast.expr]]:
     """
     names, ran = _session()
     declared = _declared(chapter) if (chapter := _chapter(ran)) else {}
-    return {name: (names[name], of.annotation) for name, of in declared.items() if name in names}
+    return {n: (names[n], line.annotation) for n, line in declared.items() if n in names}
 
 
 def commands(notebook: str, values: Mapping[str, Any]) -> list[str]:
@@ -204,13 +206,13 @@ def _declared(notebook: Path) -> dict[str, ast.AnnAssign]:
     return {ast.unparse(line.target): line for line in found}
 
 
-def _is(value: Any, default: ast.expr | None) -> bool:
+def _is_default(value: Any, default: ast.expr | None) -> bool:
     """Whether a parameter has the value that its chapter gives it."""
     return default is not None and repr(value) == ast.unparse(default)
 
 
 def _short(value: Any) -> str:
-    """A value in code, a fraction with six digits."""
+    """A value as in code, a float with six digits at most."""
     return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 

@@ -23,7 +23,7 @@ from thinkback_utils.metrics import METRICS, interval95, mean_auroc, resampled
 
 from . import verdicts
 from .evaluation import BASELINES, ID_TEST, ID_TRAIN, NEAR, SET_TITLES, Record, Scores, find
-from .networks import COMPARED, NETWORKS, READING_TITLES, TWINS, over_networks, scores_of
+from .networks import COMPARED, NETWORKS, OTHER_SEEDS, READING_TITLES, over_networks, scores_of
 from .run import Run
 from .verdicts import COLUMNS
 
@@ -315,7 +315,7 @@ def mean_aurocs(kept: Mapping[str, Scores], methods: Sequence[str]) -> pd.DataFr
     columns = {}
     for network, scored in kept.items():
         far = [name for name in scored if name not in (ID_TEST, *NEAR)]
-        columns[(NETWORKS | TWINS)[network].title] = {
+        columns[(NETWORKS | OTHER_SEEDS)[network].title] = {
             method: 100 * mean_auroc(scored[ID_TEST][method], [scored[n][method] for n in far])[0]
             for method in methods
         }
@@ -326,10 +326,10 @@ def seeds(results: str | Path) -> pd.DataFrame:
     """The mean AUROC of each score over the far sets on the WRN-16-2 of each training seed, in
     percent: a row a score, a column a seed, and ``range``, the largest less the smallest.
     """
-    frame = mean_aurocs(scores_of(results, ["wrn16-2", *TWINS]), COMPARED)
-    if frame.empty:
-        return frame
-    frame.columns = frame.columns.str.replace("WRN-16-2, ", "").str.replace("WRN-16-2", "seed 0")
+    known = NETWORKS | OTHER_SEEDS
+    kept = scores_of(results, ["wrn16-2", *OTHER_SEEDS])
+    columns = [f"seed {known[name].run(results).seed}" for name in kept]
+    frame = mean_aurocs(kept, COMPARED).set_axis(columns, axis="columns")
     return frame.assign(range=frame.max(axis=1) - frame.min(axis=1))
 
 

@@ -684,7 +684,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     config = config_from(options, options.out)
-    load(options.dataset, "test")  # before hours of training
+    load(options.dataset, "test")  # a set that is missing is found before hours of training
     _, record = train_network(
         config, options.dataset, options.out, options.device, keep_epochs=options.keep_epochs
     )

@@ -498,10 +498,10 @@ def of_other_networks(here: Run, method: str = "thinkback_averaged") -> str:
         for n in networks.NETWORKS.values()
         if n.published and n.title in networks.others(here)
     ]
-    once = f" {' and '.join(foreign)} was scored after the choice." if foreign else ""
+    sealed = f" {' and '.join(foreign)} was scored after the choice." if foreign else ""
     return (
         f"\nThe same score minus Energy on the other networks, in points of AUROC:"
-        f" {'; '.join(parts)}.{once}\n"
+        f" {'; '.join(parts)}.{sealed}\n"
     )
 
 

@@ -282,7 +282,7 @@ def test_seeds_are_told_by_their_range_and_distance_to_energy(tmp_path):
     assert "No seed" in summary.of_seeds(summary.seeds(tmp_path))
     frame = summary.seeds(RUN.results)
     assert list(frame.columns) == ["seed 0", "seed 1", "seed 2", "range"]
-    kept = networks.scores_of(RUN.results, list(networks.TWINS))
+    kept = networks.scores_of(RUN.results, list(networks.OTHER_SEEDS))
     for name, scored in kept.items():
         far = [n for n in scored if n not in (evaluation.ID_TEST, *evaluation.NEAR)]
         ids = scored[evaluation.ID_TEST]["reading_E"]
@@ -291,7 +291,7 @@ def test_seeds_are_told_by_their_range_and_distance_to_energy(tmp_path):
             roc_auc_score(labels + [1] * len(row), np.concatenate([ids, row]))
             for row in (scored[n]["reading_E"] for n in far)
         ]
-        found = frame.loc["reading_E", networks.TWINS[name].title.removeprefix("WRN-16-2, ")]
+        found = frame.loc["reading_E", networks.OTHER_SEEDS[name].title.removeprefix("WRN-16-2, ")]
         assert found == pytest.approx(100 * np.mean(expected), abs=1e-9)
     made = pd.DataFrame(
         {"seed 0": 90.0, "seed 1": 91.0, "range": 1.0},

@@ -45,11 +45,12 @@ def process_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16 faster than in float32.
+    """Whether this CPU is expected to compute in bfloat16 faster than in float32.
 
-    Instructions for it (AVX-512 BF16) are not enough. With two cores a WRN-40-2 classified 553
-    images/s in bfloat16 against 267 in float32 on an AMD EPYC, but 243 against 343 on an Intel Xeon
-    without AMX. So an Intel CPU must have AMX too. False where torch is too old to say.
+    Instructions for it (AVX-512 BF16) are not enough: on an Intel Xeon that has them, and no AMX,
+    the network takes longer so (``results/benchmarks/inference-cpu.json``). So an Intel CPU must
+    have AMX too. An AMD CPU needs the instructions alone; neither of these two has been measured
+    for this package. False where torch is too old to say.
     """
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if not known.get("avx512_bf16"):

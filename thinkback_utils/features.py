@@ -72,8 +72,8 @@ def extract(
         mean, std: of each channel of pixels in [0, 1], as the model was trained on; see
             :class:`batches.Pixels`.
         forward: ``forward(model, batch)``, where the model is not called as ``model(x)``.
-        precision: ``"auto"`` computes all but the last layer in bfloat16 where the CPU is faster
-            so; ``"float32"`` gives the same on every machine. Features that are compared
+        precision: ``"auto"`` computes all but the last layer in bfloat16 where that is expected to
+            be faster; ``"float32"`` gives the same on every machine. Features that are compared
             need one precision. See :func:`passes.settled`.
 
     Returns:

@@ -60,7 +60,7 @@ def _parser() -> Parser:
         "--precision",
         choices=("auto", "float32"),
         default="auto",
-        help="auto: bfloat16 before the last layer on a CPU faster so, for all that follows",
+        help="auto: bfloat16 before the last layer where it should be faster, in all that follows",
     )
     for name in OPTIONS:
         parser.add_argument(f"--{name}", type=float, help="of the score; default: the method's")

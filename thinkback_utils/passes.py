@@ -74,7 +74,7 @@ def settled(precision: Precision, model: nn.Module) -> Literal["float32", "bfloa
             before the last layer of a float32 model in bfloat16 (autocast), the last layer in
             float32; where the hardware has no such products they are emulated, and slow.
             ``"auto"``: what the environment variable ``THINKBACK_PRECISION`` says; without it
-            bfloat16 on a CPU that is faster so (:func:`~.devices.has_fast_bfloat16`), else float32.
+            bfloat16 where :func:`~.devices.has_fast_bfloat16` expects a gain, else float32.
         model: without wrappers.
 
     Raises:
