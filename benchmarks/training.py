@@ -78,7 +78,7 @@ def network(**options: Any) -> tb.models.WideResNet:
 
 def our_epoch(images: tb.data.ImageSet, side: int, device: torch.device) -> Callable[[], object]:
     """An epoch of :func:`experiments.training.fit` at that resolution."""
-    model, config = network(), RECIPE.override(epochs=1, restarts=(), resolutions=((0, side),))
+    model, config = network(), RECIPE.override(epochs=1, resolutions=((0, side),))
     return lambda: training.fit(model, images, config, device=device, progress=False)
 
 

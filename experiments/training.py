@@ -68,22 +68,19 @@ class TrainConfig:
     peak_lr: float = 0.1
     warmup: float = 0.0  # fraction of all steps in which the rate climbs linearly to its peak
     anneal: Anneal = "cosine"  # to zero, per step
-    # (first epoch, peak) of further cycles of warm-up and annealing
-    restarts: tuple[tuple[int, float], ...] = ()
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 5e-4
     flip: Flip = "random"  # alternating: mirrored every second epoch; off: digits
     # (first epoch, image side); side 0 is the full size
     resolutions: tuple[tuple[int, int], ...] = ((0, 0),)
     amp: Amp = "auto"  # mixed precision where the hardware has it
-    compile: bool = False  # pays on a GPU only
+    compile: bool = False  # pays on a GPU, and on a CPU that has a C++ compiler
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in RANGES:
             _check_number(name, getattr(self, name))
-        for name in ("resolutions", "restarts"):
-            _check_stages(name, getattr(self, name))
+        _check_resolutions(self.resolutions)
         if not isinstance(self.compile, bool):
             raise ValueError(
                 f"thinkback: TrainConfig.compile is True or False, got {self.compile!r}"
@@ -94,12 +91,6 @@ class TrainConfig:
                 "thinkback: TrainConfig.resolutions must start at epoch 0, rise, and end before"
                 f" epoch {self.epochs}, got {self.resolutions}"
             )
-        cycles = [0, *(first for first, _ in self.restarts), self.epochs - 1]
-        if cycles != sorted(cycles) or not all(0 < peak < math.inf for _, peak in self.restarts):
-            raise ValueError(
-                "thinkback: TrainConfig.restarts must rise from epoch 0, end before epoch"
-                f" {self.epochs}, and have positive peaks, got {self.restarts}"
-            )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -108,16 +99,14 @@ class TrainConfig:
                 )
 
     def override(self, **fields: Any) -> TrainConfig:
-        """The same recipe with other fields; another number of epochs stretches its cycles."""
+        """The same recipe with other fields; another number of epochs stretches its stages."""
         if "epochs" in fields:
             _check_number("epochs", fields["epochs"])
             stretch, last = fields["epochs"] / self.epochs, fields["epochs"] - 1
-            for name in ("resolutions", "restarts"):
-                stretched = tuple(
-                    (min(round(first * stretch), last), value)
-                    for first, value in getattr(self, name)
-                )
-                fields.setdefault(name, stretched)
+            stretched = tuple(
+                (min(round(first * stretch), last), side) for first, side in self.resolutions
+            )
+            fields.setdefault("resolutions", stretched)
         return dataclasses.replace(self, **fields)
 
     def side(self, epoch: int, full: int) -> int:
@@ -126,15 +115,12 @@ class TrainConfig:
 
     def lr(self, step: int, total: int) -> float:
         """Learning rate of that optimizer step of ``total``."""
-        starts = [0, *(total * first // self.epochs for first, _ in self.restarts), total]
-        cycle = max(i for i, start in enumerate(starts[:-1]) if start <= step)
-        peak = (self.peak_lr, *(peak for _, peak in self.restarts))[cycle]
-        step, total = step - starts[cycle], starts[cycle + 1] - starts[cycle]
         climb = self.warmup * total
         if step < climb:
-            return peak * (step + 1) / climb
+            return self.peak_lr * (step + 1) / climb
         left = (total - step) / (total - climb)
-        return peak * (left if self.anneal == "linear" else (1 - math.cos(math.pi * left)) / 2)
+        share = left if self.anneal == "linear" else (1 - math.cos(math.pi * left)) / 2
+        return self.peak_lr * share
 
 
 def _check_number(name: str, value: object) -> None:
@@ -147,42 +133,36 @@ def _check_number(name: str, value: object) -> None:
         raise ValueError(f"thinkback: TrainConfig.{name} {words}, got {value!r}")
 
 
-def _check_stages(name: str, stages: object) -> None:
-    """Pairs of a first epoch and a side in pixels, or a rate; their values are checked together."""
-    kind: Any = int if name == "resolutions" else int | float
-    words = "(first epoch, image side)" if name == "resolutions" else "(first epoch, peak rate)"
+def _check_resolutions(stages: object) -> None:
     paired = isinstance(stages, tuple | list) and all(
         isinstance(stage, tuple | list)
         and len(stage) == 2
-        and isinstance(stage[0], int)
-        and isinstance(stage[1], kind)
+        and all(isinstance(value, int) for value in stage)
         for stage in stages
     )
-    if not paired or (name == "resolutions" and any(side < 0 for _, side in stages)):  # type: ignore[attr-defined]
+    if not paired or any(side < 0 for _, side in stages):  # type: ignore[attr-defined]
         raise ValueError(
-            f"thinkback: TrainConfig.{name} is a tuple of pairs {words}, no side negative; got"
-            f" {stages!r}"
+            "thinkback: TrainConfig.resolutions is a tuple of pairs (first epoch, image side), no"
+            f" side negative; got {stages!r}"
         )
 
 
-# For two CPU cores: no dropout, since so few epochs underfit. One cycle of 15 epochs on growing
-# images (at 16 px an epoch costs a quarter) is not enough; a second, gentler one at full size goes
-# on from there.
+# For two CPU cores: no dropout, since so few epochs underfit; the images grow as it goes on, since
+# an epoch at 16 px costs a quarter.
 _CPU = TrainConfig(
     epochs=23,
     dropout=0.0,
     peak_lr=0.2,
     warmup=0.2,
     anneal="linear",
-    restarts=((15, 0.1),),
     flip="alternating",
     resolutions=((0, 16), (6, 24), (11, 0)),
 )
 RECIPES: dict[str, TrainConfig] = {
     "reference": TrainConfig(),
     "cpu": _CPU,
-    # The first cycle alone, on a smaller network: an hour on one core, for the spread over seeds.
-    "cpu-wrn16": dataclasses.replace(_CPU, depth=16, epochs=15, restarts=()),
+    # Shorter, of a smaller network: an hour on one core, for the spread over seeds.
+    "cpu-wrn16": dataclasses.replace(_CPU, depth=16, epochs=15),
     # Seconds, on scikit-learn's digits, which a mirror would turn into other signs.
     "smoke": TrainConfig(
         depth=10,
@@ -253,7 +233,8 @@ def fit(
     digest = _digest(data.images, labels) if path else ""
     if path and path.exists():
         history = _load_checkpoint(path, model, optimizer, config, digest)
-    forward = torch.compile(model) if config.compile else model
+    # one program for each shape is faster than one for all
+    forward = torch.compile(model, dynamic=False) if config.compile else model
     labels, images, side = labels.to(device), data.images, -1
     steps = math.ceil(len(labels) / config.batch_size)
     scaler = torch.amp.GradScaler(device.type, enabled=_amp_dtype(config, device) == torch.float16)
@@ -637,7 +618,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         option, choices = f"--{field.name.replace('_', '-')}", CHOICES.get(field.name)
         if isinstance(field.default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=None)
-        elif field.name not in ("resolutions", "restarts"):
+        elif field.name != "resolutions":
             parser.add_argument(option, type=type(field.default), choices=choices)
 
 
@@ -648,10 +629,12 @@ def config_from(options: argparse.Namespace, folder: Path | None = None) -> Trai
     }
     fields = {name: value for name, value in named.items() if value is not None}
     if folder and options.recipe is None and (folder / "training.json").exists():
-        saved = _record(folder / "training.json")["config"]
+        saved = dict(_record(folder / "training.json")["config"])
+        if saved.get("restarts") == []:  # of an older version, with one cycle as now
+            del saved["restarts"]
         try:
-            pairs = {name: tuple(map(tuple, saved[name])) for name in ("resolutions", "restarts")}
-            config = TrainConfig(**(saved | pairs))
+            stages = tuple(map(tuple, saved["resolutions"]))
+            config = TrainConfig(**(saved | {"resolutions": stages}))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"thinkback: {folder / 'training.json'} holds no recipe of this version ({error});"
@@ -663,10 +646,10 @@ def config_from(options: argparse.Namespace, folder: Path | None = None) -> Trai
 
 
 def recipe_name(config: TrainConfig) -> str:
-    """The recipe of that configuration whatever the seed, or ``custom``."""
+    """The recipe of that configuration whatever the seed, compiled or not, or ``custom``."""
+    same = {"seed": config.seed, "compile": config.compile}
     return next(
-        (name for name, recipe in RECIPES.items() if recipe.override(seed=config.seed) == config),
-        "custom",
+        (name for name, recipe in RECIPES.items() if recipe.override(**same) == config), "custom"
     )
 
 
