@@ -51,7 +51,8 @@ def detector(results: Path) -> OODDetector:
     """The committed network with the default score, fitted and calibrated on its bundle."""
     here = Run.at(results)
     model, sets = here.model("cpu"), here.bundle().sets
-    said = OODDetector(model.fc, "")  # to the last layer alone, features are the images
+    # To the last layer alone, features are the images. What is exported computes in float32.
+    said = OODDetector(model.fc, "", precision="float32")
     said.fit(sets[ID_TRAIN].features).calibrate(sets[ID_TEST].features[:N_CALIBRATION], ALPHA)
     said.model, said.head = model, "fc"
     return said
@@ -106,7 +107,7 @@ def assets(folder: Path, root: Path = Path()) -> None:
 
 def _answers(said: OODDetector, images: Tensor) -> list[dict[str, Any]]:
     """What PyTorch says about each image."""
-    seen = extract(said.model, images)  # type: ignore[arg-type]
+    seen = extract(said.model, images, precision="float32")  # type: ignore[arg-type]
     probabilities = seen.logits.double().softmax(1)
     rows = zip(probabilities, said.score(images), said.p_value(images), strict=True)
     return [

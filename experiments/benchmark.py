@@ -66,11 +66,11 @@ class Benchmark:
         self, model: nn.Module, kept: Mapping[str, Features] | None = None
     ) -> dict[str, Features]:
         """Features of all sets, by one pass of the network over those that are not in ``kept``."""
-        there = kept or {}
-        return {
-            name: there[name] if name in there else extract(model, image_set(name))
-            for name in self.names
-        }
+        out = dict(kept or {})
+        for name in self.names:
+            if name not in out:  # in float32, as on every machine
+                out[name] = extract(model, image_set(name), precision="float32")
+        return {name: out[name] for name in self.names}
 
     def scores(self, features: Mapping[str, Features]) -> Scores:
         """Scores ``[set][method]`` (N,) of all sets but the training set, on which they are fitted.

@@ -127,7 +127,7 @@ def features(
         sets[HIDDEN] = some(parts.hidden, HIDDEN_COUNT)
     few = parts.fitted.images[evenly(len(parts.fitted), COUNT)]
     sets |= validation_outliers(few, network.config.seed)
-    seen = {name: extract(model, images) for name, images in sets.items()}
+    seen = {name: extract(model, images, precision="float32") for name, images in sets.items()}
     here.save_bundle(seen, model)
     return seen
 

@@ -62,7 +62,7 @@ def measure(
     Returns:
         ``{accuracy, auroc: {score: value}}`` in [0, 1].
     """
-    seen = {name: extract(model, x) for name, x in images.items()}
+    seen = {name: extract(model, x, precision="float32") for name, x in images.items()}
     scored = score_sets(seen, SCORES)
     arrays, _ = score_readings(model, images, READINGS, config)  # type: ignore[arg-type]
     for name, row in scored.items():

@@ -231,13 +231,13 @@ def measure(given: str | Path | None = None, names: Iterable[str] = tuple(MNIST)
     rows: list[dict[str, Any]] = []
     for name in names:
         model, printed = load(name, place), MNIST[name]
-        own = extract(model, digits)
+        own = extract(model, digits, precision="float32")
         inside = scores.msp(own.logits)
         wrong = own.logits.argmax(1).numpy() != arrays["labels"]
         row: dict[str, Any] = {"network": name, "set": "MNIST", "metric": "error"}
         rows.append(row | {"printed": printed.error, "measured": 100 * wrong.mean()})
         for title, images in sets.items():
-            outside = scores.msp(extract(model, images).logits)
+            outside = scores.msp(extract(model, images, precision="float32").logits)
             drawn = list(_draws(inside.numpy(), outside.numpy()))
             for kind, (mean, spread) in zip(KINDS, printed.sets[title], strict=True):
                 values = 100 * np.array([values[kind] for values in drawn])

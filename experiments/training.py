@@ -427,7 +427,7 @@ def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
 
 def accuracy(model: nn.Module, data: ImageSet) -> float:
     """Fraction of images whose largest logit is their label; evaluation mode."""
-    return extract(model, data).accuracy()
+    return extract(model, data, precision="float32").accuracy()
 
 
 def _save_checkpoint(

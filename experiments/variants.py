@@ -45,7 +45,8 @@ def variants(
     Returns: ``cifar10-train-augmented`` (in the order in which that epoch would show them) and
         ``<set>@bfloat16``.
     """
-    out = {AUGMENTED: extract(model, augment(_few(train, augmented), seed))}
+    changed = augment(_few(train, augmented), seed)
+    out = {AUGMENTED: extract(model, changed, precision="float32")}
     for name, images in sets.items():
         few = _few(images, bfloat16)
         out[f"{name}@bfloat16"] = extract(model, few, batch_size=250, precision="bfloat16")

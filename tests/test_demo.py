@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from bookmaking import demo
 from experiments.run import Run
+from thinkback_utils import passes
 from thinkback_utils.features import extract
 
 ROOT = Path(__file__).parents[1]
@@ -27,7 +28,11 @@ RESULTS, RUNTIME = ROOT / "results", (ROOT / demo.RUNTIME).parent
 
 @pytest.fixture(scope="module")
 def said():
-    return demo.detector(RESULTS)
+    """The detector, made as on a CPU that is fast in bfloat16: a graph still needs float32."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("THINKBACK_PRECISION")
+        patched.setattr(passes, "has_fast_bfloat16", lambda: True)
+        return demo.detector(RESULTS)
 
 
 @pytest.fixture(scope="module")
