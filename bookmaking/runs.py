@@ -18,8 +18,8 @@ def trained(results: str | Path) -> pd.DataFrame:
         results: folder with ``<network>/seed<k>/training.json``.
 
     Returns: Columns ``network`` (as WRN-40-2), ``recipe``, ``seed``, ``accuracy`` (test) and
-        ``fitted`` (training, augmented) as shares, ``epochs``, ``hours``, ``device``, ``remark``
-        (empty: none), and ``history``, a dictionary with ``loss`` and ``accuracy`` by epoch.
+        ``fitted`` (training, augmented) as shares, ``epochs``, ``hours``, ``device``, and
+        ``history``, a dictionary with ``loss`` and ``accuracy`` by epoch.
 
     Raises:
         ValueError: there is no finished run.
@@ -34,7 +34,7 @@ def trained(results: str | Path) -> pd.DataFrame:
         row |= {"seed": config["seed"], "accuracy": record["accuracy"]["cifar10-test"]}
         row |= {"fitted": history["accuracy"][-1], "epochs": len(history["loss"])}
         row |= {"hours": sum(history["seconds"]) / 3600, "device": record["device"]}
-        rows.append(row | {"remark": record.get("remark", ""), "history": history})
+        rows.append(row | {"history": history})
     if not rows:
         raise ValueError(
             f"thinkback: no finished training in {results}; fetch the repository's results/ folder,"

@@ -165,12 +165,13 @@ NETWORKS = {
         Network(published.DENSENET, "DenseNet", f"{published.DENSENET}/seed0", published=True),
     )
 }
-# The WRN-16-2 once more, trained from other random seeds. They show how far a seed alone moves a
-# score, and are in no mean over networks: which would count that kind of network three times.
+# The same once more, trained from other random seeds. They show how far a seed alone moves a score,
+# and are in no mean over networks: which would count one kind of network three times.
 OTHER_SEEDS = {
-    f"wrn16-2-seed{seed}": Network(
-        f"wrn16-2-seed{seed}", f"WRN-16-2, seed {seed}", f"wrn16-2-cifar10/seed{seed}"
+    f"{name}-seed{seed}": Network(
+        f"{name}-seed{seed}", f"{NETWORKS[name].title}, seed {seed}", f"{name}-cifar10/seed{seed}"
     )
+    for name in ("wrn40-2", "wrn16-2")
     for seed in (1, 2)
 }
 

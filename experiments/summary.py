@@ -322,14 +322,19 @@ def mean_aurocs(kept: Mapping[str, Scores], methods: Sequence[str]) -> pd.DataFr
     return pd.DataFrame(columns)
 
 
-def seeds(results: str | Path) -> pd.DataFrame:
-    """The mean AUROC of each score over the far sets on the WRN-16-2 of each training seed, in
-    percent: a row a score, a column a seed, and ``range``, the largest less the smallest.
+def seeds(results: str | Path, network: str) -> pd.DataFrame:
+    """The mean AUROC of each score over the far sets by training seed of one network, in percent.
+
+    Args:
+        results: the folder of results.
+        network: the key in ``networks.NETWORKS`` of its seed 0.
+
+    Returns: A row a score, a column a seed, and ``range``, the largest less the smallest.
     """
     known = NETWORKS | OTHER_SEEDS
-    kept = scores_of(results, ["wrn16-2", *OTHER_SEEDS])
+    kept = scores_of(results, [name for name in known if name.startswith(network)])
     columns = [f"seed {known[name].run(results).seed}" for name in kept]
-    frame = mean_aurocs(kept, COMPARED).set_axis(columns, axis="columns")
+    frame = mean_aurocs(kept, COMPARED).set_axis(columns, axis="columns").rename_axis("score")
     return frame.assign(range=frame.max(axis=1) - frame.min(axis=1))
 
 

@@ -19,12 +19,11 @@ def keep(results, network, seed, depth=40, recipe="cpu", accuracy=0.93, **record
 def test_all_seeds_of_all_networks(tmp_path):
     keep(tmp_path, "wrn16-2-cifar10", 0, depth=16, recipe="cpu-wrn16")
     keep(tmp_path, "wrn40-2-cifar10", 1, accuracy=0.94)
-    keep(tmp_path, "wrn40-2-cifar10", 0, remark="in two sittings")
+    keep(tmp_path, "wrn40-2-cifar10", 0)
     found = runs.trained(tmp_path)
     assert list(found.network) == ["WRN-40-2", "WRN-40-2", "WRN-16-2"]
     assert list(found.seed) == [0, 1, 0]
     assert list(found.accuracy) == [0.93, 0.94, 0.93]
-    assert list(found.remark) == ["in two sittings", "", ""]
     assert found.hours[0] == 1
     assert found.fitted[0] == 0.7
 

@@ -279,9 +279,10 @@ def test_epochs_are_told_by_their_distance_to_energy():
 
 
 def test_seeds_are_told_by_their_range_and_distance_to_energy(tmp_path):
-    assert "No seed" in summary.of_seeds(summary.seeds(tmp_path))
-    frame = summary.seeds(RUN.results)
-    assert list(frame.columns) == ["seed 0", "seed 1", "seed 2", "range"]
+    assert "No seed" in summary.of_seeds(summary.seeds(tmp_path, "wrn40-2"))
+    frames = {name: summary.seeds(RUN.results, name) for name in ("wrn40-2", "wrn16-2")}
+    for frame in frames.values():
+        assert list(frame.columns) == ["seed 0", "seed 1", "seed 2", "range"]
     kept = networks.scores_of(RUN.results, list(networks.OTHER_SEEDS))
     for name, scored in kept.items():
         far = [n for n in scored if n not in (evaluation.ID_TEST, *evaluation.NEAR)]
@@ -291,7 +292,8 @@ def test_seeds_are_told_by_their_range_and_distance_to_energy(tmp_path):
             roc_auc_score(labels + [1] * len(row), np.concatenate([ids, row]))
             for row in (scored[n]["reading_E"] for n in far)
         ]
-        found = frame.loc["reading_E", networks.OTHER_SEEDS[name].title.removeprefix("WRN-16-2, ")]
+        network, _, seed = name.partition("-seed")
+        found = frames[network].loc["reading_E", f"seed {seed}"]
         assert found == pytest.approx(100 * np.mean(expected), abs=1e-9)
     made = pd.DataFrame(
         {"seed 0": 90.0, "seed 1": 91.0, "range": 1.0},

@@ -27,7 +27,7 @@ ROWS = {  # of the answer figure, from top to bottom
     "reading_E": "Thinkback (E):\nlast convolution",
     "thinkback_averaged": "Thinkback,\naveraged",
 }
-MARKERS = "osD^v"  # of the networks, in their order
+MARKERS = "osD^v"  # of the kinds of networks, in their order
 
 
 @two_forms(wide=(7.6, 3.4), tall=(3.9, 4.8))
@@ -37,18 +37,22 @@ def answer(
     """The mean AUROC of each score: a filled mark a network, a ring what the paper printed.
 
     Args:
-        aurocs: in percent, a row a score and a column a network.
+        aurocs: in percent, a row a score and a column a network; other training seeds of one are
+            named after it, as "WRN-40-2, seed 1", and have its mark.
         paper: records of the paper's table.
     """
     ax = figure.subplots()
     names = [name for name in ROWS if name in aurocs.index] or list(ROWS)[:3]
+    kinds = [str(network).partition(",")[0] for network in aurocs.columns]
+    markers = dict(zip(dict.fromkeys(kinds), MARKERS, strict=False))
     printed = {row["method"]: 100 * row["auroc"] for row in paper if row["set"] == "mean"}
     for y, name in enumerate(names):
         color = METHOD_COLORS.get(name, METHOD_COLORS["thinkback"])
         if name in printed:
             ax.plot(printed[name], y, "o", color=color, mfc="none", markersize=10)
-        for marker, network in zip(MARKERS, aurocs.columns, strict=False):
-            ax.plot(aurocs.loc[name, network], y, marker, color=color, markersize=7)
+        for network, kind in zip(aurocs.columns, kinds, strict=True):
+            value = aurocs.loc[name, network]
+            ax.plot(value, y, markers[kind], color=color, markersize=7, alpha=0.75)
     ax.set(
         ylim=(len(names) - 0.5, -0.75 if tall else -0.5),
         xlabel="mean AUROC over the far sets (%), right is better",
@@ -56,12 +60,18 @@ def answer(
     ax.grid(axis="x")
     _name_rows(ax, [ROWS[name] for name in names], above=tall)
     keys = [
-        Line2D([], [], linestyle="", marker=marker, color=INK, label=network)
-        for marker, network in zip(MARKERS, aurocs.columns, strict=False)
+        Line2D([], [], linestyle="", marker=marker, color=INK, label=_counted(kind, kinds))
+        for kind, marker in markers.items()
     ]
     ring: dict[str, Any] = {"marker": "o", "mfc": "none", "markersize": 10}
     keys.append(Line2D([], [], linestyle="", color=INK, label="printed in the paper", **ring))
     figure.legend(handles=keys, loc="outside upper center", ncols=2 if tall else 4)
+
+
+def _counted(kind: str, kinds: Sequence[str]) -> str:
+    """The kind of network, and how often it was trained if more than once."""
+    count = kinds.count(kind)
+    return f"{kind} ({count} seeds)" if count > 1 else kind
 
 
 def _name_rows(ax: Axes, titles: Sequence[str], above: bool) -> None:
