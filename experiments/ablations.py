@@ -158,7 +158,7 @@ def measure_costs(model: WideResNet, x: Tensor, config: AblationConfig) -> dict[
             model(x)
 
     def closed_form() -> None:
-        out = extract(model, x, layers["C"], config.batch_size)
+        out = extract(model, x, layers["C"], config.batch_size, precision="float32")
         scores.thinkback(out.features, out.logits, ones.cpu(), config.temperature)
 
     def reading(name: str) -> Callable[[], None]:
