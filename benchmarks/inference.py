@@ -88,9 +88,10 @@ def graph(model: tb.models.WideResNet, batch: int) -> Callable[[Tensor], tuple[T
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
-        tb.detector.OODDetector(model, method="thinkback_eq5", temperature=T).export(
-            path, torch.rand(1, 3, 32, 32)
+        detector = tb.detector.OODDetector(
+            model, method="thinkback_eq5", precision="float32", temperature=T
         )
+        detector.export(path, torch.rand(1, 3, 32, 32))
         session = onnxruntime.InferenceSession(path)
 
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
