@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 import thinkback_utils as tb
+from experiments.training import has_compiler
 
 from .context import Context, skipped
 from .rounds import Call, Record
@@ -112,7 +111,7 @@ def why_not(setup: Setup, context: Context) -> str:
     if setup.compiled and context.device.type == "cpu":
         if context.quick:
             return "compiling takes a minute, and this is a quick run"
-        if shutil.which(os.environ.get("CXX", "g++")) is None:
+        if not has_compiler():
             return "no C++ compiler on this machine"
     if setup.exported and context.device.type != "cpu":
         return "the graph is timed on CPUs only"

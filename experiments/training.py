@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -217,8 +219,9 @@ def fit(
 
     Raises:
         ValueError: if images or labels are not what they must be; if there is a label that the
-            model has no logit for; or if the checkpoint is damaged, or belongs to another recipe,
-            network, or set of images and labels.
+            model has no logit for; if there is no compiler for ``config.compile``; or if the
+            checkpoint is damaged, or belongs to another recipe, network, or set of images and
+            labels.
         FloatingPointError: if the loss is no longer finite.
     """
     labels = checked_labels(data)
@@ -233,8 +236,7 @@ def fit(
     digest = _digest(data.images, labels) if path else ""
     if path and path.exists():
         history = _load_checkpoint(path, model, optimizer, config, digest)
-    # one program for each shape is faster than one for all
-    forward = torch.compile(model, dynamic=False) if config.compile else model
+    forward = _compiled(model, device) if config.compile else model
     labels, images, side = labels.to(device), data.images, -1
     steps = math.ceil(len(labels) / config.batch_size)
     scaler = torch.amp.GradScaler(device.type, enabled=_amp_dtype(config, device) == torch.float16)
@@ -252,6 +254,21 @@ def fit(
     bar.close()
     model.eval()
     return history
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler: ``torch.compile`` needs one on a CPU."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    if device.type == "cpu" and not has_compiler():
+        raise ValueError(
+            "thinkback: TrainConfig.compile is True, and a CPU needs a C++ compiler for it, g++ or"
+            " the one that CXX names; install it, or train with --no-compile"
+        )
+    program: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
+    return program  # one for each shape, which is faster than one for all
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:

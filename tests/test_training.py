@@ -174,6 +174,22 @@ def test_every_field_has_a_range():
     assert checked == {field.name for field in fields(TrainConfig)}
 
 
+def test_a_compiled_network_learns_the_same(monkeypatch):
+    monkeypatch.setattr(training, "has_compiler", lambda: True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = network(), network()
+    trained(plain, images(), TINY)
+    trained(compiled, images(), TINY.override(compile=True))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, compiled.state_dict()[name]), name
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with refused("^thinkback: TrainConfig.compile is True.*--no-compile"):
+        trained(network(), images(), TINY.override(compile=True))
+
+
 def test_other_epochs_stretch_the_stages_of_small_images():
     double = RECIPES["cpu"].override(epochs=46)
     assert double.resolutions == ((0, 16), (12, 24), (22, 0))
