@@ -174,6 +174,12 @@ OTHER_SEEDS = {
     for name in ("wrn40-2", "wrn16-2")
     for seed in (1, 2)
 }
+KNOWN = {  # all of both, by kind
+    name: network
+    for kind in NETWORKS
+    for name, network in (NETWORKS | OTHER_SEEDS).items()
+    if name.startswith(kind)
+}
 
 
 @dataclass(frozen=True)
@@ -403,9 +409,9 @@ def scores_of(results: str | Path, names: Iterable[str] = ()) -> dict[str, Score
 
     Args:
         results: the folder of results.
-        names: keys of ``NETWORKS`` and ``OTHER_SEEDS``; default: all of ``NETWORKS``.
+        names: keys of ``KNOWN``; default: all of ``NETWORKS``.
     """
-    chosen = [(NETWORKS | OTHER_SEEDS)[name] for name in names or NETWORKS]
+    chosen = [KNOWN[name] for name in names or NETWORKS]
     folders = {network.name: network.run(results).folder for network in chosen}
     return {
         name: load_scores(folder, "readings.npz")
@@ -500,8 +506,7 @@ def main(arguments: list[str] | None = None) -> None:
     Networks of other people are left out where their weights are not at hand.
     """
     parser = program_parser("experiments.networks", main.__doc__, "results", "device")
-    known = NETWORKS | OTHER_SEEDS
-    parser.add_argument("--only", nargs="*", default=list(known), choices=list(known))
+    parser.add_argument("--only", nargs="*", default=list(KNOWN), choices=list(KNOWN))
     parser.add_argument("--published", type=Path, help="folder of the weights of other people")
     parser.add_argument("--work", type=Path, default=WORK, help="of the pieces")
     parser.add_argument("--sets", nargs="*", help="OOD sets (default: all)")
@@ -512,7 +517,7 @@ def main(arguments: list[str] | None = None) -> None:
     sets = available_sets() if options.sets is None else options.sets
     made = describe()  # before a file of the repository changes
     for name in options.only:
-        measure(known[name], options, sets)
+        measure(KNOWN[name], options, sets)
     for row in write(options.results, made):
         if row["set"] == "mean":
             print(f"{row['title']}: {row['method']} {100 * row['auroc']:.1f} % mean AUROC")

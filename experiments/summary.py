@@ -19,11 +19,11 @@ from thinkback_utils.files import read_json
 from thinkback_utils.fisher import DiagonalFisher
 from thinkback_utils.gradients import READINGS
 from thinkback_utils.methods import TITLES as METHOD_TITLES
-from thinkback_utils.metrics import METRICS, interval95, mean_auroc, resampled
+from thinkback_utils.metrics import METRICS, interval95, mean_auroc, ood_metrics, resampled
 
 from . import verdicts
 from .evaluation import BASELINES, ID_TEST, ID_TRAIN, NEAR, SET_TITLES, Record, Scores, find
-from .networks import COMPARED, NETWORKS, OTHER_SEEDS, READING_TITLES, over_networks, scores_of
+from .networks import COMPARED, KNOWN, NETWORKS, READING_TITLES, over_networks, scores_of
 from .run import Run
 from .verdicts import COLUMNS
 
@@ -315,11 +315,39 @@ def mean_aurocs(kept: Mapping[str, Scores], methods: Sequence[str]) -> pd.DataFr
     columns = {}
     for network, scored in kept.items():
         far = [name for name in scored if name not in (ID_TEST, *NEAR)]
-        columns[(NETWORKS | OTHER_SEEDS)[network].title] = {
+        columns[KNOWN[network].title] = {
             method: 100 * mean_auroc(scored[ID_TEST][method], [scored[n][method] for n in far])[0]
             for method in methods
         }
     return pd.DataFrame(columns)
+
+
+def to_paper(
+    kept: Mapping[str, Scores], paper: Sequence[Record], method: str = "reading_E"
+) -> pd.DataFrame:
+    """A score's mean row over the far sets less the one that the paper printed for Thinkback.
+
+    The AUPR is that of as many OOD as ID images.
+
+    Args:
+        kept: scores ``[network][set][score]``, as ``networks.scores_of`` reads them.
+        paper: records of the paper's table.
+        method: the score.
+
+    Returns: A row a network, in points; ``largest`` is the largest of the four without its sign.
+    """
+    printed = next(r for r in paper if (r["set"], r["method"]) == ("mean", "thinkback"))
+    rows = {}
+    for network, scored in kept.items():
+        far = [name for name in scored if name not in (ID_TEST, *NEAR)]
+        found = [ood_metrics(scored[ID_TEST][method], scored[n][method], 1 / 2) for n in far]
+        rows[KNOWN[network].title] = {
+            COLUMNS[metric]: 100
+            * (float(np.mean([row[metric] for row in found])) - printed[metric])
+            for metric in METRICS
+        }
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=[COLUMNS[m] for m in METRICS])
+    return frame.assign(largest=frame.abs().max(axis=1)).rename_axis("network")
 
 
 def seeds(results: str | Path, network: str) -> pd.DataFrame:
@@ -331,9 +359,8 @@ def seeds(results: str | Path, network: str) -> pd.DataFrame:
 
     Returns: A row a score, a column a seed, and ``range``, the largest less the smallest.
     """
-    known = NETWORKS | OTHER_SEEDS
-    kept = scores_of(results, [name for name in known if name.startswith(network)])
-    columns = [f"seed {known[name].run(results).seed}" for name in kept]
+    kept = scores_of(results, [name for name in KNOWN if name.startswith(network)])
+    columns = [f"seed {KNOWN[name].run(results).seed}" for name in kept]
     frame = mean_aurocs(kept, COMPARED).set_axis(columns, axis="columns").rename_axis("score")
     return frame.assign(range=frame.max(axis=1) - frame.min(axis=1))
 

@@ -32,7 +32,8 @@ def place(tmp_path, monkeypatch):
     save_file(tensors, tmp_path / f"{published.DENSENET}.safetensors")
     small = Network("small", "Small", "small/seed0")
     foreign = NETWORKS[published.DENSENET]
-    monkeypatch.setattr(networks, "NETWORKS", {"small": small, foreign.name: foreign})
+    for table in ("NETWORKS", "KNOWN"):
+        monkeypatch.setattr(networks, table, {"small": small, foreign.name: foreign})
     return tmp_path
 
 

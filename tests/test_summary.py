@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from experiments import evaluation, networks, summary, verdicts
 from experiments.benchmark import Benchmark
@@ -276,6 +276,24 @@ def test_epochs_are_told_by_their_distance_to_energy():
     assert "reading A from \N{MINUS SIGN}10.0 to +2.0" in said
     assert "averaged from +5.0 to +5.0" in said
     assert "--keep-epochs" in summary.of_epochs([])
+
+
+def test_the_distance_to_the_paper_is_that_of_independent_metrics():
+    kept, paper = networks.scores_of(RUN.results, ["wrn16-2"]), evaluation.paper_table()
+    frame = summary.to_paper(kept, paper)
+    (scored,) = kept.values()
+    far = [n for n in scored if n not in (evaluation.ID_TEST, *evaluation.NEAR)]
+    ids, auprs = scored[evaluation.ID_TEST]["reading_E"], []
+    for name in far:
+        oods = scored[name]["reading_E"]
+        weights = np.repeat([1 / len(ids), 1 / len(oods)], [len(ids), len(oods)])
+        truth = np.repeat([0, 1], [len(ids), len(oods)])
+        both = np.concatenate([ids, oods])
+        auprs.append(average_precision_score(truth, both, sample_weight=weights))
+    (row,) = (r for r in paper if (r["set"], r["method"]) == ("mean", "thinkback"))
+    expected = 100 * (np.mean(auprs) - row["aupr"])
+    assert frame.loc["WRN-16-2", "AUPR"] == pytest.approx(expected, abs=1e-9)
+    assert frame.loc["WRN-16-2", "largest"] == frame.iloc[0, :4].abs().max()
 
 
 def test_seeds_are_told_by_their_range_and_distance_to_energy(tmp_path):
