@@ -272,4 +272,6 @@ def _device(device: torch.device) -> str:
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
     kind = "" if device.type == "cpu" else f"{device.type} of "
     threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
+        instructions += " with AMX"
     return f"{kind}{cpu}, {threads} thread{'s' * (threads > 1)}, {instructions}"

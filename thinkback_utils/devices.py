@@ -48,9 +48,10 @@ def has_fast_bfloat16() -> bool:
     """Whether this CPU is expected to compute in bfloat16 faster than in float32.
 
     Instructions for it (AVX-512 BF16) are not enough: on an Intel Xeon that has them, and no AMX,
-    the network takes longer so (``results/benchmarks/inference-cpu.json``). So an Intel CPU must
-    have AMX too. An AMD CPU needs the instructions alone; neither of these two has been measured
-    for this package. False where torch is too old to say.
+    the network takes longer so (``results/benchmarks/inference-cpu.json``); on one with AMX it does
+    not (``results/benchmarks/amx``). So an Intel CPU must have AMX too. An AMD CPU needs the
+    instructions alone, which has not been measured for this package. False where torch is too old
+    to say.
     """
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if not known.get("avx512_bf16"):
