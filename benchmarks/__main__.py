@@ -64,10 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device on this machine; nothing was measured")
     context, began = Context(device, options.quick, options.results), time.perf_counter()
-    commit = provenance.describe()["commit"]  # before a file of the repository changes
     for group in options.groups or GROUPS:
         start = time.perf_counter()
-        head = provenance.describe(device) | {"commit": commit, "group": group}
+        head = provenance.describe(device) | {"group": group}
         head["threads"] = torch.get_num_threads()
         records = importlib.import_module(f"benchmarks.{group}").run(context)
         head |= {"quick": options.quick, "took_seconds": round(time.perf_counter() - start, 1)}

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -243,9 +244,11 @@ def _colab_link(notebook: str, config: Mapping[str, Any]) -> str:
     return f'<a class="button" href="{address}">Open this chapter in Colab</a>'
 
 
+@cache
 def _commit() -> str:
     """Commit of this package's checkout, ``-dirty`` where tracked files differ from it.
 
+    Asked once, since a command may replace tracked results before it describes its next step.
     "unknown" and the version of the package where it is installed: also in a folder of somebody
     else's repository.
     """
@@ -272,6 +275,7 @@ def _device(device: torch.device) -> str:
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
     kind = "" if device.type == "cpu" else f"{device.type} of "
     threads, instructions = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
-    if getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"):
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if known.get("amx_bf16"):
         instructions += " with AMX"
     return f"{kind}{cpu}, {threads} thread{'s' * (threads > 1)}, {instructions}"

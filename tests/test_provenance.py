@@ -91,7 +91,9 @@ def repository(tmp_path, monkeypatch):
     git(tmp_path, "add", "paper.tex")
     git(tmp_path, "commit", "-q", "-m", "a paper")
     monkeypatch.setattr(provenance, "__file__", str(source))
-    return tmp_path
+    provenance._commit.cache_clear()
+    yield tmp_path
+    provenance._commit.cache_clear()
 
 
 def test_commit_of_a_repository_that_merely_contains_the_package_is_not_ours(repository):
@@ -111,12 +113,15 @@ def test_commit_of_the_repository_that_holds_the_package_is(
     assert row("Commit").a["href"] == f"{address}/commit/{head}"
     assert row("Commit").get_text() == head[:12]
     (repository / "paper.tex").write_text("changed", encoding="utf-8")
+    assert provenance.describe()["commit"] == head  # the command's own results are no change
+    provenance._commit.cache_clear()
     assert provenance.describe()["commit"] == f"{head}-dirty"
     assert row("Commit").a is None
     assert row("Commit").get_text() == f"{head[:12]}, with changes that are not committed"
     other = tmp_path_factory.mktemp("other")  # as within a hook of another repository
     git(other, "init", "-q")
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    provenance._commit.cache_clear()
     assert provenance.describe()["commit"] == f"{head}-dirty"
 
 
