@@ -191,3 +191,8 @@ def test_a_command_names_no_folder_of_this_machine(monkeypatch, tmp_path):
     typed = ["/usr/bin/python3", "-m", "experiments.x", "--out", str(tmp_path / "seed0"), "a/b"]
     monkeypatch.setattr("sys.orig_argv", typed)
     assert provenance.describe()["command"] == "python3 -m experiments.x --out seed0 a/b"
+
+
+def test_every_committed_record_is_of_a_commit_as_it_was():
+    for path in (ROOT / "results").rglob("*.json"):
+        assert '-dirty"' not in path.read_text("utf-8"), path
