@@ -92,7 +92,7 @@ def test_auto_is_the_default(hardware, net):
 def test_the_last_layer_stays_in_float32(hardware, make):
     torch.manual_seed(0)
     model = make().eval()
-    exact = extract(model, X)
+    exact = extract(model, X, precision="float32")
     hardware(False)
     assert torch.equal(extract(model, X, precision="auto").features, exact.features)
     hardware(True)
