@@ -163,8 +163,9 @@ def found(here: Run) -> dict[str, Any]:
 
     Returns: ``far`` and ``near``, AUROC by method, over training seeds; ``alone``, lowest and
         highest AUROC over the far sets of the two factors and of the paper's score; ``reading``,
-        the AUROC of Eq. 6 on the last convolution, None where it was not measured, and on how many
-        images a set; ``tested``, ``reproduced`` and ``printed`` differences of the paper's table.
+        the AUROC of Eq. 6 on the last convolution, over the same seeds, None where it was not
+        measured on each, and on how many images a set; ``tested``, ``reproduced`` and ``printed``
+        differences of the paper's table.
     """
     records = [r for r in read_json(here.results / "table1.json") if r["network"] == here.network]
 
@@ -194,17 +195,26 @@ def found(here: Run) -> dict[str, Any]:
     }
 
 
-def _reading(here: Run, name: str = "E") -> tuple[float | None, int]:
-    """AUROC of Eq. 6 under that reading, in the mean over far sets, and images a set at most."""
-    try:
-        arrays, record = ablations.load(here.folder)
-    except FileNotFoundError:
+def _reading(here: Run) -> tuple[float | None, int]:
+    """Mean AUROC of reading E over far sets and training seeds, and images a set at most."""
+    seeds = [_reading_scores(run) for run in (here, *here.siblings())]
+    if not all(seeds):
         return None, 0
-    sizes = record["readings"][name]["images"]
-    far = [key for key in sizes if key not in (ID_TEST, ID_TRAIN, *NEAR)]
-    outside = [arrays[f"{key}.{name}_eq6"] for key in far]
-    value = mean_auroc(arrays[f"{ID_TEST}.{name}_eq6"], outside)[0]
-    return float(value), max(sizes[key] for key in far)
+    far = [name for name in seeds[0] if name not in (ID_TEST, *NEAR)]
+    values = [mean_auroc(own[ID_TEST], [own[name] for name in far])[0] for own in seeds]
+    return float(np.mean(values)), max(len(seeds[0][name]) for name in far)
+
+
+def _reading_scores(run: Run) -> dict[str, NDArray[np.floating]]:
+    """Eq. 6 under reading E by set, of whichever command has run; empty where none has."""
+    if (run.folder / "readings.npz").exists():
+        return {name: row["reading_E"] for name, row in run.scores("readings.npz").items()}
+    try:
+        arrays = ablations.load(run.folder)[0]
+    except FileNotFoundError:
+        return {}
+    end = ".E_eq6"
+    return {key.removesuffix(end): row for key, row in arrays.items() if key.endswith(end)}
 
 
 def six(story: Story) -> Image.Image:

@@ -165,8 +165,8 @@ NETWORKS = {
         Network(published.DENSENET, "DenseNet", f"{published.DENSENET}/seed0", published=True),
     )
 }
-# The same once more, trained from other random seeds. They show how far a seed alone moves a score,
-# and are in no mean over networks: which would count one kind of network three times.
+# The same once more, trained from other random seeds. They show how far a seed alone moves a score.
+# They are in no mean over networks, where one kind of network would count three times.
 OTHER_SEEDS = {
     f"{name}-seed{seed}": Network(
         f"{name}-seed{seed}", f"{NETWORKS[name].title}, seed {seed}", f"{name}-cifar10/seed{seed}"

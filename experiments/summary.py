@@ -341,10 +341,9 @@ def to_paper(
     for network, scored in kept.items():
         far = [name for name in scored if name not in (ID_TEST, *NEAR)]
         found = [ood_metrics(scored[ID_TEST][method], scored[n][method], 1 / 2) for n in far]
+        means = pd.DataFrame(found).mean()
         rows[KNOWN[network].title] = {
-            COLUMNS[metric]: 100
-            * (float(np.mean([row[metric] for row in found])) - printed[metric])
-            for metric in METRICS
+            COLUMNS[metric]: 100 * (means[metric] - printed[metric]) for metric in METRICS
         }
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=[COLUMNS[m] for m in METRICS])
     return frame.assign(largest=frame.abs().max(axis=1)).rename_axis("network")

@@ -149,8 +149,8 @@ def _check_resolutions(stages: object) -> None:
         )
 
 
-# For two CPU cores: no dropout, since so few epochs underfit; the images grow as it goes on, since
-# an epoch at 16 px costs a quarter.
+# For two CPU cores. There is no dropout, since so few epochs underfit. The images are small at
+# first: an epoch at 16 px costs a quarter of one at full size.
 _CPU = TrainConfig(
     epochs=23,
     dropout=0.0,
@@ -267,8 +267,9 @@ def _compiled(model: nn.Module, device: torch.device) -> Callable[[Tensor], Tens
             "thinkback: TrainConfig.compile is True, and a CPU needs a C++ compiler for it, g++ or"
             " the one that CXX names; install it, or train with --no-compile"
         )
+    # a program for each shape of the input is faster than one for all shapes
     program: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
-    return program  # one for each shape, which is faster than one for all
+    return program
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:

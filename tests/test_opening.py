@@ -157,6 +157,9 @@ def test_the_three_results_are_those_of_the_scores(facts, bundle):
         assert facts["near"][method] == pytest.approx(np.mean(near), abs=0.005)
     arrays = ablations.load(RUN.folder)[0]
     reading = [auroc(arrays[f"{ID_TEST}.E_eq6"], arrays[f"{name}.E_eq6"]) for name in FAR]
+    for run in RUN.siblings():
+        own = {name: row["reading_E"] for name, row in run.scores("readings.npz").items()}
+        reading += [auroc(own[ID_TEST], own[name]) for name in FAR]
     assert facts["reading"] == pytest.approx(np.mean(reading), abs=1e-6)
     assert facts["reading_images"] == max(len(arrays[f"{name}.E_eq6"]) for name in FAR)
     length = {name: bundle.sets[name].features.double().norm(dim=1) for name in (ID_TEST, *FAR)}
